@@ -1,0 +1,58 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+// Package.swift - products, then targets in three parts: public, implementation details, tests.
+
+import PackageDescription
+
+let package = Package(
+    name: "QuietAttention",
+    platforms: [.macOS(.v15)],
+    products: [
+        .library(name: "QuietAttention", targets: ["QuietAttention"]),
+        .library(name: "AttentionReference", targets: ["AttentionReference"]),
+        .executable(name: "quiet", targets: ["quiet"]),
+    ],
+    dependencies: [
+        // The command line only: a package that uses the libraries does not resolve it.
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
+    ],
+    targets: [
+        // MARK: - Public
+        .target(name: "QuietAttention", dependencies: ["CKernels"]),
+        .target(name: "AttentionReference"),
+        .executableTarget(
+            name: "quiet",
+            dependencies: [
+                "QuietAttention", "Safetensors", "SeededInputs",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ]),
+
+        // MARK: - Implementation details
+        .target(
+            name: "CKernels", path: "CKernels",
+            cSettings: [
+                .headerSearchPath("."),
+                .define("NDEBUG", .when(configuration: .release)),
+                .enableWarning("all"), .enableWarning("extra"), .enableWarning("conversion"),
+                .treatAllWarnings(as: .error),
+            ],
+            // AttentionReference and CKernels call fma(); on Linux that symbol lives in libm.
+            linkerSettings: [.linkedLibrary("m")]),
+        .target(name: "Safetensors"),
+        .target(name: "SeededInputs"),
+        .target(name: "TestSupport", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs"],
+            path: "Tests/TestSupport"),
+
+        // MARK: - Tests
+        .testTarget(
+            name: "KernelTests",
+            dependencies: ["CKernels", "QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
+        .testTarget(
+            name: "PropertyTests", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
+        .testTarget(name: "QuietAttentionTests", dependencies: ["QuietAttention", "SeededInputs", "TestSupport"]),
+        .testTarget(name: "ReferenceTests", dependencies: ["AttentionReference", "SeededInputs", "TestSupport"]),
+        .testTarget(name: "SafetensorsTests", dependencies: ["Safetensors"]),
+    ],
+    swiftLanguageModes: [.v6],
+    cLanguageStandard: .c11
+)
