@@ -33,7 +33,7 @@ let package = Package(
             cSettings: [
                 .headerSearchPath("."),
                 .define("NDEBUG", .when(configuration: .release)),
-                .enableWarning("all"), .enableWarning("extra"), .enableWarning("conversion"),
+                .enableWarning("all"), .enableWarning("extra"),
                 .treatAllWarnings(as: .error),
             ],
             // AttentionReference and CKernels call fma(); on Linux that symbol lives in libm.

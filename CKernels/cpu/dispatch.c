@@ -1,3 +1,71 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dispatch.c - placeholder */
-#include "CKernels.h"
+/* dispatch.c - which kernel sets this CPU can run, best first. */
+#include "attention/tile_size.h"
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+extern const qattn_kernels qattn_kernels_portable;
+#if defined(__x86_64__)
+extern const qattn_kernels qattn_kernels_x86_64_v3, qattn_kernels_x86_64_v4;
+#elif defined(__aarch64__)
+extern const qattn_kernels qattn_kernels_arm64_neon;
+#endif
+
+const qattn_kernels *const *qattn_available_kernels(size_t *count) {
+#if defined(__x86_64__)
+    static const qattn_kernels *const best_first[] = {&qattn_kernels_x86_64_v4, &qattn_kernels_x86_64_v3,
+                                                      &qattn_kernels_portable};
+    /* The words are those of the sets' target regions, and cover the operating system's part too. */
+    __builtin_cpu_init();
+    const size_t skipped = __builtin_cpu_supports("x86-64-v4") ? 0 : __builtin_cpu_supports("x86-64-v3") ? 1 : 2;
+#elif defined(__aarch64__)
+    static const qattn_kernels *const best_first[] = {&qattn_kernels_arm64_neon, &qattn_kernels_portable};
+    const size_t skipped = 0; /* NEON is part of 64-bit ARM */
+#else
+    static const qattn_kernels *const best_first[] = {&qattn_kernels_portable};
+    const size_t skipped = 0;
+#endif
+    *count = sizeof best_first / sizeof *best_first - skipped;
+    return best_first + skipped;
+}
+
+/* What the features are for: f16c and avx512_bf16 widen or multiply 16-bit storage, avx512_vnni multiplies int8. */
+const char *qattn_cpu_features(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) {
+        if (__builtin_cpu_supports("avx512bf16")) return "avx2 fma f16c avx512f avx512vnni avx512bf16";
+        return __builtin_cpu_supports("avx512vnni") ? "avx2 fma f16c avx512f avx512vnni" : "avx2 fma f16c avx512f";
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2 fma f16c";
+    return "sse2";
+#elif defined(__aarch64__)
+    return "neon";
+#else
+    return "";
+#endif
+}
+
+/* a * b, or SIZE_MAX. */
+static size_t product(size_t a, size_t b) {
+    size_t result;
+    return __builtin_mul_overflow(a, b, &result) ? SIZE_MAX : result;
+}
+
+static size_t padded_keys(size_t seq_kv) {
+    return seq_kv > SIZE_MAX - QATTN_KEY_BLOCK ? SIZE_MAX : qattn_round_up(seq_kv, QATTN_KEY_BLOCK);
+}
+
+size_t qattn_packed_key_count(size_t seq_kv, size_t head_dim) { return product(padded_keys(seq_kv), head_dim); }
+
+size_t qattn_packed_value_count(size_t seq_kv, size_t value_dim) {
+    return product(padded_keys(seq_kv), qattn_round_up(value_dim, QATTN_LANES));
+}
+
+size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
+    /* Per row: the query, twice o, l and the started byte (a float is more than enough); twice m per tile. */
+    const size_t row = qattn_round_up(head_dim, QATTN_LANES) + 2 * (qattn_round_up(value_dim, QATTN_LANES) + QATTN_LANES + 1);
+    return product(sizeof(float), product(QATTN_QUERY_BLOCK, row)) + 2 * QUERY_TILES * QATTN_LANES * sizeof(float);
+}

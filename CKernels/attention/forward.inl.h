@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* forward.inl.h - fused attention of up to QATTN_QUERY_BLOCK rows of one query head.
+ *
+ *     out[i] = sum_j p[i][j] v[j],  p[i] = softmax with sink of  scale * q[i].k[j] + bias[i][j]  over the visible j
+ *
+ * Loop nest, outermost first; every row meets its keys in ascending order, whatever the tiles:
+ *
+ *     chunk of 1024 keys          sums start empty, merge into the rows' state at the end
+ *       block of 64 keys          packed keys and values of a block stay in L1 or L2 while all tiles use them
+ *         tile of 6 rows          1. scores t = q'.k, in registers     keys across lanes, head_dim ascending
+ *                                 2. softmax: m, l, p (softmax.inl.h)
+ *                                 3. o = o a + p v, in registers       value columns across lanes, keys ascending
+ *
+ * Online softmax: Milakov and Gimelshein 2018; tiling: Dao et al. 2022. */
+#ifndef QATTN_FORWARD_INL_H
+#define QATTN_FORWARD_INL_H
+
+#include "attention/softmax.inl.h"
+#include "simd/half.h"
+
+/* The caller's workspace, cut up. */
+typedef struct forward_workspace {
+    float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
+    row_state state, chunk; /* the sums so far, and those of the chunk at hand */
+    size_t head_lanes, value_lanes, rows, tiles;
+} forward_workspace;
+
+/* A tile's share of the work on one block. */
+typedef struct tile_task {
+    const float *queries;    /* [6][head_lanes] */
+    const float *keys;       /* [head_dim][64] */
+    const float *values;     /* [64][value_lanes] */
+    float *maximum, *sum, *out;
+    size_t head_dim, head_lanes, value_lanes;
+    uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
+    uint64_t any, all;           /* of them */
+    float probabilities[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT)));
+    float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
+} tile_task;
+
+/* 1. t[i][v] = sum_d q'[i][d] k[d][v], d ascending, for vectors [first, first + count) of the keys from `keys` on. */
+QATTN_INLINE void tile_scores(const tile_task *task, const float *keys, size_t first, size_t count,
+                              f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
+    f32x16 sum[TILE_ROWS][QATTN_VECTORS];
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
+    }
+    const float *k = keys + first * QATTN_LANES;
+    const float *q = task->queries;
+    for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK, q++) {
+        f32x16 key[QATTN_VECTORS];
+        QATTN_UNROLL for (size_t v = 0; v < count; v++) key[v] = f32x16_load(k + v * QATTN_LANES);
+        QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+            const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
+            QATTN_UNROLL for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
+        }
+    }
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
+    }
+}
+
+/* 1. and 2. for the `count` vectors of keys from vector `first` of the block on. */
+QATTN_INLINE void tile_probabilities(tile_task *task, size_t first, size_t count, bool masked,
+                                     const qattn_forward_args *args, size_t row, size_t block_first) {
+    f32x16 t[TILE_ROWS][BLOCK_VECTORS];
+    const float *keys = task->keys + first * QATTN_LANES;
+    QATTN_UNROLL for (size_t v = 0; v < count; v += QATTN_VECTORS)
+        tile_scores(task, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
+    if (masked) {
+        QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+            QATTN_UNROLL for (size_t v = 0; v < count; v++) {
+                const uint32_t bits = (uint32_t)(task->visible[i] >> (first + v) * QATTN_LANES) & 0xffff;
+                if (args->bias && bits)
+                    t[i][v] = f32x16_fma(bias_lanes(args, qattn_min(row + i, args->query_end - 1),
+                                                    block_first + (first + v) * QATTN_LANES, bits),
+                                         f32x16_splat(QATTN_LOG2E_F), t[i][v]);
+                t[i][v] = f32x16_select(bits, t[i][v], f32x16_splat(-__builtin_inff()));
+            }
+        }
+    }
+    tile_softmax(t, count, task->maximum, task->sum, task->probabilities, task->rescale);
+}
+
+/* 3. for `count` vectors of value columns. Keys that some row does not see are skipped row by row, never multiplied by
+ * 0: 0 * NaN is NaN. probabilities start at vector `first` of the block. */
+QATTN_INLINE void tile_values(const tile_task *task, size_t first, size_t column, size_t count) {
+    const float *p = task->probabilities - first * QATTN_LANES;
+    const float *values = task->values + column;
+    const size_t value_lanes = task->value_lanes;
+    f32x16 o[TILE_ROWS][4];
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
+        QATTN_UNROLL for (size_t c = 0; c < count; c++)
+            o[i][c] = f32x16_load(task->out + i * value_lanes + column + c * QATTN_LANES) * rescale;
+    }
+    for (uint64_t rest = task->any; rest;) {
+        size_t j = (size_t)__builtin_ctzll(rest);
+        const uint64_t unseen = ~(task->all >> j);
+        if (unseen & 1) {
+            QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+                if (task->visible[i] >> j & 1) {
+                    QATTN_UNROLL for (size_t c = 0; c < count; c++)
+                        o[i][c] = f32x16_fma(f32x16_splat(p[i * QATTN_KEY_BLOCK + j]),
+                                             f32x16_load(values + j * value_lanes + c * QATTN_LANES), o[i][c]);
+                }
+            }
+            rest &= rest - 1;
+            continue;
+        }
+        const size_t run_end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK - j);
+        for (; j < run_end; j++) {
+            f32x16 value[4];
+            QATTN_UNROLL for (size_t c = 0; c < count; c++)
+                value[c] = f32x16_load(values + j * value_lanes + c * QATTN_LANES);
+            QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+                const f32x16 weight = f32x16_splat(p[i * QATTN_KEY_BLOCK + j]);
+                QATTN_UNROLL for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
+            }
+        }
+        rest = run_end < QATTN_KEY_BLOCK ? rest >> run_end << run_end : 0;
+    }
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL for (size_t c = 0; c < count; c++)
+            f32x16_store(task->out + i * value_lanes + column + c * QATTN_LANES, o[i][c]);
+    }
+}
+
+/* All value columns, in panels of up to QATTN_VECTORS vectors. */
+QATTN_INLINE void tile_all_values(const tile_task *task, size_t first) {
+    for (size_t column = 0; column < task->value_lanes;) {
+        const size_t left = (task->value_lanes - column) / QATTN_LANES;
+        /* Five vectors make 3 + 2, not 4 + 1: a panel of one has too few independent sums to fill the pipeline. */
+        const size_t count = left == QATTN_VECTORS + 1 ? (left + 1) / 2 : qattn_min(left, QATTN_VECTORS);
+        switch (count) {
+#if QATTN_VECTORS >= 4
+        case 4: tile_values(task, first, column, 4); break;
+        case 3: tile_values(task, first, column, 3); break;
+        case 2: tile_values(task, first, column, 2); break;
+#endif
+        default: tile_values(task, first, column, 1); break;
+        }
+        column += count * QATTN_LANES;
+    }
+}
+
+/* One tile meets one block that all its rows see whole. */
+static __attribute__((noinline)) void QATTN_FUNCTION(tile_full)(tile_task *task) {
+    task->any = task->all = ~UINT64_C(0);
+    tile_probabilities(task, 0, BLOCK_VECTORS, false, NULL, 0, 0);
+    tile_all_values(task, 0);
+}
+
+/* One tile meets one block that its rows see by task->visible; columns of 16 keys that no row sees cost nothing. */
+static __attribute__((noinline)) void QATTN_FUNCTION(tile_masked)(tile_task *task, const qattn_forward_args *args,
+                                                                  size_t row, size_t block_first) {
+    size_t first = (size_t)__builtin_ctzll(task->any) / QATTN_LANES;
+    size_t count = BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES - first;
+    if (count == 3 && first == 1) { /* vectors 1 + (2 + 3): the row sum's own tree is (0 + 1) + (2 + 3) */
+        first = 0;
+        count = 4;
+    }
+    switch (count) {
+    case 1: tile_probabilities(task, first, 1, true, args, row, block_first); break;
+    case 2: tile_probabilities(task, first, 2, true, args, row, block_first); break;
+    case 3: tile_probabilities(task, first, 3, true, args, row, block_first); break;
+    default: tile_probabilities(task, first, 4, true, args, row, block_first); break;
+    }
+    tile_all_values(task, first);
+}
+
+/* One block against every tile. */
+QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspace *ws, size_t block) {
+    const size_t block_first = block * QATTN_KEY_BLOCK, block_last = block_first + QATTN_KEY_BLOCK;
+    tile_task task = {.keys = args->packed_keys + block_first * args->head_dim,
+                      .values = args->packed_values + block_first * ws->value_lanes,
+                      .head_dim = args->head_dim,
+                      .head_lanes = ws->head_lanes,
+                      .value_lanes = ws->value_lanes};
+    for (size_t tile = 0; tile < ws->tiles; tile++) {
+        const size_t i = tile * TILE_ROWS, row = args->query_begin + i;
+        const size_t count = qattn_min(TILE_ROWS, ws->rows - i);
+        const key_range top = row_keys(args, row), bottom = row_keys(args, row + count - 1);
+        if (top.first >= (ptrdiff_t)block_last || bottom.last <= (ptrdiff_t)block_first) continue;
+        task.queries = ws->queries + i * ws->head_lanes;
+        task.maximum = ws->chunk.maximum + tile * QATTN_LANES;
+        task.sum = ws->chunk.sum + i * QATTN_LANES;
+        task.out = ws->chunk.out + i * ws->value_lanes;
+        if (!args->mask && !args->bias && bottom.first <= (ptrdiff_t)block_first && top.last >= (ptrdiff_t)block_last) {
+            memset(ws->chunk.started + i, true, count);
+            QATTN_FUNCTION(tile_full)(&task);
+            continue;
+        }
+        task.any = 0;
+        task.all = ~UINT64_C(0);
+        for (size_t r = 0; r < TILE_ROWS; r++) { /* the rows that fill the last tile follow its last row */
+            if (r < count) {
+                task.visible[r] = visible_bits(args, row + r, block_first);
+                ws->chunk.started[i + r] |= task.visible[r] != 0;
+            } else {
+                task.visible[r] = task.visible[count - 1];
+            }
+            task.any |= task.visible[r];
+            task.all &= task.visible[r];
+        }
+        if (task.any) QATTN_FUNCTION(tile_masked)(&task, args, row, block_first);
+    }
+}
+
+/* q' = q * c, c = Float(scale * log2 e): scores live in base 2. */
+QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
+    const f32x16 c = f32x16_splat((float)(args->scale * QATTN_LOG2E));
+    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+        float *const out = ws->queries + i * ws->head_lanes;
+        const void *q =
+            storage_at(args->queries, (ptrdiff_t)(args->query_begin + i) * args->query_stride, storage);
+        for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
+            f32x16 x = f32x16_splat(0);
+            if (i < ws->rows)
+                x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), args->head_dim - d, storage) * c;
+            f32x16_store(out + d, x);
+        }
+    }
+}
+
+QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws) {
+    for (size_t i = 0; i < ws->tiles * QATTN_LANES; i++) state.maximum[i] = -__builtin_inff();
+    memset(state.sum, 0, ws->tiles * TILE_ROWS * QATTN_LANES * sizeof(float));
+    memset(state.out, 0, ws->tiles * TILE_ROWS * ws->value_lanes * sizeof(float));
+    memset(state.started, false, ws->rows * sizeof(bool));
+}
+
+/* Totals of every row, stored to the caller's tensors. */
+QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
+                             qattn_storage storage) {
+    for (size_t tile = 0; tile < ws->tiles; tile++) {
+        const row_totals totals = tile_totals(state.maximum + tile * QATTN_LANES,
+                                              state.sum + tile * TILE_ROWS * QATTN_LANES, args->sink);
+        for (size_t r = 0; r < qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS); r++) {
+            const size_t i = tile * TILE_ROWS + r, row = args->query_begin + i, lane = row_lane(r);
+            const bool empty = !state.started[i]; /* then o is 0, and all the weight is the sink's */
+            const f32x16 factor = f32x16_splat(totals.factor[lane]);
+            const void *out = storage_at(args->out, (ptrdiff_t)row * args->out_stride, storage);
+            for (size_t c = 0; c < args->value_dim; c += QATTN_LANES) {
+                const f32x16 o = empty ? f32x16_splat(0) : f32x16_load(state.out + i * ws->value_lanes + c) * factor;
+                f32x16_store_first((void *)(uintptr_t)storage_at(out, (ptrdiff_t)c, storage), args->value_dim - c, o,
+                                   storage);
+            }
+            if (args->lse) args->lse[row] = empty ? args->sink : totals.lse[lane];
+            if (args->sink_share)
+                args->sink_share[row] = empty ? (float)(args->sink != -__builtin_inff()) : totals.sink_share[lane];
+        }
+    }
+}
+
+/* Cuts floats off the workspace; every piece is a multiple of 16 floats. */
+QATTN_INLINE float *take(float **cursor, size_t count) {
+    float *const piece = *cursor;
+    *cursor += qattn_round_up(count, QATTN_LANES);
+    return piece;
+}
+
+QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
+    return (row_state){.maximum = take(cursor, ws->tiles * QATTN_LANES),
+                       .sum = take(cursor, ws->tiles * TILE_ROWS * QATTN_LANES),
+                       .out = take(cursor, ws->tiles * TILE_ROWS * ws->value_lanes),
+                       .started = (bool *)take(cursor, ws->tiles * TILE_ROWS)};
+}
+
+static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
+    const size_t rows = args->query_end - args->query_begin;
+    assert(rows <= QATTN_QUERY_BLOCK && args->query_begin <= args->query_end);
+    if (rows == 0) return;
+    forward_workspace ws = {.head_lanes = qattn_round_up(args->head_dim, QATTN_LANES),
+                            .value_lanes = qattn_round_up(args->value_dim, QATTN_LANES),
+                            .rows = rows,
+                            .tiles = (rows + TILE_ROWS - 1) / TILE_ROWS};
+    float *cursor = args->workspace;
+    ws.queries = take(&cursor, ws.tiles * TILE_ROWS * ws.head_lanes);
+    ws.state = take_state(&cursor, &ws);
+    ws.chunk = take_state(&cursor, &ws);
+
+    switch (args->query_storage) {
+    case QATTN_FLOAT32: scale_queries(args, &ws, QATTN_FLOAT32); break;
+    case QATTN_FLOAT16: scale_queries(args, &ws, QATTN_FLOAT16); break;
+    case QATTN_BFLOAT16: scale_queries(args, &ws, QATTN_BFLOAT16); break;
+    }
+
+    /* The keys that some row may see: both ends of a row's range move right with the row. */
+    const ptrdiff_t first = row_keys(args, args->query_begin).first, last = row_keys(args, args->query_end - 1).last;
+    const size_t block_begin = (size_t)first / QATTN_KEY_BLOCK;
+    const size_t block_end = last > first ? ((size_t)last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK : block_begin;
+    const size_t chunk_blocks = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK;
+    const bool one_chunk = block_begin / chunk_blocks == (block_end ? block_end - 1 : 0) / chunk_blocks;
+    if (!one_chunk) reset_state(ws.state, &ws);
+    for (size_t block = block_begin; block < block_end || block == block_begin;) {
+        const size_t chunk_end = qattn_min(block_end, (block / chunk_blocks + 1) * chunk_blocks);
+        reset_state(ws.chunk, &ws);
+        for (; block < chunk_end; block++) forward_block(args, &ws, block);
+        if (!one_chunk) merge_chunk(ws.state, ws.chunk, rows, ws.value_lanes);
+        if (block_end == block_begin) break;
+    }
+
+    const row_state result = one_chunk ? ws.chunk : ws.state;
+    switch (args->out_storage) {
+    case QATTN_FLOAT32: store_rows(args, &ws, result, QATTN_FLOAT32); break;
+    case QATTN_FLOAT16: store_rows(args, &ws, result, QATTN_FLOAT16); break;
+    case QATTN_BFLOAT16: store_rows(args, &ws, result, QATTN_BFLOAT16); break;
+    }
+}
+
+#endif

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mask.inl.h - which keys of a block a row sees, as 64 bits: bit j for key j of the block.
+ *
+ * Causal masks, windows and key lengths are ranges of keys; boolean masks and additive biases take bits away (a bias of
+ * -inf masks its key). Everything after this file knows nothing but the bits. */
+#ifndef QATTN_MASK_INL_H
+#define QATTN_MASK_INL_H
+
+#include "attention/tile_size.h"
+#include "simd/vector.h"
+
+/* The keys [first, last) that row i may see by its range alone; empty ranges have last <= first. */
+typedef struct key_range {
+    ptrdiff_t first, last;
+} key_range;
+
+QATTN_INLINE key_range row_keys(const qattn_forward_args *args, size_t row) {
+    const ptrdiff_t first = (ptrdiff_t)row + args->first_key_offset, last = (ptrdiff_t)row + args->last_key_offset;
+    const ptrdiff_t seq_kv = (ptrdiff_t)args->seq_kv;
+    return (key_range){first < 0 ? 0 : first, last < seq_kv ? last : seq_kv};
+}
+
+/* The bits of `range` in the 64 keys from block_first on. */
+QATTN_INLINE uint64_t range_bits(key_range range, size_t block_first) {
+    const ptrdiff_t first = range.first - (ptrdiff_t)block_first, last = range.last - (ptrdiff_t)block_first;
+    if (last <= 0 || first >= QATTN_KEY_BLOCK) return 0;
+    const uint64_t below_last = last >= QATTN_KEY_BLOCK ? ~UINT64_C(0) : (UINT64_C(1) << last) - 1;
+    return first <= 0 ? below_last : below_last & (~UINT64_C(0) << first);
+}
+
+/* The 16 biases of a row from key j on, where each key with a bit lies inside the tensor; other lanes are anything. */
+QATTN_INLINE f32x16 bias_lanes(const qattn_forward_args *args, size_t row, size_t j, uint32_t bits) {
+    const float *bias = args->bias + (ptrdiff_t)row * args->bias_query_stride + (ptrdiff_t)j * args->bias_key_stride;
+    if (args->bias_key_stride == 1 && j + QATTN_LANES <= args->seq_kv) return f32x16_load(bias);
+    float lanes[QATTN_LANES] = {0};
+    for (; bits; bits &= bits - 1) {
+        const int r = __builtin_ctz(bits);
+        lanes[r] = bias[r * args->bias_key_stride];
+    }
+    return f32x16_load(lanes);
+}
+
+/* The bits that a boolean mask leaves of `bits`. */
+QATTN_INLINE uint64_t boolean_bits(const qattn_forward_args *args, size_t row, size_t block_first, uint64_t bits) {
+    const uint8_t *mask =
+        args->mask + (ptrdiff_t)row * args->mask_query_stride + (ptrdiff_t)block_first * args->mask_key_stride;
+    if (args->mask_key_stride == 1 && block_first + QATTN_KEY_BLOCK <= args->seq_kv) {
+        uint64_t allowed = 0;
+        for (int v = 0; v < BLOCK_VECTORS; v++)
+            allowed |= (uint64_t)u8x16_nonzero_bits(mask + QATTN_LANES * v) << QATTN_LANES * v;
+        return bits & allowed;
+    }
+    for (uint64_t rest = bits; rest; rest &= rest - 1) {
+        const int j = __builtin_ctzll(rest);
+        if (!mask[j * args->mask_key_stride]) bits ^= rest & -rest;
+    }
+    return bits;
+}
+
+/* The bits that the biases leave of `bits`: all but those of -inf. */
+QATTN_INLINE uint64_t finite_bias_bits(const qattn_forward_args *args, size_t row, size_t block_first, uint64_t bits) {
+    for (int v = 0; v < BLOCK_VECTORS; v++) {
+        const uint32_t lanes = (uint32_t)(bits >> QATTN_LANES * v) & 0xffff;
+        if (!lanes) continue;
+        const f32x16 bias = bias_lanes(args, row, block_first + (size_t)(QATTN_LANES * v), lanes);
+        bits &= ~((uint64_t)f32x16_equal_bits(bias, -__builtin_inff()) << QATTN_LANES * v);
+    }
+    return bits;
+}
+
+/* The keys of the block that a row sees. */
+QATTN_INLINE uint64_t visible_bits(const qattn_forward_args *args, size_t row, size_t block_first) {
+    uint64_t bits = range_bits(row_keys(args, row), block_first);
+    if (args->mask && bits) bits = boolean_bits(args, row, block_first, bits);
+    if (args->bias && bits) bits = finite_bias_bits(args, row, block_first, bits);
+    return bits;
+}
+
+#endif

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* probe.inl.h - the machine's two ceilings, as this instruction set can reach them: multiply-adds and memory reads. */
+#ifndef QATTN_PROBE_INL_H
+#define QATTN_PROBE_INL_H
+
+#include "simd/vector.h"
+
+/* Independent chains: AVX-512 and AVX2 start two a cycle at most and take four cycles, NEON four and four. */
+enum {
+    FMA_PROBE_CHAINS = 6 * QATTN_VECTORS > 12 ? 12 : 6 * QATTN_VECTORS,
+    FMA_PROBE_FLOPS = FMA_PROBE_CHAINS * QATTN_LANES * 2
+};
+
+static float QATTN_FUNCTION(fma_probe)(size_t rounds) {
+    f32x16 chain[FMA_PROBE_CHAINS];
+    QATTN_UNROLL for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_splat((float)i);
+    f32x16 factor = f32x16_splat(0.5f), addend = f32x16_splat(0.25f);
+    __asm__ volatile("" : "+m"(factor), "+m"(addend)); /* else the loop could be folded */
+    for (size_t n = 0; n < rounds; n++) {
+        QATTN_UNROLL for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_fma(chain[i], factor, addend);
+    }
+    QATTN_UNROLL for (int i = 1; i < FMA_PROBE_CHAINS; i++) chain[0] += chain[i];
+    return chain[0][0];
+}
+
+/* Eight streams of their own, so that the hardware prefetches several pages ahead. */
+static float QATTN_FUNCTION(read_probe)(const float *data, size_t count) {
+    enum { STREAMS = 8 };
+    const size_t stream = count / (STREAMS * QATTN_LANES) * QATTN_LANES;
+    f32x16 sum[STREAMS];
+    QATTN_UNROLL for (int i = 0; i < STREAMS; i++) sum[i] = f32x16_splat(0);
+    for (size_t n = 0; n < stream; n += QATTN_LANES) {
+        QATTN_UNROLL for (size_t i = 0; i < STREAMS; i++) sum[i] += f32x16_load(data + i * stream + n);
+    }
+    QATTN_UNROLL for (int i = 1; i < STREAMS; i++) sum[0] += sum[i];
+    float total = sum[0][0];
+    for (size_t n = STREAMS * stream; n < count; n++) total += data[n];
+    return total;
+}
+
+#endif

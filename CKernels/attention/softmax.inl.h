@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* softmax.inl.h - the online softmax of a tile of rows, in base 2, and the state it keeps.
+ *
+ *     m' = max(m, t[j]),  a = 2^(m - m'),  p[j] = 2^(t[j] - m'),  l[r] = l[r] a + p[r] + p[r+16] + p[r+32] + p[r+48]
+ *
+ * for the block's keys; o = o a + sum p[j] v[j] follows in forward.inl.h. The sink joins once, at the very end.
+ *
+ * While m is -inf nothing has been summed, and the subtraction uses 0 instead: -inf - -inf would be NaN. */
+#ifndef QATTN_SOFTMAX_INL_H
+#define QATTN_SOFTMAX_INL_H
+
+#include "attention/mask.inl.h"
+#include "simd/exp2.h"
+
+/* The rows' running state. maximum and rescale hold row i of a tile in lane row_lane(i). */
+typedef struct row_state {
+    float *maximum; /* m    [tiles][16] */
+    float *sum;     /* l    [rows][16] */
+    float *out;     /* o    [rows][value_lanes] */
+    bool *started;  /*      [rows] whether the row has seen a key */
+} row_state;
+
+/* x, or 0 where x is -inf: what may be subtracted. */
+QATTN_INLINE f32x16 finite_reference(f32x16 x) { return x == -__builtin_inff() ? f32x16_splat(0) : x; }
+
+/* From the scores t of vectors [0, count) of a block: p, the rows' new m and l, and rescale = a. */
+QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count, float *maximum, float *sum,
+                               float *probabilities, float *rescale) {
+    f32x16 row_max[TILE_ROWS];
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        row_max[i] = f32x16_splat(-__builtin_inff());
+        QATTN_UNROLL for (size_t v = 0; v < count; v++) row_max[i] = f32x16_max(t[i][v], row_max[i]);
+    }
+    const f32x16 old_max = f32x16_load(maximum);
+    const f32x16 new_max = f32x16_max(rows_max(row_max), old_max);
+    const f32x16 reference = finite_reference(new_max);
+    float references[QATTN_LANES];
+    f32x16_store(references, reference);
+    f32x16_store(maximum, new_max);
+    f32x16_store(rescale, f32x16_exp2(old_max - reference));
+
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        const f32x16 row_reference = f32x16_splat(references[row_lane(i)]);
+        f32x16 p[BLOCK_VECTORS];
+        QATTN_UNROLL for (size_t v = 0; v < count; v++) {
+            p[v] = f32x16_exp2(t[i][v] - row_reference);
+            f32x16_store(probabilities + i * QATTN_KEY_BLOCK + v * QATTN_LANES, p[v]);
+        }
+        /* Vectors beyond count are +0 and leave the sum as it is. */
+        f32x16 block_sum = count > 1 ? p[0] + p[1] : p[0];
+        if (count > 2) block_sum += count > 3 ? p[2] + p[3] : p[2];
+        f32x16 *const row_sum = (f32x16 *)(sum + i * QATTN_LANES);
+        *row_sum = f32x16_fma(*row_sum, f32x16_splat(rescale[row_lane(i)]), block_sum);
+    }
+}
+
+/* state = state merged with chunk, for rows [0, count): both are empty or hold sums of keys left of and inside a chunk. */
+QATTN_INLINE void merge_chunk(row_state state, row_state chunk, size_t count, size_t value_lanes) {
+    for (size_t i = 0; i < count; i++) {
+        if (!chunk.started[i]) continue;
+        float *const m = state.maximum + i / TILE_ROWS * QATTN_LANES + row_lane(i % TILE_ROWS);
+        const float chunk_max = chunk.maximum[m - state.maximum];
+        const size_t lanes_at = i * QATTN_LANES, out_at = i * value_lanes;
+        if (!state.started[i]) { /* the first chunk with a key is taken as it is */
+            memcpy(state.sum + lanes_at, chunk.sum + lanes_at, QATTN_LANES * sizeof(float));
+            memcpy(state.out + out_at, chunk.out + out_at, value_lanes * sizeof(float));
+            *m = chunk_max;
+            state.started[i] = true;
+            continue;
+        }
+        const f32x16 new_max = f32x16_max(f32x16_splat(chunk_max), f32x16_splat(*m));
+        const f32x16 reference = finite_reference(new_max);
+        const f32x16 a = f32x16_exp2(f32x16_splat(*m) - reference);
+        const f32x16 b = f32x16_exp2(f32x16_splat(chunk_max) - reference);
+        f32x16_store(state.sum + lanes_at,
+                     f32x16_fma(f32x16_load(chunk.sum + lanes_at), b, f32x16_load(state.sum + lanes_at) * a));
+        for (size_t c = out_at; c < out_at + value_lanes; c += QATTN_LANES)
+            f32x16_store(state.out + c, f32x16_fma(f32x16_load(chunk.out + c), b, f32x16_load(state.out + c) * a));
+        *m = new_max[0];
+    }
+}
+
+/* What the end of a row needs, row i in lane row_lane(i): out = o * factor. */
+typedef struct row_totals {
+    f32x16 factor, lse, sink_share;
+} row_totals;
+
+/* The sink joins the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). */
+QATTN_INLINE row_totals tile_totals(const float *maximum, const float *sum, float sink) {
+    f32x16 lanes[TILE_ROWS];
+    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
+    const f32x16 m = f32x16_load(maximum), s2 = f32x16_splat(sink * QATTN_LOG2E_F);
+    const f32x16 reference = finite_reference(f32x16_max(m, s2));
+    const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
+    const f32x16 l = f32x16_fma(rows_sum(lanes), e, es);
+    /* l is 0 only where every score is -inf and there is no sink. */
+    const f32x16 zero = f32x16_splat(0);
+    return (row_totals){.factor = l == 0 ? zero : e / l,
+                        .lse = l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F,
+                        .sink_share = l == 0 ? zero : es / l};
+}
+
+#endif

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tile_size.h - the sizes that the kernels are cut to. None of them changes a bit of any result but QATTN_KEY_BLOCK,
+ * QATTN_KEY_CHUNK and QATTN_LANES of CKernels.h, which are the arithmetic contract. */
+#ifndef QATTN_TILE_SIZE_H
+#define QATTN_TILE_SIZE_H
+
+#include "CKernels.h"
+
+enum {
+    /* Query rows of a register tile. With QATTN_VECTORS values of 16 keys beside each other it takes
+     * 6 * 4 of 32 registers (AVX-512), 6 * 2 of 16 (AVX2), 6 * 4 of 32 (NEON). */
+    TILE_ROWS = 6,
+    BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
+    QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS
+};
+
+static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t qattn_round_up(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+#endif

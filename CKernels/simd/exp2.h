@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* exp2.h - 2^x and log2(x) on 16 lanes, with the same bits on every instruction set.
+ *
+ *             valid for                                  error      special values
+ *   exp2      x <= 1                                     <= 1 ulp   0 below -125, so no result is subnormal; NaN stays
+ *   log2      x positive and normal                      see coefficients.h   +inf and NaN stay
+ *
+ * Both are Horner chains of fma over the coefficients of simd/coefficients.h (Scripts/find-coefficients.py). */
+#ifndef QATTN_EXP2_H
+#define QATTN_EXP2_H
+
+#include "simd/vector.h"
+
+QATTN_INLINE f32x16 f32x16_horner(f32x16 x, const float *coefficients, int count) {
+    f32x16 y = f32x16_splat(coefficients[0]);
+    QATTN_UNROLL for (int i = 1; i < count; i++) y = f32x16_fma(y, x, f32x16_splat(coefficients[i]));
+    return y;
+}
+
+QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
+    const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
+#if defined(QATTN_AVX512)
+    /* n = round(x), y = 2^(x - n) in [0.7, 1.42], result y * 2^n: one instruction each to round and to scale. */
+    const __m512 n = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const f32x16 y = f32x16_horner(x - (f32x16)n, qattn_exp2_coefficients, count);
+    const __mmask16 not_below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-125), _CMP_NLT_UQ);
+    return (f32x16)_mm512_maskz_scalef_ps(not_below, (__m512)y, n);
+#else
+    /* Adding 1.5 * 2^23 leaves round-to-even(x) in the low bits; the exponent field of 2^n is n + 127. */
+    const f32x16 magic = f32x16_splat(0x1.8p23f);
+    const f32x16 shifted = x + magic;
+    const f32x16 n = shifted - magic;
+    const f32x16 y = f32x16_horner(x - n, qattn_exp2_coefficients, count);
+    const f32x16 scale = f32x16_from_bits((f32x16_bits(shifted) << 23) + 0x3f800000u);
+    return x < -125.0f ? f32x16_splat(0) : y * scale; /* exact: at least 2^-125.5; a NaN y stays NaN */
+#endif
+}
+
+QATTN_INLINE f32x16 f32x16_log2(f32x16 x) {
+    const int count = sizeof qattn_log2_coefficients / sizeof *qattn_log2_coefficients;
+    /* x = 2^e z with z in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2), rounded. */
+    const i32x16 bits = (i32x16)x;
+    const i32x16 e = (bits - 0x3f3504f3) >> 23;
+    const f32x16 z = f32x16_from_bits(f32x16_bits(x) - ((u32x16)e << 23));
+    const f32x16 u = z - 1.0f;
+    const f32x16 y =
+        f32x16_fma(u, f32x16_horner(u, qattn_log2_coefficients, count), __builtin_convertvector(e, f32x16));
+    return x < __builtin_inff() ? y : x;
+}
+
+/* out[i] = f(x[i]): for tests of the functions above. */
+#define QATTN_MAP(name)                                                                                                \
+    static void QATTN_FUNCTION(name)(const float *x, float *out, size_t count) {                                       \
+        for (size_t i = 0; i < count; i += QATTN_LANES) {                                                              \
+            const size_t n = count - i < QATTN_LANES ? count - i : QATTN_LANES;                                        \
+            float lanes[QATTN_LANES] = {0};                                                                            \
+            memcpy(lanes, x + i, n * sizeof(float));                                                                   \
+            f32x16_store(lanes, f32x16_##name(f32x16_load(lanes)));                                                    \
+            memcpy(out + i, lanes, n * sizeof(float));                                                                 \
+        }                                                                                                              \
+    }
+QATTN_MAP(exp2)
+QATTN_MAP(log2)
+#undef QATTN_MAP
+
+#endif

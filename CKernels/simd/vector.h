@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vector.h - the vector vocabulary: a value of 16 floats on every instruction set, in clang's own vector types.
+ *
+ * One register of AVX-512, two of AVX2, four of NEON or SSE. Lane r of a result depends on lane r of the operands alone
+ * unless the name says otherwise, so the bits do not depend on how many registers a value takes.
+ * This folder is the only place for intrinsics. */
+#ifndef QATTN_VECTOR_H
+#define QATTN_VECTOR_H
+
+#include "isa/isa.h"
+
+typedef float f32x16 __attribute__((ext_vector_type(16)));
+typedef float f32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef int32_t i32x16 __attribute__((ext_vector_type(16)));
+typedef uint32_t u32x16 __attribute__((ext_vector_type(16)));
+
+QATTN_INLINE f32x16 f32x16_load(const float *p) { return *(const f32x16_unaligned *)p; }
+QATTN_INLINE void f32x16_store(float *p, f32x16 x) { *(f32x16_unaligned *)p = x; }
+QATTN_INLINE f32x16 f32x16_splat(float x) { return (f32x16)x; }
+QATTN_INLINE u32x16 f32x16_bits(f32x16 x) { return (u32x16)x; }
+QATTN_INLINE f32x16 f32x16_from_bits(u32x16 x) { return (f32x16)x; }
+
+/* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
+QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }
+
+/* a * b + c, rounded once. */
+QATTN_INLINE f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(__x86_64__) && !defined(QATTN_AVX2) && !defined(QATTN_AVX512)
+    /* No such instruction: the product of two floats is exact in double, and a double sum that is rounded to odd
+     * (an inexact sum with an even last bit moves one step towards the exact value's side) has enough bits left for the
+     * second rounding to be right (Boldo and Melquiond 2008). Comparisons with NaN are false, so inf and NaN pass. */
+    typedef double f64x16 __attribute__((ext_vector_type(16)));
+    typedef int64_t i64x16 __attribute__((ext_vector_type(16)));
+    const f64x16 product = __builtin_convertvector(a, f64x16) * __builtin_convertvector(b, f64x16);
+    const f64x16 addend = __builtin_convertvector(c, f64x16);
+    const f64x16 sum = product + addend;
+    const f64x16 addend_part = sum - product;
+    const f64x16 error = (product - (sum - addend_part)) + (addend - addend_part);
+    const i64x16 bits = (i64x16)sum;
+    const i64x16 inexact_and_even = ((error > 0.0) | (error < 0.0)) & ((bits & 1) - 1);
+    const i64x16 outward = (((i64x16)error ^ bits) >> 63) | 1; /* 1 where |exact| > |sum|, else -1 */
+    const i64x16 odd = bits + (outward & inexact_and_even);
+    return __builtin_convertvector((f64x16)odd, f32x16);
+#else
+    return __builtin_elementwise_fma(a, b, c);
+#endif
+}
+
+/* x where bit r of bits is set, otherwise other. */
+QATTN_INLINE f32x16 f32x16_select(uint32_t bits, f32x16 x, f32x16 other) {
+#if defined(QATTN_AVX512)
+    return (f32x16)_mm512_mask_blend_ps((__mmask16)bits, (__m512)other, (__m512)x);
+#else
+    const i32x16 lane_bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return ((i32x16)(int32_t)bits & lane_bit) != 0 ? x : other;
+#endif
+}
+
+/* Bit r is set where x[r] != 0. */
+QATTN_INLINE uint32_t u8x16_nonzero_bits(const uint8_t *x) {
+#if defined(QATTN_AVX512) || defined(QATTN_AVX2)
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)x);
+    return 0xffffu & ~(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+#else
+    uint32_t bits = 0;
+    for (uint32_t r = 0; r < 16; r++) bits |= (uint32_t)(x[r] != 0) << r;
+    return bits;
+#endif
+}
+
+/* Bit r is set where x[r] == value. */
+QATTN_INLINE uint32_t f32x16_equal_bits(f32x16 x, float value) {
+#if defined(QATTN_AVX512)
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(value), _CMP_EQ_OQ);
+#else
+    uint32_t bits = 0;
+    for (uint32_t r = 0; r < 16; r++) bits |= (uint32_t)(x[r] == value) << r;
+    return bits;
+#endif
+}
+
+/* Rows per reduction below: a tile has at most this many. */
+enum { REDUCE_ROWS = 6 };
+
+/* Of six rows of 16 lanes, the tree over each row's lanes: r with r + 8, then r + 4, r + 2, r + 1. Row i's result stands
+ * in lanes 2i and 2i + 1; the last four lanes repeat others. COMBINE(x, y) is commutative. Interleaving the rows makes
+ * one instruction reduce several of them. */
+#define ROWS_REDUCE(name, COMBINE)                                                                                     \
+    QATTN_INLINE f32x16 name(const f32x16 x[REDUCE_ROWS]) {                                                            \
+        f32x16 half[3];                                                                                                \
+        QATTN_UNROLL for (int i = 0; i < 3; i++) {                                                                     \
+            const f32x16 a = x[2 * i], b = x[2 * i + 1];                                                               \
+            half[i] = COMBINE(                                                                                         \
+                __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),                 \
+                __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));          \
+        }                                                                                                              \
+        f32x16 quarter[2];                                                                                             \
+        QATTN_UNROLL for (int i = 0; i < 2; i++) {                                                                     \
+            const f32x16 a = half[2 * i], b = half[2];                                                                 \
+            const f32x16 c = i == 0 ? half[1] : b;                                                                     \
+            quarter[i] = COMBINE(                                                                                      \
+                __builtin_shufflevector(a, c, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),               \
+                __builtin_shufflevector(a, c, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));            \
+        }                                                                                                              \
+        const f32x16 a = quarter[0], b = quarter[1];                                                                   \
+        const f32x16 pair =                                                                                            \
+            COMBINE(__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),           \
+                    __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31));        \
+        return COMBINE(pair, __builtin_shufflevector(pair, pair, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)); \
+    }
+QATTN_INLINE f32x16 f32x16_add(f32x16 x, f32x16 y) { return x + y; }
+ROWS_REDUCE(rows_max, f32x16_max)
+ROWS_REDUCE(rows_sum, f32x16_add)
+#undef ROWS_REDUCE
+
+/* The lane of rows_max and rows_sum that holds row i. */
+QATTN_INLINE size_t row_lane(size_t i) { return 2 * i; }
+
+/* x[i][j] becomes x[j][i]: four perfect shuffles of the rows. */
+QATTN_INLINE void f32x16_transpose(f32x16 x[16]) {
+    QATTN_UNROLL for (int round = 0; round < 4; round++) {
+        f32x16 y[16];
+        QATTN_UNROLL for (int i = 0; i < 8; i++) {
+            const f32x16 a = x[i], b = x[i + 8];
+            y[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            y[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        QATTN_UNROLL for (int i = 0; i < 16; i++) x[i] = y[i];
+    }
+}
+
+#endif
