@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exponential.swift - exp2 and log2 in Float, made of operations that give the same bits on every machine.
+
+/// The two functions that the attention of this package is made of. A C library's own differ between platforms; these
+/// use only IEEE 754 additions, multiplications and fused multiply-adds, in the order written here.
+public enum ReferenceMath {
+    /// 2^x, at most 1 ulp from the true value.
+    ///
+    ///     n = x rounded to the nearest integer, ties to even;   f = x - n in [-1/2, 1/2];   2^x = 2^n P(f)
+    ///
+    /// `P` has degree 6, by Horner's rule with a fused multiply-add per degree. Its constant term is exactly 1, so
+    /// integers have exact results.
+    ///
+    /// - Parameter x: -infinity to 1. The forward pass uses x <= 0.
+    ///
+    /// Edge cases: below -125, -infinity included, the result is +0, which keeps every result normal. NaN gives NaN.
+    public static func exp2(_ x: Float) -> Float {
+        if x.isNaN { return .nan }
+        if x < -125 { return 0 }
+        // Adding 1.5 * 2^23 leaves no bits for a fraction: the addition itself rounds to the nearest even integer.
+        let roundToInteger: Float = 0x1.8p23
+        let n = (x + roundToInteger) - roundToInteger
+        let f = x - n
+        var p = Exp2Coefficients.c6
+        p = fma(p, f, Exp2Coefficients.c5)
+        p = fma(p, f, Exp2Coefficients.c4)
+        p = fma(p, f, Exp2Coefficients.c3)
+        p = fma(p, f, Exp2Coefficients.c2)
+        p = fma(p, f, Exp2Coefficients.c1)
+        p = fma(p, f, Exp2Coefficients.c0)
+        // n is in -125...1, so 2^n is a normal number, and so is p * 2^n: p >= 0.707, and for n = -125 f >= 0.
+        return p * Float(bitPattern: UInt32(Int32(n) + 127) << 23)
+    }
+
+    /// log2(x), within 7.3e-8 max(1, |log2(x)|) of the true value, and exact where x is a power of two.
+    ///
+    ///     x = 2^e z, z in [sqrt(1/2), sqrt(2));   u = z - 1;   log2(x) = u P(u) + e
+    ///
+    /// `P` has degree 8, by Horner's rule.
+    ///
+    /// - Parameter x: A positive normal number, infinity or NaN.
+    ///
+    /// Edge cases: infinity gives infinity, NaN gives NaN.
+    public static func log2(_ x: Float) -> Float {
+        if !x.isFinite { return x }
+        // The bits of sqrt(1/2) subtracted, the exponent field counts from there, so that z straddles 1 evenly.
+        let e = (Int32(bitPattern: x.bitPattern) - 0x3f35_04f3) >> 23
+        let z = Float(bitPattern: UInt32(bitPattern: Int32(bitPattern: x.bitPattern) - (e << 23)))
+        let u = z - 1
+        var p = Log2Coefficients.c8
+        p = fma(p, u, Log2Coefficients.c7)
+        p = fma(p, u, Log2Coefficients.c6)
+        p = fma(p, u, Log2Coefficients.c5)
+        p = fma(p, u, Log2Coefficients.c4)
+        p = fma(p, u, Log2Coefficients.c3)
+        p = fma(p, u, Log2Coefficients.c2)
+        p = fma(p, u, Log2Coefficients.c1)
+        p = fma(p, u, Log2Coefficients.c0)
+        return fma(u, p, Float(e))
+    }
+}
+
+/// a * b + c, rounded once.
+@inline(__always)
+func fma(_ a: Float, _ b: Float, _ c: Float) -> Float {
+    c.addingProduct(a, b)
+}

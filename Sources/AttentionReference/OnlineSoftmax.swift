@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// OnlineSoftmax.swift - softmax over keys that come in blocks: the state of one row, and the three things done to it.
+
+/// Keys that share one rescaling of a row: keys 0 to 63, 64 to 127 and so on, whatever part of them the row sees.
+let keyBlock = 64
+/// Keys that are summed from an empty state: keys 0 to 1023, 1024 to 2047 and so on.
+let keyChunk = 1024
+/// Partial sums of a row's denominator.
+let laneCount = 16
+
+/// What is known of a row after some of its keys: with scores t in base 2 and p[j] = 2^(t[j] - maximum),
+///
+///     sum of lanes = sum_j p[j],   output[d] = sum_j p[j] v[j][d]
+///
+/// The maximum keeps every p at 1 or below. The sink is not part of it: it joins once, in ``finish(sink:)``.
+struct OnlineSoftmax {
+    /// The largest score; -infinity before there is one, or where all are -infinity.
+    var maximum = -Float.infinity
+    /// Key j is counted in lane j mod 16: 16 short sums instead of a long one.
+    var lanes = [Float](repeating: 0, count: laneCount)
+    /// Not yet divided by the sum.
+    var output: [Float]
+
+    /// The empty state.
+    init(valueDimension: Int) {
+        output = [Float](repeating: 0, count: valueDimension)
+    }
+
+    /// Adds the visible keys of one block, of which there is at least one.
+    ///
+    /// - Parameters:
+    ///   - scores: t[j], of up to 64 keys. Only those of visible keys count.
+    ///   - values: [count][valueDimension]. Only rows of visible keys are read.
+    mutating func add(
+        scores: UnsafePointer<Float>, isVisible: UnsafePointer<Bool>, values: UnsafePointer<Float>, count: Int
+    ) {
+        // 1. The new maximum. A NaN is never greater: it is kept by its weight, not by the maximum.
+        var newMaximum = maximum
+        for j in 0..<count where isVisible[j] && scores[j] > newMaximum { newMaximum = scores[j] }
+        let reference = finiteReference(newMaximum)
+        let rescale = ReferenceMath.exp2(maximum - reference)
+
+        // 2. Weights; +0 for keys that are not visible, and beyond the last key.
+        var weights = [Float](repeating: 0, count: keyBlock)
+        for j in 0..<count where isVisible[j] { weights[j] = ReferenceMath.exp2(scores[j] - reference) }
+
+        // 3. The denominator: four weights per lane.
+        for lane in 0..<laneCount {
+            let firstPair = weights[lane] + weights[lane + 16]
+            let secondPair = weights[lane + 32] + weights[lane + 48]
+            lanes[lane] = fma(lanes[lane], rescale, firstPair + secondPair)
+        }
+
+        // 4. The numerator, key by key. Others are skipped, not multiplied by zero: 0 * NaN is NaN.
+        output.withUnsafeMutableBufferPointer { output in
+            for d in output.indices { output[d] = output[d] * rescale }
+            for j in 0..<count where isVisible[j] {
+                let (weight, value) = (weights[j], values + j * output.count)
+                for d in output.indices { output[d] = fma(weight, value[d], output[d]) }
+            }
+        }
+        maximum = newMaximum
+    }
+
+    /// Adds the keys of a later chunk.
+    mutating func merge(_ chunk: OnlineSoftmax) {
+        let newMaximum = max(maximum, chunk.maximum)
+        let reference = finiteReference(newMaximum)
+        let mine = ReferenceMath.exp2(maximum - reference)
+        let theirs = ReferenceMath.exp2(chunk.maximum - reference)
+        for lane in lanes.indices { lanes[lane] = fma(chunk.lanes[lane], theirs, lanes[lane] * mine) }
+        for d in output.indices { output[d] = fma(chunk.output[d], theirs, output[d] * mine) }
+        maximum = newMaximum
+    }
+
+    /// Adds the sink and divides. `sink` is in natural units; -infinity adds nothing.
+    ///
+    /// Where the whole sum is 0, which takes scores and a sink of -infinity, the output is 0 and logSumExp -infinity.
+    func finish(sink: Float) -> (output: [Float], logSumExp: Float, sinkShare: Float) {
+        let sink2 = sink * log2eFloat
+        let reference = finiteReference(max(maximum, sink2))
+        let keysWeigh = ReferenceMath.exp2(maximum - reference)
+        let sinkWeighs = ReferenceMath.exp2(sink2 - reference)
+        let sum = fma(laneSum(), keysWeigh, sinkWeighs)
+        if sum == 0 {
+            return (output.map { $0 * 0 }, -.infinity, 0)
+        }
+        let factor = keysWeigh / sum
+        let logSumExp = (reference + ReferenceMath.log2(sum)) * ln2Float
+        return (output.map { $0 * factor }, logSumExp, sinkWeighs / sum)
+    }
+
+    /// The lanes added in a tree: lane r and lane r + 8, then r and r + 4, r and r + 2, r and r + 1.
+    private func laneSum() -> Float {
+        var sums = lanes
+        for half in [8, 4, 2, 1] {
+            for lane in 0..<half { sums[lane] = sums[lane] + sums[lane + half] }
+        }
+        return sums[0]
+    }
+
+    /// What scores are compared with. With nothing but -infinity it is 0: -infinity - 0 weighs nothing, whereas
+    /// -infinity - -infinity is NaN.
+    private func finiteReference(_ maximum: Float) -> Float {
+        maximum == -.infinity ? 0 : maximum
+    }
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows.swift - goes through the rows of a problem, and says which keys each sees.
+
+/// All that one row's result depends on.
+struct Row {
+    /// Its place in [batch, queryHeads, queries].
+    var index: Int
+    /// [headDimension].
+    var query: UnsafePointer<Float>
+    /// [keys][headDimension], of the row's key/value head.
+    var keys: UnsafePointer<Float>
+    /// [keys][valueDimension], of the row's key/value head.
+    var values: UnsafePointer<Float>
+    /// [keys].
+    var isVisible: [Bool]
+    /// [keys], or nil.
+    var bias: UnsafePointer<Float>?
+    /// The head's sink logit.
+    var sink: Float
+}
+
+extension ReferenceProblem {
+    /// Calls `body` with every row, in the order [batch, queryHeads, queries].
+    func forEachRow(queries: [Float], keys: [Float], values: [Float], _ body: (Row) -> Void) {
+        requireConsistency(queries, keys, values)
+        forEachRow(queries, keys, values, bias?.values ?? [], body)
+    }
+
+    /// Arrays become pointers here, by being arguments: those of empty arrays are valid too, if never read.
+    private func forEachRow(
+        _ queryData: UnsafePointer<Float>, _ keyData: UnsafePointer<Float>, _ valueData: UnsafePointer<Float>,
+        _ biasData: UnsafePointer<Float>, _ body: (Row) -> Void
+    ) {
+        for batchItem in 0..<batch {
+            for head in 0..<queryHeads {
+                let keyValueHead = batchItem * keyValueHeads + head / (queryHeads / keyValueHeads)
+                for query in 0..<queries {
+                    let index = (batchItem * queryHeads + head) * queries + query
+                    let biasStart = bias?.rowStart(batch: batchItem, head: head, query: query)
+                    body(
+                        Row(
+                            index: index,
+                            query: queryData + index * headDimension,
+                            keys: keyData + keyValueHead * keys * headDimension,
+                            values: valueData + keyValueHead * keys * valueDimension,
+                            isVisible: visibleKeys(batch: batchItem, head: head, query: query),
+                            bias: biasStart.map { biasData + $0 },
+                            sink: sinks[head]))
+                }
+            }
+        }
+    }
+
+    /// Which keys the row sees: those within its offsets and the batch item's length that neither `allowed` nor a bias
+    /// of -infinity hides. A score of -infinity hides nothing.
+    func visibleKeys(batch batchItem: Int, head: Int, query: Int) -> [Bool] {
+        let first = firstKeyOffset.map { max(0, query + $0) } ?? 0
+        let last = min(keyLengths?[batchItem] ?? keys, lastKeyOffset.map { query + $0 } ?? keys)
+        let range = first..<max(first, last)
+        var isVisible = [Bool](repeating: false, count: keys)
+        for key in range { isVisible[key] = true }
+        if let allowed {
+            let start = allowed.rowStart(batch: batchItem, head: head, query: query)
+            for key in range where !allowed.values[start + key] { isVisible[key] = false }
+        }
+        if let bias {
+            let start = bias.rowStart(batch: batchItem, head: head, query: query)
+            for key in range where bias.values[start + key] == -.infinity { isVisible[key] = false }
+        }
+        return isVisible
+    }
+
+    private func requireConsistency(_ queryData: [Float], _ keyData: [Float], _ valueData: [Float]) {
+        precondition(batch >= 0 && queries >= 0 && keys >= 0, "negative size")
+        precondition(headDimension >= 1 && valueDimension >= 1, "dimensions start at 1")
+        precondition(queryHeads >= 0 && keyValueHeads >= 1, "heads")
+        precondition(queryHeads % keyValueHeads == 0, "query heads are a multiple of key/value heads")
+        precondition(scale.isFinite, "the scale is finite")
+        precondition(sinks.count == queryHeads, "one sink per query head")
+        precondition(sinks.allSatisfy { !$0.isNaN && $0 < .infinity }, "a sink is finite or -infinity")
+        precondition(queryData.count == batch * queryHeads * queries * headDimension, "count of queries")
+        precondition(keyData.count == batch * keyValueHeads * keys * headDimension, "count of keys")
+        precondition(valueData.count == batch * keyValueHeads * keys * valueDimension, "count of values")
+        precondition(keyLengths.map { $0.count == batch && $0.allSatisfy { 0...keys ~= $0 } } ?? true, "key lengths")
+        allowed?.require("allowed", toFit: self)
+        bias?.require("bias", toFit: self)
+    }
+}
