@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// SafetensorsFile.swift - reading: open, check the header, then fetch tensors one at a time.
+
+#if !_endian(little)
+    #error("safetensors data are little endian and are read and written as they lie in memory")
+#endif
+
+/// A safetensors file open for reading.
+///
+/// Opening reads and checks the header alone; each tensor is read from the file when asked for. The checks are those of
+/// the format: see ``SafetensorsError``. A file that passes them can be read without another look at its sizes.
+public struct SafetensorsFile: Sendable {
+    /// The tensors, in the order of their data.
+    public let tensors: [TensorDescription]
+    /// The file's `__metadata__`.
+    public let metadata: [String: String]
+
+    private let path: String
+    private let file: FileDescriptor
+    /// Where the data begin: after the length and the header.
+    private let dataStart: Int
+
+    /// Opens the file at `path` and checks its header.
+    public init(path: String) throws(SafetensorsError) {
+        let file = try during(.open, path) {
+            try FileDescriptor.reading(path)
+        }
+        let (header, dataStart) = try during(.read, path) {
+            let fileBytes = try file.status().byteCount
+            let text = try Self.headerText(file, fileBytes: fileBytes)
+            let dataStart = 8 + text.count
+            return (try Header(text, dataLength: fileBytes - dataStart), dataStart)
+        }
+        self.path = path
+        self.file = file
+        self.dataStart = dataStart
+        tensors = header.tensors
+        metadata = header.metadata
+    }
+
+    private static func headerText(_ file: FileDescriptor, fileBytes: Int) throws -> [UInt8] {
+        guard fileBytes >= 8 else { throw SafetensorsError.fileTooShort(fileBytes: fileBytes) }
+        var length: UInt64 = 0
+        try withUnsafeMutableBytes(of: &length) { try file.read(into: $0, from: 0) }
+        guard length <= Header.maximumLength else { throw SafetensorsError.headerTooLong(headerBytes: length) }
+        guard length <= fileBytes - 8 else {
+            throw SafetensorsError.headerPastEndOfFile(headerBytes: length, fileBytes: fileBytes)
+        }
+        var text = [UInt8](repeating: 0, count: Int(length))
+        try text.withUnsafeMutableBytes { try file.read(into: $0, from: 8) }
+        return text
+    }
+
+    /// Returns the tensor of that name.
+    public func tensor(named name: String) throws(SafetensorsError) -> TensorDescription {
+        guard let tensor = tensors.first(where: { $0.name.utf8.elementsEqual(name.utf8) }) else {
+            throw .noSuchTensor(name, available: tensors.map(\.name).sorted())
+        }
+        return tensor
+    }
+
+    /// Returns the elements of a tensor, the last dimension fastest. F16 and BF16 are widened, which is exact.
+    public func floats(named name: String) throws(SafetensorsError) -> [Float] {
+        let tensor = try tensor(named: name)
+        guard ElementType.readable.contains(tensor.elementType) else {
+            throw .unsupportedElementType(tensor: name, elementType: tensor.elementType)
+        }
+        var values = [Float](repeating: 0, count: tensor.count)
+        try during(.read, path) {
+            switch tensor.elementType {
+            case .float16: try widen(tensor, into: &values, widenedFloat16)
+            case .bfloat16: try widen(tensor, into: &values, widenedBFloat16)
+            default: try read(into: &values, from: dataStart + tensor.dataRange.lowerBound)
+            }
+        }
+        return values
+    }
+
+    private func widen(
+        _ tensor: TensorDescription, into values: inout [Float], _ widen: (UInt16) -> Float
+    ) throws {
+        var part = [UInt16](repeating: 0, count: min(values.count, 1 << 16))
+        var start = 0
+        while start < values.count {
+            part.removeLast(max(0, part.count - (values.count - start)))
+            try read(into: &part, from: dataStart + tensor.dataRange.lowerBound + 2 * start)
+            for index in part.indices { values[start + index] = widen(part[index]) }
+            start += part.count
+        }
+    }
+
+    private func read<Element: BitwiseCopyable>(
+        into elements: inout [Element], from offset: Int
+    ) throws {
+        try elements.withUnsafeMutableBytes { try file.read(into: $0, from: offset) }
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// SafetensorsWriter.swift - writing: the whole file or none of it.
+
+#if canImport(Darwin)
+    import Darwin
+#elseif canImport(Musl)
+    import Musl
+#else
+    import Glibc
+#endif
+
+/// A tensor to be written.
+public struct NamedTensor: Sendable {
+    public var name: String
+    /// The extent of each dimension, the slowest first. Empty for a scalar.
+    public var shape: [Int]
+    /// The elements, the last dimension fastest.
+    public var values: [Float]
+    /// One of ``ElementType/readable``. Values are rounded to it, to nearest, ties to even.
+    public var elementType: ElementType
+
+    public init(name: String, shape: [Int], values: [Float], elementType: ElementType = .float32) {
+        self.name = name
+        self.shape = shape
+        self.values = values
+        self.elementType = elementType
+    }
+}
+
+extension SafetensorsFile {
+    /// Writes `tensors`, in the order of their names, to the file at `path`.
+    ///
+    /// They are written to another file of the same folder, which takes the place of `path` when it is complete:
+    /// a failure leaves behind what was at `path` before. The data begin at a multiple of 8 bytes.
+    public static func write(
+        _ tensors: [NamedTensor], metadata: [String: String] = [:], to path: String
+    ) throws(SafetensorsError) {
+        let tensors = tensors.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) }
+        let header = try headerText(tensors, metadata: metadata)
+        if let status = FileDescriptor.status(path), !status.isRegularFile {
+            throw .cannotWrite(path: path, reason: "it exists and is not a regular file")
+        }
+        let temporary = temporaryPath(beside: path)
+        try during(.write, path) {
+            let file = try FileDescriptor.creating(temporary)
+            do {
+                try write(UInt64(header.count), to: file)
+                try write(header, to: file)
+                for tensor in tensors { try write(tensor, to: file) }
+                try moveFile(temporary, to: path)
+            } catch {
+                removeFile(temporary)
+                throw error
+            }
+        }
+    }
+
+    /// Returns a name for a hidden file in the folder of `path` that no other file has.
+    private static func temporaryPath(beside path: String) -> String {
+        let folder = path.lastIndex(of: "/").map { path[...$0] } ?? ""
+        return "\(folder).safetensors-\(getpid())-\(String(UInt64.random(in: 0...UInt64.max), radix: 16))"
+    }
+
+    // MARK: - The header
+
+    private static func headerText(
+        _ tensors: [NamedTensor], metadata: [String: String]
+    ) throws(SafetensorsError) -> [UInt8] {
+        var members: [String] = []
+        if !metadata.isEmpty {
+            let entries = metadata.sorted { $0.key < $1.key }.map { "\(quoted($0.key)):\(quoted($0.value))" }
+            members.append("\(quoted(Header.metadataName)):{\(entries.joined(separator: ","))}")
+        }
+        var begin = 0
+        for (index, tensor) in tensors.enumerated() {
+            if index > 0, tensors[index - 1].name.utf8.elementsEqual(tensor.name.utf8) {
+                throw .duplicateName(tensor.name)
+            }
+            let end = begin + (try byteCount(tensor))
+            let shape = tensor.shape.map(String.init).joined(separator: ",")
+            members.append(
+                "\(quoted(tensor.name)):{\"dtype\":\"\(tensor.elementType.rawValue)\",\"shape\":[\(shape)],"
+                    + "\"data_offsets\":[\(begin),\(end)]}")
+            begin = end
+        }
+        var text = Array("{\(members.joined(separator: ","))}".utf8)
+        // Spaces up to a multiple of 8: with the 8 bytes of the length before it, the data are aligned.
+        text += repeatElement(UInt8(ascii: " "), count: -text.count & 7)
+        guard text.count <= Header.maximumLength else { throw .headerTooLong(headerBytes: UInt64(text.count)) }
+        return text
+    }
+
+    private static func byteCount(_ tensor: NamedTensor) throws(SafetensorsError) -> Int {
+        guard tensor.name != Header.metadataName else { throw .reservedName(tensor.name) }
+        guard ElementType.readable.contains(tensor.elementType) else {
+            throw .unsupportedElementType(tensor: tensor.name, elementType: tensor.elementType)
+        }
+        guard tensor.shape.allSatisfy({ $0 >= 0 }), let bits = Header.bitCount(tensor.shape, tensor.elementType),
+            bits / tensor.elementType.bitWidth == tensor.values.count
+        else { throw .wrongValueCount(tensor: tensor.name, shape: tensor.shape, values: tensor.values.count) }
+        return bits / 8
+    }
+
+    /// Returns `text` as a JSON string.
+    private static func quoted(_ text: String) -> String {
+        var result = "\""
+        for scalar in text.unicodeScalars {
+            switch scalar {
+            case "\"": result += "\\\""
+            case "\\": result += "\\\\"
+            case ..<" ":
+                let digits = String(scalar.value, radix: 16)
+                result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+            default: result.unicodeScalars.append(scalar)
+            }
+        }
+        return result + "\""
+    }
+
+    // MARK: - The data
+
+    private static func write(_ tensor: NamedTensor, to file: FileDescriptor) throws {
+        switch tensor.elementType {
+        case .float16: try write(tensor.values, to: file, roundedToFloat16)
+        case .bfloat16: try write(tensor.values, to: file, roundedToBFloat16)
+        default: try write(tensor.values, to: file)
+        }
+    }
+
+    private static func write(
+        _ values: [Float], to file: FileDescriptor, _ round: (Float) -> UInt16
+    ) throws {
+        for start in stride(from: 0, to: values.count, by: 1 << 16) {
+            try write(values[start...].prefix(1 << 16).map(round), to: file)
+        }
+    }
+
+    private static func write<Element: BitwiseCopyable>(_ elements: [Element], to file: FileDescriptor) throws {
+        try elements.withUnsafeBytes { try file.write($0) }
+    }
+
+    private static func write(_ value: UInt64, to file: FileDescriptor) throws {
+        try withUnsafeBytes(of: value) { try file.write($0) }
+    }
+}

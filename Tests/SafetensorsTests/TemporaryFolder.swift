@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// TemporaryFolder.swift - files that last as long as a test.
+
+import Foundation
+
+/// A folder of its own for one test, removed with everything in it when the last reference goes.
+final class TemporaryFolder {
+    let path: String
+
+    init() throws {
+        path = FileManager.default.temporaryDirectory.appendingPathComponent("safetensors-\(UUID())").path
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+    }
+
+    deinit {
+        try? FileManager.default.removeItem(atPath: path)
+    }
+
+    func callAsFunction(_ name: String) -> String { "\(path)/\(name)" }
+
+    var names: [String] {
+        get throws { try FileManager.default.contentsOfDirectory(atPath: path).sorted() }
+    }
+
+    /// Writes `bytes` to a file and returns its path.
+    func file(_ bytes: [UInt8], name: String = "file.safetensors") throws -> String {
+        try Data(bytes).write(to: URL(fileURLWithPath: self(name)))
+        return self(name)
+    }
+}
+
+func bytes(ofFile path: String) throws -> [UInt8] {
+    [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
+}
+
+/// Returns a file with this header and `dataBytes` bytes of data, 0, 1, 2 and so on.
+func safetensors(_ header: String, dataBytes: Int, headerLength: UInt64? = nil) -> [UInt8] {
+    let text = Array(header.utf8)
+    return littleEndian(headerLength ?? UInt64(text.count)) + text
+        + (0..<dataBytes).map { UInt8(truncatingIfNeeded: $0) }
+}
+
+func littleEndian<Word: FixedWidthInteger>(_ word: Word) -> [UInt8] {
+    withUnsafeBytes(of: word.littleEndian) { [UInt8]($0) }
+}
