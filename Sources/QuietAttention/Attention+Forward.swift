@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention+Forward.swift - the forward pass, for arrays, spans and unsafe buffers.
+
+/// Shapes of all forward calls, in the letters of ``AttentionShape`` and in the layout asked for:
+///
+/// | argument | shape |
+/// |---|---|
+/// | queries | `[B, H, L, D]` |
+/// | keys | `[B, G, S, D]` |
+/// | values | `[B, G, S, E]` |
+/// | output | `[B, H, L, E]` |
+/// | logSumExp, sinkShare | `[B, H, L]` in every layout, `[H, total]` of a packed batch |
+///
+/// All throw ``AttentionError`` of kind `elementCount` when a tensor has another number of elements, and `memory` when the
+/// system has none for the workspace; nothing is written then. Outputs must not overlap inputs.
+extension Attention {
+    // MARK: - Arrays
+
+    /// Computes the output into an array of its size.
+    public func forward(
+        queries: [Float], keys: [Float], values: [Float], into output: inout [Float]
+    ) throws(AttentionError) {
+        // Before the output's buffer is asked for: that would copy an array which others share.
+        try checkCount("output", output.count, shape.outputCount)
+        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+            try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
+                try values.withUnsafeBufferPointer { values throws(AttentionError) in
+                    try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                        try forward(queries: queries, keys: keys, values: values, into: output)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the output, the log-sum-exp and the sink share of every row.
+    public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> AttentionResult {
+        try checkInputCounts(queries.count, keys.count, values.count)
+        var output = [Float](repeating: 0, count: shape.outputCount)
+        var logSumExp = [Float](repeating: 0, count: shape.rowCount)
+        var sinkShare = [Float](repeating: 0, count: shape.rowCount)
+        var outputSpan = output.mutableSpan
+        var logSumExpSpan = logSumExp.mutableSpan
+        var sinkShareSpan = sinkShare.mutableSpan
+        try forward(
+            queries: queries.span, keys: keys.span, values: values.span, into: &outputSpan, logSumExp: &logSumExpSpan,
+            sinkShare: &sinkShareSpan)
+        return AttentionResult(output: output, logSumExp: logSumExp, sinkShare: sinkShare)
+    }
+
+    // MARK: - Spans
+
+    /// Computes the output.
+    public func forward<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>
+    ) throws(AttentionError) {
+        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+            try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
+                try values.withUnsafeBufferPointer { values throws(AttentionError) in
+                    try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                        try forward(queries: queries, keys: keys, values: values, into: output)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the output, the log-sum-exp and the sink share of every row.
+    public func forward<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>,
+        logSumExp: inout MutableSpan<Float>, sinkShare: inout MutableSpan<Float>
+    ) throws(AttentionError) {
+        try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
+            try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
+                try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+                    try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
+                        try values.withUnsafeBufferPointer { values throws(AttentionError) in
+                            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                                try forward(
+                                    queries: queries, keys: keys, values: values, into: output, logSumExp: logSumExp,
+                                    sinkShare: sinkShare)
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // MARK: - Unsafe buffers
+
+    /// Computes the output and, if asked, the log-sum-exp and the sink share of every row.
+    ///
+    /// - Parameters:
+    ///   - queries: as in the table above, like `keys` and `values` of any storage type.
+    ///   - output: of any storage type: 16-bit output is rounded once, from Float to nearest even.
+    ///   - logSumExp: nil: not wanted.
+    ///   - sinkShare: nil: not wanted.
+    public func forward<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: UnsafeBufferPointer<Input>, keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
+        into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
+        sinkShare: UnsafeMutableBufferPointer<Float>? = nil
+    ) throws(AttentionError) {
+        try checkInputCounts(queries.count, keys.count, values.count)
+        try checkCount("output", output.count, shape.outputCount)
+        if let logSumExp { try checkCount("logSumExp", logSumExp.count, shape.rowCount) }
+        if let sinkShare { try checkCount("sinkShare", sinkShare.count, shape.rowCount) }
+        // Without rows there is nothing to write; without keys there may be no addresses of keys and values.
+        guard let queries = queries.baseAddress, let output = output.baseAddress, shape.rowCount > 0 else { return }
+        try run(
+            ForwardTensors(
+                queries: queries, keys: keys.baseAddress ?? queries, values: values.baseAddress ?? queries,
+                inputStorage: Input.storage, output: output, outputStorage: Output.storage,
+                logSumExp: logSumExp?.baseAddress, sinkShare: sinkShare?.baseAddress))
+    }
+
+    // MARK: - Checks
+
+    private func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
+        try checkCount("queries", queries, shape.queryCount)
+        try checkCount("keys", keys, shape.keyCount)
+        try checkCount("values", values, shape.valueCount)
+    }
+
+    private func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
+        guard found == expected else {
+            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
+        }
+    }
+
+    // MARK: - Run
+
+    private func run(_ tensors: ForwardTensors) throws(AttentionError) {
+        let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
+        defer { workspace.give(back: buffer) }
+        if mask.allowed == nil, bias == nil {
+            run(tensors, mask: nil, bias: nil, memory: buffer.address)
+            return
+        }
+        (mask.allowed?.values ?? []).withUnsafeBytes { allowed in
+            (bias?.values ?? []).withUnsafeBufferPointer { bias in
+                run(
+                    tensors, mask: mask.allowed == nil ? nil : allowed.baseAddress?.assumingMemoryBound(to: UInt8.self),
+                    bias: self.bias == nil ? nil : bias.baseAddress, memory: buffer.address)
+            }
+        }
+    }
+
+    private func run(
+        _ tensors: ForwardTensors, mask: UnsafePointer<UInt8>?, bias: UnsafePointer<Float>?,
+        memory: UnsafeMutableRawPointer
+    ) {
+        let run = ForwardRun(attention: self, tensors: tensors, mask: mask, bias: bias, memory: memory)
+        if schedule.workers == 1 {
+            run.runGroups(0..<schedule.groups, slot: 0, worker: 0)
+        } else {
+            run.runWorkers()
+        }
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention.swift - an attention problem, checked once and run many times.
+
+/// Scaled dot-product attention with a sink logit per query head.
+///
+///     out[i] = sum_j p[i][j] v[j],    p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k]),    x[i][j] = scale q[i].k[j] + bias[i][j]
+///
+/// over the keys j that row i sees. Never holds a matrix of queries by keys: rows pass over blocks of keys with a running
+/// maximum and a running sum.
+///
+///     let shape = try AttentionShape(queryHeads: 12, queries: 1024, keys: 1024, headDimension: 64)
+///     let attention = try Attention(shape, sink: .softmax1, mask: .causal)
+///     let result = try attention.forward(queries: q, keys: k, values: v)
+///
+/// All arithmetic is in Float. The bits of a row do not depend on the kernel set, on threads, on other rows, heads and
+/// batch items, or on what lies in masked places.
+///
+/// *Edge cases*: a row that sees no key puts out 0, with log-sum-exp s and sink share 1 (0 for softmax, s = -inf). NaN or
+/// +inf in a visible score, or NaN in a visible value, makes that row NaN and no other. A score of -inf weighs 0.
+///
+/// Safe to use from several tasks at once.
+///
+/// *Sources*: softmax_1: Miller, "Attention Is Off By One", 2023. Learned sinks: OpenAI, gpt-oss, 2025. Running maximum and
+/// sum: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018. Tiles: Dao et al., "FlashAttention", 2022.
+public final class Attention: Sendable {
+    /// The dimensions.
+    public let shape: AttentionShape
+    /// What scores are multiplied by.
+    public let scale: Double
+    /// Which keys a row sees.
+    public let mask: AttentionMask
+    /// What is added to the scores, in natural units.
+    public let bias: BroadcastTensor<Float>?
+    /// The order of dimensions of queries, keys, values and output.
+    public let layout: AttentionLayout
+    /// Most threads that a call uses.
+    public let threads: Int
+    /// The kernels that calls use.
+    public let kernels: KernelSet
+    /// The memory that calls reuse.
+    public let workspace: AttentionWorkspace
+
+    let schedule: ForwardSchedule
+    let rows: TensorRows
+    private let uniformSink: Float
+    /// Empty if all heads have the uniform sink.
+    private let headSinks: [Float]
+
+    /// Checks and prepares a problem.
+    ///
+    /// - Parameters:
+    ///   - shape: the dimensions.
+    ///   - sink: where weight goes that no key deserves; one logit per query head.
+    ///   - mask: which keys a row sees.
+    ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
+    ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. A bias of -inf hides the key
+    ///     as a mask does.
+    ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` of a packed batch.
+    ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
+    ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
+    ///   - workspace: memory to share with others; nil: its own.
+    /// - Throws: ``AttentionError`` of kind `scale`, `sink`, `sinkCount`, `window`, `keyLength`, `keyLengthCount`,
+    ///   `broadcastExtent`, `threads`, `kernelSet`, or `memory`.
+    public convenience init(
+        _ shape: AttentionShape, sink: AttentionSink = .softmax1, mask: AttentionMask = .none, scale: Double? = nil,
+        bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int? = nil,
+        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+    ) throws(AttentionError) {
+        try self.init(
+            shape, sink: sink, mask: mask, scale: scale, bias: bias, layout: layout, threads: threads, kernels: kernels,
+            workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
+    }
+
+    /// With thresholds for threads, which tests lower so that small work is spread as well.
+    init(
+        _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask, scale: Double?,
+        bias: BroadcastTensor<Float>?,
+        layout: AttentionLayout?, threads: Int?, kernels: KernelSet?, workspace: AttentionWorkspace?,
+        nanosecondsPerWorker: Double,
+        nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
+    ) throws(AttentionError) {
+        uniformSink = try sink.uniformLogit() ?? 0
+        headSinks = try sink.checkedLogits(queryHeads: shape.queryHeads)
+        try mask.check(fits: shape)
+        try bias?.check("bias", fits: shape)
+        self.shape = shape
+        self.scale = try Self.checked(scale, shape)
+        self.mask = mask
+        self.bias = bias
+        self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)
+        self.threads = try Self.checked(threads: threads)
+        self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
+        self.workspace = workspace ?? AttentionWorkspace()
+        schedule = try ForwardSchedule(
+            shape, mask: mask, threads: self.threads, nanosecondsPerWorker: nanosecondsPerWorker,
+            nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
+        rows = TensorRows(shape, self.layout)
+    }
+
+    /// The sink logit of a query head, -inf for softmax.
+    public func sinkLogit(queryHead: Int) -> Float { headSinks.isEmpty ? uniformSink : headSinks[queryHead] }
+
+    /// Pairs of query and key, over batch and heads, that are seen before any boolean mask or bias.
+    package var visiblePairs: Double {
+        let perHead = schedule.sequences.reduce(0) { $0 + $1.visiblePairs }
+        return perHead * Double(shape.queryHeads) * (schedule.isUniform ? Double(shape.batch) : 1)
+    }
+
+    /// Threads that a call really uses.
+    package var threadsInUse: Int { schedule.workers }
+
+    private static func checked(_ scale: Double?, _ shape: AttentionShape) throws(AttentionError) -> Double {
+        guard let scale else { return 1 / Double(shape.headDimension).squareRoot() }
+        // Kernels multiply by Float(scale * log2(e)): 1.5 bounds the logarithm.
+        guard abs(scale) <= Double(Float.greatestFiniteMagnitude) / 1.5 else {
+            throw AttentionError(
+                .scale, "scale", expected: "a finite number within the range of Float", found: "\(scale)")
+        }
+        return scale
+    }
+
+    private static func checked(threads: Int?) throws(AttentionError) -> Int {
+        guard let threads else { return availableThreads() }
+        guard threads >= 1 else {
+            throw AttentionError(.threads, "threads", expected: "1 or more", found: "\(threads)")
+        }
+        return threads
+    }
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// AttentionError.swift - why a shape, an option or a tensor was refused.
+
+/// Why a shape, an option or a tensor was refused.
+///
+/// Every wrong input is found before any output is written. The description reads
+/// `queries: expected 768 elements, got 767`.
+public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertible {
+    /// What is wrong, for code that decides by it.
+    public enum Kind: Sendable, Hashable, CaseIterable {
+        /// A tensor does not have the number of elements its shape asks for.
+        case elementCount
+        /// A dimension is negative, zero where that has no meaning, or too large.
+        case dimension
+        /// The query heads are not a multiple of the key/value heads.
+        case headGroups
+        /// A product of dimensions does not fit into `Int`.
+        case overflow
+        /// The offsets of a packed batch do not start at 0, go down, or differ in number.
+        case offsets
+        /// The scale is NaN, infinite or beyond Float.
+        case scale
+        /// A sink logit is NaN or +inf, or the n of softmax_n is negative, NaN or infinite.
+        case sink
+        /// The number of sink logits is not the number of query heads.
+        case sinkCount
+        /// A window holds no key.
+        case window
+        /// A key length is negative or longer than the keys.
+        case keyLength
+        /// The number of key lengths is not the number of batch items.
+        case keyLengthCount
+        /// An extent of a broadcast tensor is neither 1 nor the shape's.
+        case broadcastExtent
+        /// A stride of a broadcast tensor is negative or leads outside its values.
+        case broadcastStride
+        /// No kernel set of that name runs on this CPU.
+        case kernelSet
+        /// Fewer than one thread.
+        case threads
+        /// The system has no memory for the workspace.
+        case memory
+    }
+
+    /// What is wrong.
+    public let kind: Kind
+    /// The argument's name, as in the call: `queries`, `headDimension`, `mask.keyLengths[2]`.
+    public let argument: String
+    /// What would have been right.
+    public let expected: String
+    /// What came.
+    public let found: String
+
+    public var description: String { "\(argument): expected \(expected), got \(found)" }
+
+    init(_ kind: Kind, _ argument: String, expected: String, found: String) {
+        self.kind = kind
+        self.argument = argument
+        self.expected = expected
+        self.found = found
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// ForwardSchedule.swift - how a forward pass is cut into items, and the memory that takes.
+
+import CKernels
+
+/// How the work of a forward pass is cut up. Made once per ``Attention``.
+///
+/// The keys and values of one (sequence, key/value head), a *group*, are packed once and read by all its query heads.
+/// Packed groups live in a few slots that are reused, so that memory does not grow with batch or heads.
+struct ForwardSchedule: Sendable {
+    /// One per sequence with queries, or a single one that stands for all.
+    let sequences: [SequencePlan]
+    let isUniform: Bool
+    /// Keys from one sequence to the next, if uniform.
+    let keysPerSequence: Int
+    /// Groups of all sequences.
+    let groups: Int
+    let keyValueHeads: Int
+    /// Query heads per group.
+    let groupHeads: Int
+    /// Query rows of one compute item.
+    let itemRows: Int
+    /// Threads worth waking.
+    let workers: Int
+    /// With several workers: whether each takes whole groups, packed for itself, or items of groups shared with others.
+    let takesWholeGroups: Bool
+    /// Packed groups in memory.
+    let slots: Int
+    /// First ticket of each sequence; empty if uniform.
+    let firstTickets: [Int]
+    /// What workers claim one by one: items, or runs of groups.
+    let tickets: Int
+    /// Groups of one ticket, if they are taken whole.
+    let groupsPerTicket: Int
+    let memory: Memory
+
+    /// Blocks of keys that one item packs: some 10 microseconds' work.
+    static let packItemBlocks = 4
+    /// Multiply-adds per nanosecond and thread, roughly, on a CPU with 256-bit vectors.
+    static let multiplyAddsPerNanosecond = 40.0
+    /// Waking a thread costs about 45 microseconds: each must have several times that to do.
+    static let nanosecondsPerWorker = 120_000.0
+    /// Groups of less work than this are taken whole: handing out their items would cost too much.
+    static let nanosecondsPerSharedGroup = 40_000.0
+    /// More workers than any CPU has hardware threads.
+    static let mostWorkers = 1024
+
+    init(
+        _ shape: AttentionShape, mask: AttentionMask, threads: Int,
+        nanosecondsPerWorker: Double = ForwardSchedule.nanosecondsPerWorker,
+        nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
+    ) throws(AttentionError) {
+        keysPerSequence = shape.keys
+        keyValueHeads = shape.keyValueHeads
+        groupHeads = shape.queryHeads / max(shape.keyValueHeads, 1)
+        isUniform = !shape.isPacked && mask.lengths == nil
+        sequences = shape.rowCount == 0 ? [] : Self.sequences(shape, mask, isUniform: isUniform)
+        groups = shape.rowCount == 0 ? 0 : (isUniform ? shape.batch : sequences.count) * keyValueHeads
+
+        let pairs = sequences.reduce(0) { $0 + $1.visiblePairs } * (isUniform ? Double(shape.batch) : 1)
+        let dimensions = Double(shape.headDimension + shape.valueDimension)
+        let nanoseconds = pairs * Double(shape.queryHeads) * dimensions / Self.multiplyAddsPerNanosecond
+        let worthWaking = min(nanoseconds / nanosecondsPerWorker, Double(Self.mostWorkers))
+        let most = min(threads, Int(worthWaking))
+        takesWholeGroups = nanoseconds < nanosecondsPerSharedGroup * Double(groups) && groups > most
+        let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanoseconds / Double(groups) + 1), 1e9)
+        groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * max(most, 1))))
+        itemRows = Self.itemRows(shape, workers: most)
+
+        var first: [Int] = []
+        var items = 0
+        for sequence in sequences {
+            if !isUniform { first.append(items) }
+            items += keyValueHeads * Self.items(of: sequence, rows: itemRows, heads: groupHeads)
+        }
+        if isUniform { items *= shape.batch }
+        firstTickets = takesWholeGroups ? [] : first
+        tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
+        workers = max(1, min(most, tickets))
+        slots = Self.slots(workers: workers, whole: takesWholeGroups, groups: groups, items: items)
+        memory = try Memory(shape, keys: sequences.reduce(0) { max($0, $1.keys) }, slots: slots, workers: workers)
+    }
+
+    private static func sequences(_ shape: AttentionShape, _ mask: AttentionMask, isUniform: Bool) -> [SequencePlan] {
+        (0..<(isUniform ? 1 : shape.batch)).compactMap { item in
+            let queryStart = shape.queryOffsets?[item] ?? item * shape.queries
+            let keyStart = shape.keyOffsets?[item] ?? item * shape.keys
+            let queries = shape.queryOffsets.map { $0[item + 1] - queryStart } ?? shape.queries
+            let keys = shape.keyOffsets.map { $0[item + 1] - keyStart } ?? shape.keys
+            guard queries > 0 else { return nil }
+            return SequencePlan(
+                item: item, queryStart: queryStart, keyStart: keyStart, queries: queries, keys: keys,
+                keyLength: mask.lengths?[item] ?? keys, mask: mask)
+        }
+    }
+
+    /// As many rows as stay in cache, fewer where several workers would otherwise run out of items.
+    private static func itemRows(_ shape: AttentionShape, workers: Int) -> Int {
+        var rows = QATTN_QUERY_BLOCK
+        while workers > 1, rows > 24, shape.rowCount / rows < 4 * workers { rows /= 2 }
+        return rows
+    }
+
+    /// Slots so that workers who finished a group need not wait for the others before they pack the next one.
+    private static func slots(workers: Int, whole: Bool, groups: Int, items: Int) -> Int {
+        if workers == 1 { return 1 }
+        if whole { return workers }
+        let itemsPerGroup = max(1, items / max(groups, 1))
+        return max(1, min(groups, max(2, 1 + (2 * workers + itemsPerGroup - 1) / itemsPerGroup)))
+    }
+
+    // MARK: - Items
+
+    static func packItems(of sequence: SequencePlan) -> Int {
+        (sequence.blocks.count + packItemBlocks - 1) / packItemBlocks
+    }
+
+    static func computeItems(of sequence: SequencePlan, rows: Int, heads: Int) -> Int {
+        (sequence.queries + rows - 1) / rows * heads
+    }
+
+    private static func items(of sequence: SequencePlan, rows: Int, heads: Int) -> Int {
+        packItems(of: sequence) + computeItems(of: sequence, rows: rows, heads: heads)
+    }
+
+    /// The keys and values of one sequence and head.
+    struct Group {
+        /// Counted over all sequences.
+        let number: Int
+        let sequence: SequencePlan
+        let keyValueHead: Int
+    }
+
+    func group(_ number: Int) -> Group {
+        let (index, head) = number.quotientAndRemainder(dividingBy: keyValueHeads)
+        guard isUniform else { return Group(number: number, sequence: sequences[index], keyValueHead: head) }
+        var sequence = sequences[0]
+        sequence.item = index
+        sequence.queryStart = index * sequence.queries
+        sequence.keyStart = index * keysPerSequence
+        return Group(number: number, sequence: sequence, keyValueHead: head)
+    }
+
+    /// The item behind a ticket: of its group, the number among pack items first and compute items after them.
+    func item(_ ticket: Int) -> (group: Group, item: Int) {
+        let index = isUniform ? 0 : sequenceIndex(ofTicket: ticket)
+        let perGroup = Self.items(of: sequences[index], rows: itemRows, heads: groupHeads)
+        let (groupInRun, item) = (ticket - (isUniform ? 0 : firstTickets[index])).quotientAndRemainder(
+            dividingBy: perGroup)
+        return (group(index * keyValueHeads + groupInRun), item)
+    }
+
+    /// The last sequence whose first ticket is not above this one.
+    private func sequenceIndex(ofTicket ticket: Int) -> Int {
+        var low = 0
+        var high = firstTickets.count
+        while high - low > 1 {
+            let middle = (low + high) / 2
+            if firstTickets[middle] <= ticket { low = middle } else { high = middle }
+        }
+        return low
+    }
+
+    // MARK: - Memory
+
+    /// Where the parts of a call's buffer are, in bytes: slots of packed keys and values, one workspace per worker, and
+    /// the counters that workers share.
+    struct Memory: Sendable {
+        let keyBytes, slotBytes, workspaceBytes: Int
+        let workspaces, counters, byteCount: Int
+
+        /// Apart far enough for CPUs that fetch cache lines in pairs.
+        static let counterStride = 128
+        /// One for tickets, and per slot the four of ``SlotCounters``.
+        static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
+
+        init(_ shape: AttentionShape, keys: Int, slots: Int, workers: Int) throws(AttentionError) {
+            keyBytes = Self.bytes(ofFloats: qattn_packed_key_count(keys, shape.headDimension))
+            let valueBytes = Self.bytes(ofFloats: qattn_packed_value_count(keys, shape.valueDimension))
+            workspaceBytes = Self.aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
+            slotBytes = keyBytes + valueBytes
+            // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
+            let (slotsBytes, overflow) = slotBytes.multipliedReportingOverflow(by: slots)
+            guard !overflow, slotsBytes < Int.max / 2 else {
+                throw AttentionError(
+                    .memory, "workspace", expected: "at most \(Int.max / 2) bytes",
+                    found: "\(slots) times \(slotBytes)")
+            }
+            workspaces = slotsBytes
+            counters = workspaces + workers * workspaceBytes
+            byteCount = counters + (workers > 1 ? Self.counterCount(slots: slots) * Self.counterStride : 0)
+        }
+
+        private static func aligned(_ bytes: Int) -> Int {
+            let alignment = QATTN_ALIGNMENT
+            return (bytes + alignment - 1) / alignment * alignment
+        }
+
+        private static func bytes(ofFloats count: Int) -> Int { aligned(count * MemoryLayout<Float>.size) }
+    }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// KernelSet.swift - the kernels of one instruction set.
+
+import CKernels
+
+#if canImport(Darwin)
+    import Darwin
+#elseif canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#endif
+
+/// The kernels of one instruction set: `portable`, `x86_64_v3`, `x86_64_v4` or `arm64_neon`.
+///
+/// All sets give the same bits; they differ in speed. The best one that the CPU runs is the default, unless the
+/// environment variable `QUIET_ATTENTION_KERNELS` names another.
+public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
+    /// Read only, and valid for ever.
+    nonisolated(unsafe) let functions: UnsafePointer<qattn_kernels>
+
+    /// The sets this CPU can run, best first. `portable` is always among them.
+    public static let available: [KernelSet] = {
+        var count = 0
+        let sets = qattn_available_kernels(&count)
+        return (0..<count).compactMap { sets?[$0].map(KernelSet.init(functions:)) }
+    }()
+
+    /// The features of this CPU that decide which sets run, such as `["avx2", "fma"]`.
+    public static var cpuFeatures: [String] {
+        String(cString: qattn_cpu_features()).split(separator: " ").map(String.init)
+    }
+
+    /// The set of that name.
+    ///
+    /// - Throws: ``AttentionError`` of kind `kernelSet` when there is none, or this CPU cannot run it.
+    public init(named name: String) throws(AttentionError) {
+        self = try Self.named(name, argument: "kernels")
+    }
+
+    /// `x86_64_v4`, ...
+    public var name: String { String(cString: functions.pointee.name) }
+
+    public var description: String { name }
+
+    private init(functions: UnsafePointer<qattn_kernels>) { self.functions = functions }
+
+    private static func named(_ name: String, argument: String) throws(AttentionError) -> KernelSet {
+        guard let set = available.first(where: { $0.name == name }) else {
+            throw AttentionError(
+                .kernelSet, argument, expected: "one of \(available.map(\.name).joined(separator: ", "))",
+                found: "\"\(name)\"")
+        }
+        return set
+    }
+
+    /// The name of the environment variable that forces the default.
+    static let environmentVariable = "QUIET_ATTENTION_KERNELS"
+
+    /// The set to use where none was asked for.
+    static func preferred() throws(AttentionError) -> KernelSet {
+        try preferred(forced: getenv(environmentVariable).map { String(cString: $0) })
+    }
+
+    /// The best set, or the one whose name the environment forces; an empty name forces nothing.
+    static func preferred(forced name: String?) throws(AttentionError) -> KernelSet {
+        guard let name, !name.isEmpty else { return available[0] }
+        return try named(name, argument: environmentVariable)
+    }
+}
