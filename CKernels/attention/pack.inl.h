@@ -11,28 +11,41 @@
 #include "attention/tile_size.h"
 #include "simd/half.h"
 
-/* A block of `count` keys, transposed 16 x 16. */
+/* packed[c][r] = key[r][c], for `columns` and `rows` of up to 16: a constant 16 for both leaves no test in the loops. */
+QATTN_INLINE void pack_key_tile(const void *key, ptrdiff_t stride, size_t rows, size_t columns, float *packed,
+                                qattn_storage storage) {
+    f32x16 tile[QATTN_LANES];
+    QATTN_UNROLL for (size_t r = 0; r < QATTN_LANES; r++)
+        tile[r] = r < rows ? f32x16_load_first(storage_at(key, (ptrdiff_t)r * stride, storage), columns, storage)
+                           : f32x16_splat(0);
+    f32x16_transpose(tile);
+    QATTN_UNROLL for (size_t c = 0; c < QATTN_LANES; c++) {
+        if (c < columns) f32x16_store(packed + c * QATTN_KEY_BLOCK, tile[c]);
+    }
+}
+
+/* A block of `count` keys. */
 QATTN_INLINE void pack_key_block(const qattn_pack_args *args, const void *keys, size_t count, float *packed,
                                  qattn_storage storage) {
     for (size_t j = 0; j < count; j += QATTN_LANES) {
+        const size_t rows = qattn_min(QATTN_LANES, count - j);
         for (size_t d = 0; d < args->head_dim; d += QATTN_LANES) {
             const size_t columns = qattn_min(QATTN_LANES, args->head_dim - d);
-            f32x16 tile[QATTN_LANES];
-            QATTN_UNROLL for (size_t r = 0; r < QATTN_LANES; r++) {
-                tile[r] = f32x16_splat(0);
-                if (j + r < count)
-                    tile[r] = f32x16_load_first(
-                        storage_at(keys, (ptrdiff_t)(j + r) * args->key_stride + (ptrdiff_t)d, storage), columns,
-                        storage);
-            }
-            f32x16_transpose(tile);
-            float *out = packed + d * QATTN_KEY_BLOCK + j;
-            if (columns == QATTN_LANES) {
-                QATTN_UNROLL for (size_t r = 0; r < QATTN_LANES; r++) f32x16_store(out + r * QATTN_KEY_BLOCK, tile[r]);
-            } else {
-                for (size_t r = 0; r < columns; r++) f32x16_store(out + r * QATTN_KEY_BLOCK, tile[r]);
-            }
+            const void *key = storage_at(keys, (ptrdiff_t)j * args->key_stride + (ptrdiff_t)d, storage);
+            float *const out = packed + d * QATTN_KEY_BLOCK + j;
+            if (rows == QATTN_LANES && columns == QATTN_LANES)
+                pack_key_tile(key, args->key_stride, QATTN_LANES, QATTN_LANES, out, storage);
+            else pack_key_tile(key, args->key_stride, rows, columns, out, storage);
         }
+    }
+}
+
+/* Asks for rows [0, count) of a tensor. Packing reads short pieces of many rows, which the hardware does not foresee. */
+QATTN_INLINE void prefetch_rows(const void *row, ptrdiff_t stride, size_t count, size_t dim, qattn_storage storage) {
+    enum { CACHE_LINE = 64 };
+    for (size_t j = 0; j < count; j++) {
+        const char *const bytes = storage_at(row, (ptrdiff_t)j * stride, storage);
+        for (size_t at = 0; at < dim * storage_size(storage); at += CACHE_LINE) __builtin_prefetch(bytes + at);
     }
 }
 
@@ -41,6 +54,11 @@ QATTN_INLINE void pack_storage(const qattn_pack_args *args, qattn_storage storag
     for (size_t block = args->block_begin; block < args->block_end; block++) {
         const size_t first = block * QATTN_KEY_BLOCK;
         const size_t count = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - first);
+        if (block + 1 < args->block_end) {
+            const size_t next = first + QATTN_KEY_BLOCK, next_count = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - next);
+            prefetch_rows(storage_at(args->keys, (ptrdiff_t)next * args->key_stride, storage), args->key_stride, next_count, args->head_dim, storage);
+            prefetch_rows(storage_at(args->values, (ptrdiff_t)next * args->value_stride, storage), args->value_stride, next_count, args->value_dim, storage);
+        }
         pack_key_block(args, storage_at(args->keys, (ptrdiff_t)first * args->key_stride, storage), count,
                        args->packed_keys + first * args->head_dim, storage);
         for (size_t j = first; j < first + count; j++) {

@@ -44,6 +44,8 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count,
         f32x16 p[BLOCK_VECTORS];
         QATTN_UNROLL for (size_t v = 0; v < count; v++) {
             p[v] = f32x16_exp2(t[i][v] - row_reference);
+            if (v + 1 < count) f32x16_in_order(&p[v], &t[i][v + 1]);
+            else if (i + 1 < TILE_ROWS) f32x16_in_order(&p[v], &t[i + 1][0]);
             f32x16_store(probabilities + i * QATTN_KEY_BLOCK + v * QATTN_LANES, p[v]);
         }
         /* Vectors beyond count are +0 and leave the sum as it is. */

@@ -20,6 +20,16 @@ QATTN_INLINE f32x16 f32x16_splat(float x) { return (f32x16)x; }
 QATTN_INLINE u32x16 f32x16_bits(f32x16 x) { return (u32x16)x; }
 QATTN_INLINE f32x16 f32x16_from_bits(u32x16 x) { return (f32x16)x; }
 
+/* Keeps what is made of *second behind the making of *first: left alone, the compiler interleaves the exponentials of a
+ * whole tile, 24 values and their intermediates, and spills most of them. No instruction results. */
+QATTN_INLINE void f32x16_in_order(f32x16 *first, f32x16 *second) {
+#if defined(QATTN_AVX512)
+    __asm__ volatile("" : "+v"(*first), "+v"(*second));
+#else
+    (void)first, (void)second;
+#endif
+}
+
 /* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
 QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }
 
@@ -116,17 +126,35 @@ ROWS_REDUCE(rows_sum, f32x16_add)
 /* The lane of rows_max and rows_sum that holds row i. */
 QATTN_INLINE size_t row_lane(size_t i) { return 2 * i; }
 
-/* x[i][j] becomes x[j][i]: four perfect shuffles of the rows. */
+/* x[i][j] becomes x[j][i]. Rounds 1 and 2 transpose 4 x 4 values inside every quarter of a register, rounds 3 and 4 the
+ * quarters: each shuffle is one instruction without an index operand. */
 QATTN_INLINE void f32x16_transpose(f32x16 x[16]) {
-    QATTN_UNROLL for (int round = 0; round < 4; round++) {
-        f32x16 y[16];
-        QATTN_UNROLL for (int i = 0; i < 8; i++) {
-            const f32x16 a = x[i], b = x[i + 8];
-            y[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            y[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        }
-        QATTN_UNROLL for (int i = 0; i < 16; i++) x[i] = y[i];
+    f32x16 y[16];
+    QATTN_UNROLL for (int i = 0; i < 16; i += 2) {
+        const f32x16 a = x[i], b = x[i + 1];
+        y[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        y[i + 1] = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     }
+    QATTN_UNROLL for (int i = 0; i < 16; i += 4) {
+        QATTN_UNROLL for (int c = 0; c < 2; c++) {
+            const f32x16 a = y[i + c], b = y[i + c + 2];
+            x[i + 2 * c] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+            x[i + 2 * c + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        }
+    }
+    /* Now quarter k of x[4 g + c] is column 4 k + c of rows 4 g ... 4 g + 3. */
+#define EVEN_QUARTERS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define ODD_QUARTERS(a, b)  __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+    QATTN_UNROLL for (int c = 0; c < 4; c++) {
+        const f32x16 even0 = EVEN_QUARTERS(x[c], x[c + 4]), even1 = EVEN_QUARTERS(x[c + 8], x[c + 12]);
+        const f32x16 odd0 = ODD_QUARTERS(x[c], x[c + 4]), odd1 = ODD_QUARTERS(x[c + 8], x[c + 12]);
+        x[c] = EVEN_QUARTERS(even0, even1);
+        x[c + 4] = EVEN_QUARTERS(odd0, odd1);
+        x[c + 8] = ODD_QUARTERS(even0, even1);
+        x[c + 12] = ODD_QUARTERS(odd0, odd1);
+    }
+#undef EVEN_QUARTERS
+#undef ODD_QUARTERS
 }
 
 #endif
