@@ -20,7 +20,7 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case offsets
         /// The scale is NaN, infinite or beyond Float.
         case scale
-        /// A sink logit is NaN or +inf, or the n of softmax_n is negative, NaN or infinite.
+        /// A sink logit is NaN, +inf or near it, or the n of softmax_n is negative, NaN or infinite.
         case sink
         /// The number of sink logits is not the number of query heads.
         case sinkCount

@@ -11,26 +11,30 @@
 /// A key that a row does not see is never read into that row: NaN there does no harm. Blocks of keys that no row sees
 /// cost nothing.
 public struct AttentionMask: Sendable {
-    /// Keys before the diagonal that are seen; nil: all.
-    let before: Int?
-    /// Keys after the diagonal that are seen; nil: all.
-    let after: Int?
+    private enum Band {
+        /// Keys seen before and after the diagonal; nil: all.
+        case around(before: Int?, after: Int?)
+        /// The keys that end with the diagonal.
+        case last(Int)
+    }
+
+    private let band: Band
     private(set) var lengths: [Int]?
     private(set) var allowed: BroadcastTensor<Bool>?
 
     /// Every row sees every key.
-    public static let none = AttentionMask(before: nil, after: nil)
+    public static let none = AttentionMask(band: .around(before: nil, after: nil))
 
     /// Row i sees the keys up to and including the diagonal: `j <= i + keys - queries`.
     ///
     /// *Edge case*: with more queries than keys the first rows see no key.
-    public static let causal = AttentionMask(before: nil, after: 0)
+    public static let causal = AttentionMask(band: .around(before: nil, after: 0))
 
     /// A causal sliding window: row i sees the last `keys` keys that end with the diagonal, itself included.
     ///
     /// - Parameter keys: width, 1 and up; ``Attention`` refuses less with kind `window`.
     public static func window(_ keys: Int) -> AttentionMask {
-        AttentionMask(before: keys == Int.min ? Int.min : keys - 1, after: 0)
+        AttentionMask(band: .last(keys))
     }
 
     /// A sliding window: row i sees the diagonal, `before` keys to its left and `after` keys to its right.
@@ -39,7 +43,7 @@ public struct AttentionMask: Sendable {
     ///   - before: 0 and up; nil: all to the left.
     ///   - after: 0 and up; nil: all to the right. ``Attention`` refuses negative numbers with kind `window`.
     public static func window(before: Int?, after: Int?) -> AttentionMask {
-        AttentionMask(before: before, after: after)
+        AttentionMask(band: .around(before: before, after: after))
     }
 
     /// The same mask, where batch item b has only its first `lengths[b]` keys; the rest is padding.
@@ -58,21 +62,19 @@ public struct AttentionMask: Sendable {
         return mask
     }
 
-    private init(before: Int?, after: Int?) {
-        self.before = before
-        self.after = after
-    }
+    private init(band: Band) { self.band = band }
 
     /// Checks windows, lengths and extents against the shape.
     func check(fits shape: AttentionShape) throws(AttentionError) {
-        // A causal window of w keys has w - 1 before the diagonal.
-        if let before, before < 0 {
-            throw AttentionError(
-                .window, "mask.window", expected: "a window of 1 key or more", found: "\(before) keys before its own")
-        }
-        if let after, after < 0 {
-            throw AttentionError(
-                .window, "mask.window", expected: "a window of 1 key or more", found: "\(after) keys after its own")
+        switch band {
+        case .last(let keys):
+            guard keys >= 1 else {
+                throw AttentionError(.window, "mask.window", expected: "1 key or more", found: "\(keys)")
+            }
+        case .around(let before, let after):
+            for (name, keys) in [("before", before ?? 0), ("after", after ?? 0)] where keys < 0 {
+                throw AttentionError(.window, "mask.window.\(name)", expected: "0 keys or more", found: "\(keys)")
+            }
         }
         if let lengths { try check(lengths, shape) }
         try allowed?.check("mask.allowing", fits: shape)
@@ -102,8 +104,15 @@ public struct AttentionMask: Sendable {
     /// -2^40: cutting there changes nothing and keeps every sum within Int.
     func offsets(queries: Int, keys: Int) -> (first: Int, last: Int) {
         let diagonal = keys - queries
-        let first = before.map { diagonal - min($0, Self.unbounded) } ?? -Self.unbounded
-        let last = after.map { diagonal + min($0, Self.unbounded) + 1 } ?? Self.unbounded
+        var (first, last) = (-Self.unbounded, Self.unbounded)
+        switch band {
+        case .last(let width):
+            last = diagonal + 1
+            first = last - min(width, Self.unbounded)
+        case .around(let before, let after):
+            if let before { first = diagonal - min(before, Self.unbounded) }
+            if let after { last = diagonal + min(after, Self.unbounded) + 1 }
+        }
         return (max(first, -Self.unbounded), min(last, Self.unbounded))
     }
 }

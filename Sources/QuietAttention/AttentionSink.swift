@@ -25,8 +25,12 @@ public enum AttentionSink: Sendable, Hashable {
     case softmax1
     /// s = log n: softmax_n, `e^x[j] / (n + sum_k e^x[k])`, for a finite real n >= 0; n = 0 is softmax, n = 1 softmax_1.
     case softmaxN(Double)
-    /// One logit per query head, in natural units; -inf makes that head a softmax. NaN and +inf are refused.
+    /// One logit per query head, in natural units; -inf makes that head a softmax. NaN and what exceeds
+    /// ``largestLogit`` are refused.
     case logits([Float])
+
+    /// Largest logit: kernels multiply logits by log2(e), and the product must be finite.
+    public static let largestLogit: Float = 2.3e38
 
     /// The logit of a sink that is the same for all heads; nil: one per head.
     func uniformLogit() throws(AttentionError) -> Float? {
@@ -50,8 +54,10 @@ public enum AttentionSink: Sendable, Hashable {
                 .sinkCount, "sink.logits", expected: "\(queryHeads) logits, one per query head",
                 found: "\(logits.count)")
         }
-        for (head, logit) in logits.enumerated() where logit.isNaN || logit == .infinity {
-            throw AttentionError(.sink, "sink.logits[\(head)]", expected: "a finite number or -inf", found: "\(logit)")
+        for (head, logit) in logits.enumerated() where !(logit <= Self.largestLogit) {
+            throw AttentionError(
+                .sink, "sink.logits[\(head)]", expected: "a number up to \(Self.largestLogit) or -inf",
+                found: "\(logit)")
         }
         return logits
     }

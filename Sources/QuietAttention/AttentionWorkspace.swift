@@ -26,6 +26,15 @@ public final class AttentionWorkspace: Sendable {
         var idle: [Buffer] = []
         /// Of all buffers, idle or in use.
         var byteCount = 0
+
+        /// The smallest idle buffer of at least so many bytes: large ones stay for large calls.
+        func indexOfSmallest(byteCount: Int) -> Int? {
+            var best: Int?
+            for index in idle.indices where idle[index].byteCount >= byteCount {
+                if best.map({ idle[index].byteCount < idle[$0].byteCount }) ?? true { best = index }
+            }
+            return best
+        }
     }
 
     private let pool = Mutex(Pool())
@@ -52,9 +61,7 @@ public final class AttentionWorkspace: Sendable {
     /// A buffer of at least so many bytes, aligned for the kernels, contents irrelevant.
     func take(byteCount: Int) throws(AttentionError) -> Buffer {
         let (found, outgrown) = pool.withLock { pool -> (Buffer?, Buffer?) in
-            if let index = pool.idle.lastIndex(where: { $0.byteCount >= byteCount }) {
-                return (pool.idle.remove(at: index), nil)
-            }
+            if let index = pool.indexOfSmallest(byteCount: byteCount) { return (pool.idle.remove(at: index), nil) }
             // All idle ones are too small: replace one, so that the number of buffers stays that of concurrent calls.
             let outgrown = pool.idle.popLast()
             pool.byteCount += byteCount - (outgrown?.byteCount ?? 0)

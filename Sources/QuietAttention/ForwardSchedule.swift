@@ -63,7 +63,7 @@ struct ForwardSchedule: Sendable {
         let worthWaking = min(nanoseconds / nanosecondsPerWorker, Double(Self.mostWorkers))
         let most = min(threads, Int(worthWaking))
         takesWholeGroups = nanoseconds < nanosecondsPerSharedGroup * Double(groups) && groups > most
-        let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanoseconds / Double(groups) + 1), 1e9)
+        let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanoseconds / Double(max(groups, 1)) + 1), 1e9)
         groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * max(most, 1))))
         itemRows = Self.itemRows(shape, workers: most)
 
