@@ -15,6 +15,7 @@
 #ifndef QATTN_FORWARD_INL_H
 #define QATTN_FORWARD_INL_H
 
+#include "attention/prefetch.inl.h"
 #include "attention/softmax.inl.h"
 #include "simd/half.h"
 
@@ -23,6 +24,8 @@ typedef struct forward_workspace {
     float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
     row_state state, chunk; /* the sums so far, and those of the chunk at hand */
     size_t head_lanes, value_lanes, rows, tiles;
+    prefetch_cursor upcoming[QATTN_UPCOMING];
+    size_t upcoming_share[QATTN_UPCOMING]; /* lines to ask for with each tile and block */
 } forward_workspace;
 
 /* A tile's share of the work on one block. */
@@ -169,18 +172,32 @@ static __attribute__((noinline)) void QATTN_FUNCTION(tile_masked)(tile_task *tas
     tile_all_values(task, first);
 }
 
+/* The block of packed rows that follows the one at `packed`: adjacent, so one long row. */
+QATTN_INLINE prefetch_cursor following_block(const float *packed, size_t row_floats, size_t blocks) {
+    const size_t floats = QATTN_KEY_BLOCK * row_floats;
+    return prefetch_begin((qattn_upcoming_rows){packed + floats, 0, blocks, floats * sizeof(float)});
+}
+
 /* One block against every tile. */
-QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspace *ws, size_t block) {
+QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspace *ws, size_t block, size_t block_end) {
     const size_t block_first = block * QATTN_KEY_BLOCK, block_last = block_first + QATTN_KEY_BLOCK;
     tile_task task = {.keys = args->packed_keys + block_first * args->head_dim,
                       .values = args->packed_values + block_first * ws->value_lanes,
                       .head_dim = args->head_dim,
                       .head_lanes = ws->head_lanes,
                       .value_lanes = ws->value_lanes};
+    /* The next block comes from memory or L3 while this one is at work: each tile asks for a share of it. */
+    const size_t following = block + 1 < block_end;
+    prefetch_cursor next[2] = {following_block(task.keys, args->head_dim, following),
+                               following_block(task.values, ws->value_lanes, following)};
+    size_t shares[2];
+    for (size_t n = 0; n < 2; n++) shares[n] = (prefetch_line_count(&next[n]) + ws->tiles - 1) / ws->tiles;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
         const size_t i = tile * TILE_ROWS, row = args->query_begin + i;
         const size_t count = qattn_min(TILE_ROWS, ws->rows - i);
         const key_range top = row_keys(args, row), bottom = row_keys(args, row + count - 1);
+        for (size_t n = 0; n < sizeof next / sizeof *next; n++) prefetch_lines(&next[n], shares[n]);
+        for (size_t n = 0; n < QATTN_UPCOMING; n++) prefetch_lines(&ws->upcoming[n], ws->upcoming_share[n]);
         if (top.first >= (ptrdiff_t)block_last || bottom.last <= (ptrdiff_t)block_first) continue;
         task.queries = ws->queries + i * ws->head_lanes;
         task.maximum = ws->chunk.maximum + tile * QATTN_LANES;
@@ -291,12 +308,17 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t block_begin = (size_t)first / QATTN_KEY_BLOCK;
     const size_t block_end = last > first ? ((size_t)last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK : block_begin;
     const size_t chunk_blocks = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK;
+    const size_t tile_blocks = ws.tiles * (block_end - block_begin);
+    for (size_t n = 0; n < QATTN_UPCOMING && tile_blocks; n++) {
+        ws.upcoming[n] = prefetch_begin(args->upcoming[n]);
+        ws.upcoming_share[n] = (prefetch_line_count(&ws.upcoming[n]) + tile_blocks - 1) / tile_blocks;
+    }
     const bool one_chunk = block_begin / chunk_blocks == (block_end ? block_end - 1 : 0) / chunk_blocks;
     if (!one_chunk) reset_state(ws.state, &ws);
     for (size_t block = block_begin; block < block_end || block == block_begin;) {
         const size_t chunk_end = qattn_min(block_end, (block / chunk_blocks + 1) * chunk_blocks);
         reset_state(ws.chunk, &ws);
-        for (; block < chunk_end; block++) forward_block(args, &ws, block);
+        for (; block < chunk_end; block++) forward_block(args, &ws, block, block_end);
         if (!one_chunk) merge_chunk(ws.state, ws.chunk, rows, ws.value_lanes);
         if (block_end == block_begin) break;
     }

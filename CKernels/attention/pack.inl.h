@@ -9,7 +9,16 @@
 #define QATTN_PACK_INL_H
 
 #include "attention/tile_size.h"
+#include "attention/prefetch.inl.h"
 #include "simd/half.h"
+
+QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row, size_t rows, size_t dim,
+                                  qattn_storage storage) {
+    const size_t size = storage_size(storage);
+    prefetch_cursor cursor = prefetch_begin((qattn_upcoming_rows){
+        storage_at(base, (ptrdiff_t)row * stride, storage), stride * (ptrdiff_t)size, rows, dim * size});
+    prefetch_lines(&cursor, SIZE_MAX);
+}
 
 /* packed[c][r] = key[r][c], for `columns` and `rows` of up to 16: a constant 16 for both leaves no test in the loops. */
 QATTN_INLINE void pack_key_tile(const void *key, ptrdiff_t stride, size_t rows, size_t columns, float *packed,
@@ -40,24 +49,16 @@ QATTN_INLINE void pack_key_block(const qattn_pack_args *args, const void *keys, 
     }
 }
 
-/* Asks for rows [0, count) of a tensor. Packing reads short pieces of many rows, which the hardware does not foresee. */
-QATTN_INLINE void prefetch_rows(const void *row, ptrdiff_t stride, size_t count, size_t dim, qattn_storage storage) {
-    enum { CACHE_LINE = 64 };
-    for (size_t j = 0; j < count; j++) {
-        const char *const bytes = storage_at(row, (ptrdiff_t)j * stride, storage);
-        for (size_t at = 0; at < dim * storage_size(storage); at += CACHE_LINE) __builtin_prefetch(bytes + at);
-    }
-}
-
 QATTN_INLINE void pack_storage(const qattn_pack_args *args, qattn_storage storage) {
     const size_t value_lanes = qattn_round_up(args->value_dim, QATTN_LANES);
     for (size_t block = args->block_begin; block < args->block_end; block++) {
         const size_t first = block * QATTN_KEY_BLOCK;
         const size_t count = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - first);
+        /* Packing reads short pieces of many rows, which the hardware does not foresee. */
         if (block + 1 < args->block_end) {
-            const size_t next = first + QATTN_KEY_BLOCK, next_count = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - next);
-            prefetch_rows(storage_at(args->keys, (ptrdiff_t)next * args->key_stride, storage), args->key_stride, next_count, args->head_dim, storage);
-            prefetch_rows(storage_at(args->values, (ptrdiff_t)next * args->value_stride, storage), args->value_stride, next_count, args->value_dim, storage);
+            const size_t next = first + QATTN_KEY_BLOCK, rows = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - next);
+            prefetch_tensor(args->keys, args->key_stride, next, rows, args->head_dim, storage);
+            prefetch_tensor(args->values, args->value_stride, next, rows, args->value_dim, storage);
         }
         pack_key_block(args, storage_at(args->keys, (ptrdiff_t)first * args->key_stride, storage), count,
                        args->packed_keys + first * args->head_dim, storage);

@@ -26,6 +26,7 @@ enum {
     QATTN_KEY_BLOCK = 64,  /* keys that share one rescaling of a row */
     QATTN_KEY_CHUNK = 1024, /* keys summed from an empty state; chunks merge from left to right */
     QATTN_QUERY_BLOCK = 96, /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_UPCOMING = 4,    /* tensors that forward may be told about in advance */
     QATTN_ALIGNMENT = 64   /* bytes, for packed keys, packed values and workspace */
 };
 
@@ -46,6 +47,14 @@ typedef struct qattn_pack_args {
     size_t block_begin, block_end;
     float *packed_keys, *packed_values;
 } qattn_pack_args;
+
+/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes to
+ * answer. Never needed for the result; base may be NULL. */
+typedef struct qattn_upcoming_rows {
+    const void *base;
+    ptrdiff_t stride_bytes;
+    size_t rows, row_bytes;
+} qattn_upcoming_rows;
 
 /* Rows [query_begin, query_end) of one query head, at most QATTN_QUERY_BLOCK of them. Row pointers (queries, out, lse,
  * sink_share, mask, bias) are to row 0. Row i sees the keys j with
@@ -73,6 +82,7 @@ typedef struct qattn_forward_args {
     qattn_storage out_storage; /* rounded to nearest even from float32 */
     float *lse;                /* [seq_q], adjacent, sink included, natural units; or NULL */
     float *sink_share;         /* [seq_q], adjacent; or NULL */
+    qattn_upcoming_rows upcoming[QATTN_UPCOMING];
     float *workspace;          /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
 
