@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// DirectCall.swift - one head through the C interface, every tensor beside a page that may not be touched.
+
+import CKernels
+import TestSupport
+
+/// A kernel set of the C interface.
+struct KernelTable: Sendable, CustomStringConvertible {
+    /// Read only, and valid for ever.
+    nonisolated(unsafe) let functions: UnsafePointer<qattn_kernels>
+
+    static let available: [KernelTable] = {
+        var count = 0
+        let sets = qattn_available_kernels(&count)!
+        return (0..<count).map { KernelTable(functions: sets[$0]!) }
+    }()
+
+    var description: String { String(cString: functions.pointee.name) }
+}
+
+/// How a head is given to the kernels.
+struct DirectCall: Sendable {
+    var guardSide = GuardedBuffer<UInt8>.Side.after
+    /// Elements between the rows of queries, keys, values and output.
+    var padding = 0
+    var storage = AttentionCase.StorageChoice.float32
+    var outStorage = AttentionCase.StorageChoice.float32
+    /// Distance of a mask's or bias's entries.
+    var keyStride = 1
+    /// Rows per call of the forward function, 96 at most.
+    var rowsPerCall = Int(QATTN_QUERY_BLOCK)
+}
+
+extension AttentionCase.StorageChoice {
+    var kernelStorage: qattn_storage {
+        switch self {
+        case .float32: QATTN_FLOAT32
+        case .float16: QATTN_FLOAT16
+        case .bfloat16: QATTN_BFLOAT16
+        }
+    }
+}
+
+extension DirectCall {
+    /// Runs `problem`; throws when something outside of the outputs was written.
+    func run(_ problem: HeadProblem, _ kernels: KernelTable) throws -> AttentionOutputs {
+        let packed = pack(problem, kernels)
+        let (rows, dimension) = (problem.queryCount, problem.valueDimension)
+        let queries = StoredRows(
+            problem.queries, width: problem.headDimension, padding: padding, storage: storage, guard: guardSide)
+        let out = StoredRows(
+            [Float](repeating: 0x1.23p4, count: rows * dimension), width: dimension, padding: padding,
+            storage: outStorage, guard: guardSide)
+        let logSumExp = floats([Float](repeating: .nan, count: rows))
+        let sinkShare = floats([Float](repeating: .nan, count: rows))
+        let mask = problem.allowed.map { GuardedBuffer(spread($0.map { $0 ? 0x80 : 0 }), guard: guardSide) }
+        let bias = problem.bias.map { floats(spread($0)) }
+        let workspace = floats(
+            [Float](
+                repeating: .nan,
+                count: qattn_forward_workspace(problem.headDimension, problem.valueDimension) / 4))
+        for first in stride(from: 0, to: rows, by: rowsPerCall) {
+            var arguments = qattn_forward_args()
+            arguments.queries = UnsafeRawPointer(queries.start)
+            arguments.query_stride = queries.stride
+            arguments.query_storage = storage.kernelStorage
+            arguments.packed_keys = UnsafePointer(packed.keys.start)
+            arguments.packed_values = UnsafePointer(packed.values.start)
+            arguments.query_begin = first
+            arguments.query_end = min(first + rowsPerCall, rows)
+            arguments.seq_kv = problem.keyLength
+            arguments.head_dim = problem.headDimension
+            arguments.value_dim = dimension
+            arguments.scale = problem.scale
+            arguments.sink = problem.sink
+            arguments.first_key_offset = problem.firstKeyOffset
+            arguments.last_key_offset = problem.lastKeyOffset
+            arguments.mask = mask.map { UnsafePointer($0.start) }
+            arguments.mask_query_stride = problem.keyCount * keyStride
+            arguments.mask_key_stride = keyStride
+            arguments.bias = bias.map { UnsafePointer($0.start) }
+            arguments.bias_query_stride = problem.keyCount * keyStride
+            arguments.bias_key_stride = keyStride
+            arguments.out = out.start
+            arguments.out_stride = out.stride
+            arguments.out_storage = outStorage.kernelStorage
+            arguments.lse = logSumExp.start
+            arguments.sink_share = sinkShare.start
+            arguments.workspace = workspace.start
+            kernels.functions.pointee.forward(&arguments)
+        }
+        guard out.isIntactOutsideRows, logSumExp.slackIsIntact, sinkShare.slackIsIntact, workspace.slackIsIntact,
+            packed.keys.slackIsIntact, packed.values.slackIsIntact, queries.isIntactOutsideRows
+        else { throw TestFailure("\(kernels) wrote beside its outputs") }
+        return AttentionOutputs(output: out.values, logSumExp: logSumExp.array, sinkShare: sinkShare.array)
+    }
+
+    /// Packs the head in two calls, so that a block's place does not depend on where a call starts. What the kernels do
+    /// not write stays NaN.
+    private func pack(
+        _ problem: HeadProblem, _ kernels: KernelTable
+    ) -> (keys: GuardedBuffer<Float>, values: GuardedBuffer<Float>) {
+        let (length, dimension) = (problem.keyLength, problem.valueDimension)
+        let keys = StoredRows(
+            problem.keys.rows(0, length, problem.headDimension), width: problem.headDimension, padding: padding,
+            storage: storage, guard: guardSide)
+        let values = StoredRows(
+            problem.values.rows(0, length, dimension), width: dimension, padding: padding, storage: storage,
+            guard: guardSide)
+        let packedKeys = floats(
+            [Float](repeating: .nan, count: qattn_packed_key_count(length, problem.headDimension)))
+        let packedValues = floats([Float](repeating: .nan, count: qattn_packed_value_count(length, dimension)))
+        let blocks = (length + Int(QATTN_KEY_BLOCK) - 1) / Int(QATTN_KEY_BLOCK)
+        for part in [0..<blocks / 2, blocks / 2..<blocks] where !part.isEmpty {
+            var arguments = qattn_pack_args()
+            arguments.keys = UnsafeRawPointer(keys.start)
+            arguments.values = UnsafeRawPointer(values.start)
+            arguments.key_stride = keys.stride
+            arguments.value_stride = values.stride
+            arguments.storage = storage.kernelStorage
+            arguments.seq_kv = length
+            arguments.head_dim = problem.headDimension
+            arguments.value_dim = dimension
+            arguments.block_begin = part.lowerBound
+            arguments.block_end = part.upperBound
+            arguments.packed_keys = packedKeys.start
+            arguments.packed_values = packedValues.start
+            kernels.functions.pointee.pack(&arguments)
+        }
+        return (packedKeys, packedValues)
+    }
+
+    private func floats(_ values: [Float]) -> GuardedBuffer<Float> {
+        GuardedBuffer(values, guard: guardSide == .after ? .after : .before)
+    }
+
+    /// Entries `keyStride` apart. What lies between them would show: a mask of 1, a bias of NaN.
+    private func spread(_ mask: [UInt8]) -> [UInt8] { spread(mask, between: 1) }
+    private func spread(_ bias: [Float]) -> [Float] { spread(bias, between: .nan) }
+
+    private func spread<Element>(_ entries: [Element], between filler: Element) -> [Element] {
+        guard keyStride > 1, !entries.isEmpty else { return entries }
+        let spread = entries.flatMap { [$0] + [Element](repeating: filler, count: keyStride - 1) }
+        return spread.dropLast(keyStride - 1)
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// ForwardTests.swift - every kernel set against the reference, bit for bit, over the cases of ForwardCases.swift.
+
+import QuietAttention
+import TestSupport
+import Testing
+
+@Suite struct ForwardTests {
+    @Test("sizes", arguments: kernelSets, ForwardCases.sizes)
+    func sizes(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("dimensions", arguments: kernelSets, ForwardCases.dimensions)
+    func dimensions(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("empty work", arguments: kernelSets, ForwardCases.empty)
+    func emptyWork(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("input families and sinks", arguments: kernelSets, ForwardCases.families)
+    func families(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("chunks of every family", arguments: kernelSets, ForwardCases.chunks)
+    func chunks(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("scales", arguments: kernelSets, ForwardCases.scales)
+    func scales(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("storage types and layouts", arguments: kernelSets, ForwardCases.storages)
+    func storages(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("grouped heads", arguments: kernelSets, ForwardCases.heads)
+    func heads(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("causal masks and windows", arguments: kernelSets, ForwardCases.geometries)
+    func geometries(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("key lengths", arguments: kernelSets, ForwardCases.lengths)
+    func lengths(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("boolean masks", arguments: kernelSets, ForwardCases.masks)
+    func masks(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("biases", arguments: kernelSets, ForwardCases.biases)
+    func biases(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    @Test("mixtures", arguments: kernelSets, ForwardCases.mixtures)
+    func mixtures(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// GuardTests.swift - the C interface with every tensor at the edge of its memory, rows apart, and any storage type.
+
+import TestSupport
+import Testing
+
+@Suite struct GuardTests {
+    static let shapes: [AttentionCase] = [
+        AttentionCase(queries: 1, keys: 1, headDimension: 1),
+        AttentionCase(queries: 7, keys: 17, headDimension: 15, valueDimension: 17),
+        AttentionCase(queries: 5, keys: 63, headDimension: 16, valueDimension: 15) { $0.geometry = .causal },
+        AttentionCase(queries: 6, keys: 64, headDimension: 3, valueDimension: 33) { $0.allowed = .random },
+        AttentionCase(queries: 13, keys: 65, headDimension: 33, valueDimension: 1) { $0.bias = .excluding },
+        AttentionCase(queries: 97, keys: 70, headDimension: 8, valueDimension: 64) {
+            ($0.allowed, $0.bias, $0.geometry) = (.rowsWithout, .normal, .window(20))
+        },
+        AttentionCase(queries: 3, keys: 1030, headDimension: 17, valueDimension: 47) {
+            ($0.allowed, $0.bias, $0.sink) = (.blocksWithout, .excluding, .amid)
+        },
+        AttentionCase(queries: 33, keys: 20, headDimension: 80, valueDimension: 96) { $0.geometry = .causal },
+    ]
+
+    @Test("tensors end and start at unmapped pages", arguments: KernelTable.available, shapes)
+    func guardPages(kernels: KernelTable, shape: AttentionCase) throws {
+        let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
+        let expected = problem.reference
+        for call in [
+            DirectCall(), DirectCall(guardSide: .before), DirectCall(padding: 5),
+            DirectCall(guardSide: .before, padding: 1, keyStride: 3), DirectCall(keyStride: 2, rowsPerCall: 7),
+        ] {
+            let actual = try call.run(problem, kernels)
+            try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")
+        }
+    }
+}

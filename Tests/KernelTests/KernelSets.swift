@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// KernelSets.swift - the kernel sets that tests run, the comparison they share, and the test that none was left out.
+
+import CKernels
+import QuietAttention
+import Synchronization
+import TestSupport
+import Testing
+
+/// The argument of every test that runs kernels.
+let kernelSets = KernelSet.available
+
+/// The names of the sets that a comparison ran.
+private let setsCompared = Mutex<Set<String>>([])
+
+/// Throws unless the kernel set gives the reference's bits for the case.
+func requireReferenceBits(_ shape: AttentionCase, _ kernels: KernelSet, threads: Int = 1) throws {
+    let solved = shape.solved
+    let actual = try shape.run(solved.inputs, kernels: kernels, threads: threads)
+    setsCompared.withLock { _ = $0.insert(kernels.name) }
+    try requireSameBits(
+        actual, solved.expected, valueDimension: shape.valueDimension, "\(kernels), \(threads) threads: \(shape)")
+}
+
+@Suite struct CoverageTests {
+    @Test func everyKernelSetOfThisCPUIsCompared() throws {
+        var count = 0
+        let offered = qattn_available_kernels(&count)!
+        let names = (0..<count).map { String(cString: offered[$0]!.pointee.name) }
+        #expect(kernelSets.map(\.name) == names)
+        #expect(KernelTable.available.map(\.description) == names)
+        #expect(Set(names) == namesExpected)
+
+        for kernels in kernelSets {
+            try requireReferenceBits(AttentionCase(queries: 2, keys: 3, headDimension: 4), kernels)
+        }
+        #expect(setsCompared.withLock { $0 } == Set(names))
+    }
+
+    /// The sets that this CPU's features ask for, in the words of the features rather than the dispatcher's.
+    private var namesExpected: Set<String> {
+        let features = Set(KernelSet.cpuFeatures)
+        var names: Set = ["portable"]
+        #if arch(x86_64)
+            if features.isSuperset(of: ["avx2", "fma"]) { names.insert("x86_64_v3") }
+            if features.contains("avx512f") { names.insert("x86_64_v4") }
+        #elseif arch(arm64)
+            if features.contains("neon") { names.insert("arm64_neon") }
+        #endif
+        return names
+    }
+}

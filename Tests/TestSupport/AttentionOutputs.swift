@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// AttentionOutputs.swift - what a forward pass gives, and what the reference gives for a case.
+
+import AttentionReference
+
+/// Outputs of a head or of a whole case, in [batch][query heads][queries] order.
+public struct AttentionOutputs: Sendable, Equatable {
+    public var output, logSumExp, sinkShare: [Float]
+    public init(output: [Float], logSumExp: [Float], sinkShare: [Float]) {
+        self.output = output
+        self.logSumExp = logSumExp
+        self.sinkShare = sinkShare
+    }
+}
+
+/// Throws unless the bits of all outputs are equal.
+public func requireSameBits(
+    _ actual: AttentionOutputs, _ expected: AttentionOutputs, valueDimension: Int,
+    _ context: @autoclosure () -> String
+) throws {
+    let rows = expected.logSumExp.count
+    try requireSameBits("out", actual.output, expected.output, extents: [rows, valueDimension], context())
+    try requireSameBits("lse", actual.logSumExp, expected.logSumExp, context())
+    try requireSameBits("sink share", actual.sinkShare, expected.sinkShare, context())
+}
+
+extension AttentionCase {
+    public func referenceProblem(_ inputs: AttentionInputs) -> ReferenceProblem {
+        var problem = ReferenceProblem(
+            batch: batch, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: queries, keys: keys,
+            headDimension: headDimension, valueDimension: valueDimension, scale: inputs.scale, sinks: inputs.sinks)
+        (problem.firstKeyOffset, problem.lastKeyOffset) = keyOffsets
+        problem.keyLengths = inputs.keyLengths
+        problem.allowed = inputs.allowed.map { ReferenceBroadcast($0.values, extents: $0.extents) }
+        problem.bias = inputs.bias.map { ReferenceBroadcast($0.values, extents: $0.extents) }
+        return problem
+    }
+
+    /// What every kernel set gives, bit for bit.
+    public func reference(_ inputs: AttentionInputs) -> AttentionOutputs {
+        let result = referenceProblem(inputs)
+            .forward(queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+        return AttentionOutputs(
+            output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)
+    }
+}
+
+extension HeadProblem {
+    public var reference: AttentionOutputs {
+        var problem = ReferenceProblem(
+            queries: queryCount, keys: keyCount, headDimension: headDimension, valueDimension: valueDimension,
+            scale: scale, sinks: [sink])
+        problem.firstKeyOffset = firstKeyOffset
+        problem.lastKeyOffset = lastKeyOffset
+        problem.keyLengths = [keyLength]
+        problem.allowed = allowed.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
+        problem.bias = bias.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
+        let result = problem.forward(queries: queries, keys: keys, values: values)
+        return AttentionOutputs(
+            output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)
+    }
+}
