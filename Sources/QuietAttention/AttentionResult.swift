@@ -10,4 +10,10 @@ public struct AttentionResult: Sendable, Equatable {
     public var logSumExp: [Float]
     /// As ``logSumExp``: the share of each row's weight that went to the sink, 0...1; 1 minus it is the sum over keys.
     public var sinkShare: [Float]
+
+    public init(output: [Float], logSumExp: [Float], sinkShare: [Float]) {
+        self.output = output
+        self.logSumExp = logSumExp
+        self.sinkShare = sinkShare
+    }
 }

@@ -81,34 +81,47 @@ struct ForwardRun: @unchecked Sendable {
     private func forwardArguments(
         _ sequence: SequencePlan, queryHead: Int, slot: Int, worker: Int
     ) -> qattn_forward_args {
-        let queryOffset = attention.rows.queries.offset(start: sequence.queryStart, head: queryHead)
-        let outputOffset = attention.rows.output.offset(start: sequence.queryStart, head: queryHead)
-        let rowOffset = attention.rows.sums.offset(start: sequence.queryStart, head: queryHead)
-        let maskStrides = attention.mask.allowed?.strides ?? .none
-        let biasStrides = attention.bias?.strides ?? .none
-        let (item, origin) = (sequence.item, sequence.keyOrigin)
-        return qattn_forward_args(
-            queries: tensors.queries + queryOffset * tensors.inputStorage.byteCount,
-            query_stride: attention.rows.queries.row, query_storage: tensors.inputStorage.kernelStorage,
-            packed_keys: packedKeys(slot: slot), packed_values: packedValues(slot: slot),
-            query_begin: 0, query_end: 0, seq_kv: sequence.keys,
-            head_dim: attention.shape.headDimension, value_dim: attention.shape.valueDimension,
-            scale: attention.scale, sink: attention.sinkLogit(queryHead: queryHead),
-            first_key_offset: sequence.firstKeyOffset, last_key_offset: sequence.lastKeyOffset,
-            mask: mask.map { $0 + maskStrides.offset(item: item, head: queryHead, key: origin) },
-            mask_query_stride: maskStrides.queries, mask_key_stride: maskStrides.keys,
-            bias: bias.map { $0 + biasStrides.offset(item: item, head: queryHead, key: origin) },
-            bias_query_stride: biasStrides.queries, bias_key_stride: biasStrides.keys,
-            out: tensors.output + outputOffset * tensors.outputStorage.byteCount,
-            out_stride: attention.rows.output.row, out_storage: tensors.outputStorage.kernelStorage,
-            lse: tensors.logSumExp.map { $0 + rowOffset }, sink_share: tensors.sinkShare.map { $0 + rowOffset },
-            workspace: workspace(worker: worker))
+        let rows = attention.rows
+        let queryOffset = rows.queries.offset(start: sequence.queryStart, head: queryHead)
+        let outputOffset = rows.output.offset(start: sequence.queryStart, head: queryHead)
+        let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)
+        var arguments = qattn_forward_args()
+        arguments.queries = tensors.queries + queryOffset * tensors.inputStorage.byteCount
+        arguments.query_stride = rows.queries.row
+        arguments.query_storage = tensors.inputStorage.kernelStorage
+        arguments.packed_keys = UnsafePointer(packedKeys(slot: slot))
+        arguments.packed_values = UnsafePointer(packedValues(slot: slot))
+        arguments.seq_kv = sequence.keys
+        arguments.head_dim = attention.shape.headDimension
+        arguments.value_dim = attention.shape.valueDimension
+        arguments.scale = attention.scale
+        arguments.sink = attention.sinkLogit(queryHead: queryHead)
+        arguments.first_key_offset = sequence.firstKeyOffset
+        arguments.last_key_offset = sequence.lastKeyOffset
+        arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount
+        arguments.out_stride = rows.output.row
+        arguments.out_storage = tensors.outputStorage.kernelStorage
+        arguments.lse = tensors.logSumExp.map { $0 + sumOffset }
+        arguments.sink_share = tensors.sinkShare.map { $0 + sumOffset }
+        arguments.workspace = workspace(worker: worker)
+        addMaskAndBias(to: &arguments, sequence, queryHead: queryHead)
+        return arguments
+    }
+
+    private func addMaskAndBias(to arguments: inout qattn_forward_args, _ sequence: SequencePlan, queryHead: Int) {
+        if let mask, let strides = attention.mask.allowed?.strides {
+            arguments.mask = mask + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
+            arguments.mask_query_stride = strides.queries
+            arguments.mask_key_stride = strides.keys
+        }
+        if let bias, let strides = attention.bias?.strides {
+            arguments.bias = bias + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
+            arguments.bias_query_stride = strides.queries
+            arguments.bias_key_stride = strides.keys
+        }
     }
 }
 
 extension BroadcastTensor.Strides {
-    /// No tensor, or one entry for all.
-    static var none: Self { Self(batch: 0, heads: 0, queries: 0, keys: 0) }
-
     func offset(item: Int, head: Int, key: Int) -> Int { item * batch + head * heads + key * keys }
 }

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// MaskTests.swift - ranges, key lengths and packing only what is seen, against boolean masks that say the same.
+
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct MaskTests {
+    struct Band: CustomTestStringConvertible, Sendable {
+        let mask: AttentionMask
+        let before, after: Int?
+        let testDescription: String
+    }
+
+    static let bands = [
+        Band(mask: .none, before: nil, after: nil, testDescription: "none"),
+        Band(mask: .causal, before: nil, after: 0, testDescription: "causal"),
+        Band(mask: .window(1), before: 0, after: 0, testDescription: "window 1"),
+        Band(mask: .window(70), before: 69, after: 0, testDescription: "window 70"),
+        Band(mask: .window(Int.max), before: nil, after: 0, testDescription: "window Int.max"),
+        Band(mask: .window(before: 3, after: nil), before: 3, after: nil, testDescription: "3 before"),
+        Band(mask: .window(before: nil, after: 5), before: nil, after: 5, testDescription: "5 after"),
+        Band(mask: .window(before: 64, after: 2), before: 64, after: 2, testDescription: "64 before, 2 after"),
+        Band(mask: .window(before: .max, after: .max), before: nil, after: nil, testDescription: "Int.max around"),
+    ]
+
+    /// Sizes on both sides of a block and of a chunk; the last ones start beyond the first chunk under a window.
+    static let sizes = [(3, 3), (70, 65), (5, 130), (130, 5), (4, 1030), (2, 2200)]
+
+    /// Whether row i sees key j, by the definition.
+    private func sees(_ band: Band, _ i: Int, _ j: Int, _ queries: Int, _ keys: Int, _ length: Int) -> Bool {
+        let own = i + keys - queries
+        return j < length && band.before.map { j >= own - $0 } ?? true && band.after.map { j <= own + $0 } ?? true
+    }
+
+    @Test(arguments: bands, sizes)
+    func bandsEqualBooleanMasks(_ band: Band, _ size: (Int, Int)) throws {
+        let (queries, keys) = size
+        let shape = try AttentionShape(
+            batch: 2, queryHeads: 2, keyValueHeads: 1, queries: queries, keys: keys, headDimension: 3)
+        let lengths = [keys, max(0, keys - 67)]
+        let problem = Problem(shape)
+        var allowed: [Bool] = []
+        for length in lengths {
+            for i in 0..<queries {
+                for j in 0..<keys { allowed.append(sees(band, i, j, queries, keys, length)) }
+            }
+        }
+        let mask = try BroadcastTensor(allowed, batch: 2, queries: queries, keys: keys)
+        let expected = try problem.run(Attention(shape, mask: .none.allowing(mask)))
+
+        // Keys and values that no row sees are not even packed.
+        var poisoned = problem
+        for item in 0..<2 {
+            for j in 0..<keys where !(0..<queries).contains(where: { sees(band, $0, j, queries, keys, lengths[item]) })
+            {
+                for d in 0..<3 {
+                    poisoned.keys[(item * keys + j) * 3 + d] = .nan
+                    poisoned.values[(item * keys + j) * 3 + d] = .infinity
+                }
+            }
+        }
+        for threads in [1, 3] {
+            let attention = try Attention(
+                shape, mask: band.mask.keyLengths(lengths), threads: threads, spread: true)
+            #expect(try poisoned.run(attention).bits == expected.bits)
+            let both = try Attention(
+                shape, mask: band.mask.keyLengths(lengths).allowing(mask), threads: threads, spread: true)
+            #expect(try poisoned.run(both).bits == expected.bits)
+        }
+        let pairs = 2 * allowed.count { $0 }
+        #expect(try Attention(shape, mask: band.mask.keyLengths(lengths)).visiblePairs == Double(pairs))
+    }
+
+    @Test func onlySeenBlocksAreKept() throws {
+        let shape = try AttentionShape(queryHeads: 1, queries: 64, keys: 1 << 20, headDimension: 64)
+        let schedule = try ForwardSchedule(shape, mask: .window(128), threads: 1)
+        let plan = schedule.sequences[0]
+        #expect(plan.keyOrigin == (1 << 20) - 1024 && plan.keys == 1024)
+        // Row 0 sees keys from 64 + 127 before the end on.
+        #expect(plan.blocks == 13..<16)
+        #expect(schedule.memory.byteCount < 2 << 20)
+    }
+
+    @Test func biasesAndStrides() throws {
+        let shape = try AttentionShape(batch: 2, queryHeads: 2, queries: 3, keys: 70, headDimension: 4)
+        let problem = Problem(shape)
+        let row = (0..<70).map { Float($0 % 7) - 3 }
+        let shared = try BroadcastTensor(row, keys: 70)
+        let spelledOut = try BroadcastTensor(
+            (0..<12).flatMap { _ in row }, batch: 2, heads: 2, queries: 3, keys: 70)
+        // Every key twice, and only the first copy is read.
+        let strided = try BroadcastTensor(
+            row.flatMap { [$0, .nan] }, extents: .init(keys: 70),
+            strides: .init(batch: 0, heads: 0, queries: 0, keys: 2))
+        let expected = try problem.run(Attention(shape, bias: spelledOut))
+        #expect(try problem.run(Attention(shape, bias: shared)).bits == expected.bits)
+        #expect(try problem.run(Attention(shape, bias: strided)).bits == expected.bits)
+        #expect(try problem.run(Attention(shape)).bits != expected.bits)
+    }
+
+    @Test func biasOfMinusInfinityHides() throws {
+        let shape = try AttentionShape(queryHeads: 2, queries: 70, keys: 70, headDimension: 4)
+        let problem = Problem(shape)
+        let causal = (0..<70).flatMap { i in (0..<70).map { j in j <= i ? Float(0) : -.infinity } }
+        let bias = try BroadcastTensor(causal, queries: 70, keys: 70)
+        let result = try problem.run(Attention(shape, bias: bias))
+        #expect(result.bits == (try problem.run(Attention(shape, mask: .causal))).bits)
+    }
+}

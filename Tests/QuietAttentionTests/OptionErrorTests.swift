@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// OptionErrorTests.swift - what the initialiser of Attention, masks and broadcast tensors refuse.
+
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct OptionErrorTests {
+    private let shape: AttentionShape
+
+    init() throws {
+        shape = try AttentionShape(
+            batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 3, keys: 5, headDimension: 8)
+    }
+
+    @Test(arguments: [Double.nan, .infinity, -.infinity, 1e300, -3e38])
+    func scales(_ scale: Double) {
+        expectRefusal(.scale, "scale") { _ = try Attention(shape, scale: scale) }
+    }
+
+    @Test(arguments: [Double.nan, .infinity, -1, -.leastNonzeroMagnitude])
+    func countsOfSoftmaxN(_ n: Double) {
+        expectRefusal(.sink, "sink.softmaxN") { _ = try Attention(shape, sink: .softmaxN(n)) }
+    }
+
+    @Test(arguments: [Float.nan, .infinity, .greatestFiniteMagnitude])
+    func sinkLogits(_ logit: Float) {
+        expectRefusal(.sink, "sink.logits[2]") { _ = try Attention(shape, sink: .logits([0, 0, logit, 0])) }
+    }
+
+    @Test(arguments: [0, 1, 2, 3, 5])
+    func numbersOfSinkLogits(_ count: Int) {
+        expectRefusal(.sinkCount, "sink.logits") {
+            _ = try Attention(shape, sink: .logits([Float](repeating: 0, count: count)))
+        }
+    }
+
+    @Test(arguments: [0, -1, Int.min])
+    func windows(_ keys: Int) {
+        let error = expectRefusal(.window, "mask.window") { _ = try Attention(shape, mask: .window(keys)) }
+        #expect(error?.found == "\(keys)")
+        guard keys < 0 else { return }
+        expectRefusal(.window, "mask.window.before") {
+            _ = try Attention(shape, mask: .window(before: keys, after: nil))
+        }
+        expectRefusal(.window, "mask.window.after") {
+            _ = try Attention(shape, mask: .window(before: 1, after: keys))
+        }
+    }
+
+    @Test func keyLengths() throws {
+        expectRefusal(.keyLengthCount, "mask.keyLengths") {
+            _ = try Attention(shape, mask: .causal.keyLengths([5]))
+        }
+        for length in [-1, 6, Int.max, Int.min] {
+            expectRefusal(.keyLength, "mask.keyLengths[1]") {
+                _ = try Attention(shape, mask: .none.keyLengths([5, length]))
+            }
+        }
+        let packed = try AttentionShape(packed: [0, 3, 5], queryHeads: 1, headDimension: 8)
+        expectRefusal(.keyLength, "mask.keyLengths[1]") {
+            _ = try Attention(packed, mask: .none.keyLengths([3, 3]))
+        }
+    }
+
+    @Test(arguments: [0, -1, Int.min])
+    func threads(_ threads: Int) {
+        expectRefusal(.threads, "threads") { _ = try Attention(shape, threads: threads) }
+    }
+
+    @Test func broadcastExtents() throws {
+        func mask(_ batch: Int, _ heads: Int, _ queries: Int, _ keys: Int) throws {
+            let allowed = try BroadcastTensor(
+                [Bool](repeating: true, count: batch * heads * queries * keys), batch: batch, heads: heads,
+                queries: queries, keys: keys)
+            _ = try Attention(shape, mask: .none.allowing(allowed))
+        }
+        try mask(1, 1, 1, 5)
+        try mask(2, 4, 3, 5)
+        expectRefusal(.broadcastExtent, "mask.allowing.batch") { try mask(3, 1, 1, 5) }
+        // Heads are query heads.
+        expectRefusal(.broadcastExtent, "mask.allowing.heads") { try mask(1, 2, 1, 5) }
+        expectRefusal(.broadcastExtent, "mask.allowing.queries") { try mask(1, 1, 2, 5) }
+        expectRefusal(.broadcastExtent, "mask.allowing.keys") { try mask(1, 1, 1, 1) }
+        expectRefusal(.broadcastExtent, "bias.keys") {
+            _ = try Attention(shape, bias: BroadcastTensor([0, 0], keys: 2))
+        }
+    }
+
+    @Test func broadcastTensors() {
+        expectRefusal(.elementCount, "values") { _ = try BroadcastTensor([true], keys: 2) }
+        expectRefusal(.dimension, "heads") { _ = try BroadcastTensor([true], heads: -1, keys: 1) }
+        expectRefusal(.overflow, "keys") { _ = try BroadcastTensor([true], queries: Int.max, keys: 2) }
+        func strided(_ extents: BroadcastTensor<Bool>.Extents, _ strides: BroadcastTensor<Bool>.Strides) throws {
+            _ = try BroadcastTensor([Bool](repeating: true, count: 12), extents: extents, strides: strides)
+        }
+        expectRefusal(.broadcastStride, "strides.queries") {
+            try strided(.init(queries: 3, keys: 4), .init(batch: 0, heads: 0, queries: -4, keys: 1))
+        }
+        expectRefusal(.broadcastStride, "strides") {
+            try strided(.init(queries: 3, keys: 4), .init(batch: 0, heads: 0, queries: 4, keys: 2))
+        }
+        expectRefusal(.broadcastStride, "strides") {
+            try strided(.init(queries: 3, keys: 4), .init(batch: 0, heads: 0, queries: Int.max, keys: 1))
+        }
+        #expect(throws: Never.self) {
+            try strided(.init(queries: 3, keys: 4), .init(batch: 9, heads: 9, queries: 1, keys: 3))
+        }
+    }
+
+    @Test func kernelSetNames() throws {
+        let error = expectRefusal(.kernelSet, "kernels") { _ = try KernelSet(named: "vax") }
+        #expect(error?.expected.contains("portable") == true)
+        expectRefusal(.kernelSet, "kernels") { _ = try KernelSet(named: "") }
+    }
+
+    /// The environment of a process is one for all its tests: they use what the initialiser uses.
+    @Test func kernelSetForcedByTheEnvironment() throws {
+        expectRefusal(.kernelSet, "QUIET_ATTENTION_KERNELS") { _ = try KernelSet.preferred(forced: "vax") }
+        #expect(try KernelSet.preferred(forced: nil) == KernelSet.available[0])
+        #expect(try KernelSet.preferred(forced: "") == KernelSet.available[0])
+        #expect(try KernelSet.preferred(forced: "portable").name == "portable")
+    }
+}
