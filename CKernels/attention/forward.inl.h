@@ -112,7 +112,7 @@ QATTN_INLINE void tile_values(const tile_task *task, size_t first, size_t column
             continue;
         }
         const size_t run_end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK - j);
-        for (; j < run_end; j++) {
+        QATTN_UNROLL_4 for (; j < run_end; j++) {
             f32x16 value[4];
             QATTN_UNROLL for (size_t c = 0; c < count; c++)
                 value[c] = f32x16_load(values + j * value_lanes + c * QATTN_LANES);
@@ -247,26 +247,27 @@ QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws) {
     memset(state.started, false, ws->rows * sizeof(bool));
 }
 
-/* Totals of every row, stored to the caller's tensors. */
+/* Totals of every row, stored to the caller's tensors. An empty row has o = 0, so only its lse needs a word. */
 QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                              qattn_storage storage) {
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const row_totals totals = tile_totals(state.maximum + tile * QATTN_LANES,
-                                              state.sum + tile * TILE_ROWS * QATTN_LANES, args->sink);
-        for (size_t r = 0; r < qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS); r++) {
-            const size_t i = tile * TILE_ROWS + r, row = args->query_begin + i, lane = row_lane(r);
-            const bool empty = !state.started[i]; /* then o is 0, and all the weight is the sink's */
-            const f32x16 factor = f32x16_splat(totals.factor[lane]);
-            const void *out = storage_at(args->out, (ptrdiff_t)row * args->out_stride, storage);
-            for (size_t c = 0; c < args->value_dim; c += QATTN_LANES) {
-                const f32x16 o = empty ? f32x16_splat(0) : f32x16_load(state.out + i * ws->value_lanes + c) * factor;
-                f32x16_store_first((void *)(uintptr_t)storage_at(out, (ptrdiff_t)c, storage), args->value_dim - c, o,
-                                   storage);
-            }
-            if (args->lse) args->lse[row] = empty ? args->sink : totals.lse[lane];
-            if (args->sink_share)
-                args->sink_share[row] = empty ? (float)(args->sink != -__builtin_inff()) : totals.sink_share[lane];
+        const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
+        float factor[QATTN_LANES], lse[QATTN_LANES], share[QATTN_LANES];
+        tile_totals(state.maximum + tile * QATTN_LANES, state.sum + first * QATTN_LANES, args->sink, factor,
+                    args->lse ? lse : NULL, args->sink_share ? share : NULL);
+        for (size_t r = 0; r < count; r++) {
+            const f32x16 row_factor = f32x16_splat(factor[row_lane(r)]);
+            const float *const o = state.out + (first + r) * ws->value_lanes;
+            char *const out = (char *)args->out +
+                              (ptrdiff_t)(args->query_begin + first + r) * args->out_stride * (ptrdiff_t)storage_size(storage);
+            for (size_t c = 0; c < args->value_dim; c += QATTN_LANES)
+                f32x16_store_first(out + c * storage_size(storage), args->value_dim - c,
+                                   f32x16_load(o + c) * row_factor, storage);
         }
+        for (size_t r = 0; args->lse && r < count; r++)
+            args->lse[args->query_begin + first + r] = state.started[first + r] ? lse[row_lane(r)] : args->sink;
+        for (size_t r = 0; args->sink_share && r < count; r++)
+            args->sink_share[args->query_begin + first + r] = share[row_lane(r)];
     }
 }
 

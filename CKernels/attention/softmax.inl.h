@@ -82,24 +82,21 @@ QATTN_INLINE void merge_chunk(row_state state, row_state chunk, size_t count, si
     }
 }
 
-/* What the end of a row needs, row i in lane row_lane(i): out = o * factor. */
-typedef struct row_totals {
-    f32x16 factor, lse, sink_share;
-} row_totals;
-
-/* The sink joins the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). */
-QATTN_INLINE row_totals tile_totals(const float *maximum, const float *sum, float sink) {
+/* The sink joins the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). Of row i, in lane
+ * row_lane(i): factor, by which its out is multiplied; lse and sink_share, where not NULL. */
+QATTN_INLINE void tile_totals(const float *maximum, const float *sum, float sink, float *factor, float *lse,
+                              float *sink_share) {
     f32x16 lanes[TILE_ROWS];
     QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
-    const f32x16 m = f32x16_load(maximum), s2 = f32x16_splat(sink * QATTN_LOG2E_F);
+    const f32x16 m = f32x16_load(maximum), s2 = f32x16_splat(sink * QATTN_LOG2E_F), zero = f32x16_splat(0);
     const f32x16 reference = finite_reference(f32x16_max(m, s2));
     const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
     const f32x16 l = f32x16_fma(rows_sum(lanes), e, es);
-    /* l is 0 only where every score is -inf and there is no sink. */
-    const f32x16 zero = f32x16_splat(0);
-    return (row_totals){.factor = l == 0 ? zero : e / l,
-                        .lse = l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F,
-                        .sink_share = l == 0 ? zero : es / l};
+    /* l is 0 only where there is no sink and no score above -inf. */
+    f32x16_store(factor, l == 0 ? zero : e / l);
+    if (lse)
+        f32x16_store(lse, l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F);
+    if (sink_share) f32x16_store(sink_share, l == 0 ? zero : es / l);
 }
 
 #endif
