@@ -85,9 +85,8 @@ class Quiet:
         dimensions = {
             "--batch": case.batch, "--query-heads": case.queryHeads, "--kv-heads": case.keyValueHeads,
             "--queries": case.queries, "--keys": case.keys, "--head-dim": case.headDimension,
-            "--value-dim": case.valueDimension, "--mask": case.mask,
-            # One sink per query head costs what one sink for all costs; bench has no tensors to take them from.
-            "--sink": "softmax1", "--threads": self.threads, "--seconds": seconds,
+            "--value-dim": case.valueDimension, "--mask": case.mask, "--sink": case.sink,
+            "--threads": self.threads, "--seconds": seconds,
         }  # fmt: skip
         return self.run("bench", "--pass", "forward", *(w for pair in dimensions.items() for w in pair), "--json")
 

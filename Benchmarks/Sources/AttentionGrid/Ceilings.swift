@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ceilings.swift - multiply-adds and reads on several threads at once.
+
+import CCeilings
+import Dispatch
+
+/// How fast this machine computes and reads at best.
+public enum Ceilings {
+    /// GFLOP/s of independent fused multiply-adds on so many threads: one sample of about two milliseconds.
+    public static func multiplyAdd(threads: Int) -> Double {
+        let rounds = 1 << 15
+        nonisolated(unsafe) let operations = UnsafeMutablePointer<Double>.allocate(capacity: threads)
+        defer { operations.deallocate() }
+        let nanoseconds = Clock.nanoseconds {
+            DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                // Long enough that waking a thread counts for little.
+                operations[thread] = (0..<16).reduce(0) { sum, _ in sum + ceilings_multiply_add(rounds) }
+            }
+        }
+        return (0..<threads).reduce(0) { $0 + operations[$1] } / nanoseconds
+    }
+
+    /// GB/s of reading a buffer well beyond the last cache, shared out among so many threads: the best of several.
+    public static func read(threads: Int, repeats: Int = 10) -> Double {
+        let count = (256 << 20) / MemoryLayout<Float>.stride / threads
+        let data = [Float](repeating: 1, count: count * threads)
+        let best = data.withUnsafeBufferPointer { buffer in
+            nonisolated(unsafe) let data = buffer.baseAddress!
+            let times = (0..<repeats).map { _ in
+                Clock.nanoseconds {
+                    DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                        _ = ceilings_read(data + thread * count, count)
+                    }
+                }
+            }
+            return times.min()!
+        }
+        return Double(count * threads * MemoryLayout<Float>.stride) / best
+    }
+}
+
+enum Clock {
+    static func nanoseconds(_ body: () -> Void) -> Double {
+        let duration = ContinuousClock().measure(body)
+        return Double(duration.components.seconds) * 1e9 + Double(duration.components.attoseconds) * 1e-9
+    }
+}
+
+extension [Double] {
+    /// The middle one of the numbers in order, or the mean of the two middle ones; there is at least one.
+    public var median: Double {
+        let sorted = sorted()
+        return (sorted[(count - 1) / 2] + sorted[count / 2]) / 2
+    }
+}

@@ -1,0 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* shim.h - OpenBLAS (cblas) and LAPACKE: apt packages libopenblas-dev and liblapacke-dev. */
+#include <cblas.h>
+#include <lapacke.h>
