@@ -14,6 +14,21 @@ public struct HeadProblem: Sendable {
     public var allowed: [Bool]?
     public var bias: [Float]?
 
+    /// Without tensors and masks, and with no bound on what rows see.
+    public init(
+        queryCount: Int, keyCount: Int, headDimension: Int, valueDimension: Int, sink: Float, scale: Double
+    ) {
+        self.queryCount = queryCount
+        self.keyCount = keyCount
+        self.headDimension = headDimension
+        self.valueDimension = valueDimension
+        (queries, keys, values) = ([], [], [])
+        self.sink = sink
+        self.scale = scale
+        (firstKeyOffset, lastKeyOffset) = (-queryCount, keyCount)
+        keyLength = keyCount
+    }
+
     /// The keys that row `i` sees, ascending.
     public func visibleKeys(_ row: Int) -> [Int] {
         let first = max(0, row + firstKeyOffset)
@@ -41,19 +56,19 @@ extension AttentionCase {
 
     /// Query head `head` of batch item `item`.
     public func headProblem(_ inputs: AttentionInputs, item: Int, head: Int) -> HeadProblem {
-        let offsets = keyOffsets
         let queryRow = (item * queryHeads + head) * queries
         let keyRow = (item * keyValueHeads + head / group) * keys
-        return HeadProblem(
+        var problem = HeadProblem(
             queryCount: queries, keyCount: keys, headDimension: headDimension, valueDimension: valueDimension,
-            queries: inputs.queries.rows(queryRow, queries, headDimension),
-            keys: inputs.keys.rows(keyRow, keys, headDimension),
-            values: inputs.values.rows(keyRow, keys, valueDimension),
-            sink: inputs.sinks[head], scale: inputs.scale,
-            firstKeyOffset: offsets.first, lastKeyOffset: offsets.last,
-            keyLength: inputs.keyLengths?[item] ?? keys,
-            allowed: inputs.allowed.map { plane($0.values, $0.extents, item, head) },
-            bias: inputs.bias.map { plane($0.values, $0.extents, item, head) })
+            sink: inputs.sinks[head], scale: inputs.scale)
+        problem.queries = inputs.queries.rows(queryRow, queries, headDimension)
+        problem.keys = inputs.keys.rows(keyRow, keys, headDimension)
+        problem.values = inputs.values.rows(keyRow, keys, valueDimension)
+        (problem.firstKeyOffset, problem.lastKeyOffset) = keyOffsets
+        problem.keyLength = inputs.keyLengths?[item] ?? keys
+        problem.allowed = inputs.allowed.map { plane($0.values, $0.extents, item, head) }
+        problem.bias = inputs.bias.map { plane($0.values, $0.extents, item, head) }
+        return problem
     }
 
     /// [queries][keys] of a tensor of four axes, some of extent 1.

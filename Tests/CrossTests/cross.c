@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cross.c - runs the cases of Tests/Fixtures/digests.txt with every kernel set this CPU offers and compares digests.
+ *
+ * The table's digests come from the Swift reference, so equal words on two machines mean equal bits, where no Swift runs
+ * too. Prints `case set digest` per case and set.
+ *
+ *     cross digests.txt        exit 0: all equal, 1: some differ, 2: the table cannot be read
+ *
+ * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in DigestCase.swift:
+ * both must say the same. */
+#include "CKernels.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* SplitMix64 and eight 16-bit parts per normal number, as in SeededGenerator.swift. */
+static uint64_t mix(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static uint64_t next(uint64_t *state) {
+    *state += 0x9e3779b97f4a7c15u;
+    return mix(*state);
+}
+
+static float next_normal(uint64_t *state) {
+    int64_t sum = -262140; /* less the mean of eight numbers from 0 to 65535 */
+    for (int word = 0; word < 2; word++) {
+        const uint64_t bits = next(state);
+        for (int part = 0; part < 4; part++) sum += (int64_t)((bits >> (16 * part)) & 0xffff);
+    }
+    return (float)sum * 0x1.3988e2p-16f;
+}
+
+/* Room for n elements, at least one, aligned for the kernels. */
+static void *allocate(size_t n, size_t size) {
+    const size_t bytes = (n * size + QATTN_ALIGNMENT) / QATTN_ALIGNMENT * QATTN_ALIGNMENT;
+    void *memory = aligned_alloc(QATTN_ALIGNMENT, bytes);
+    if (!memory) {
+        fprintf(stderr, "cross: no memory\n");
+        exit(2);
+    }
+    return memory;
+}
+
+static float *normals(uint64_t seed, uint64_t stream, size_t n) {
+    float *values = allocate(n, sizeof *values);
+    uint64_t state = seed + mix(stream);
+    for (size_t i = 0; i < n; i++) values[i] = next_normal(&state);
+    return values;
+}
+
+/* The upper half of a float, and a float16 whose last bits are cut off; magnitudes below 2^-14 become zero. */
+static uint16_t cut_to_bfloat16(uint32_t bits) { return (uint16_t)(bits >> 16); }
+
+static uint16_t cut_to_float16(uint32_t bits) {
+    const uint32_t magnitude = bits & 0x7fffffff;
+    const uint32_t sign = (bits >> 16) & 0x8000;
+    return (uint16_t)(magnitude < 0x38800000 ? sign : sign | ((magnitude - 0x38000000) >> 13));
+}
+
+/* The same values in 16 bits; frees the floats. For float32 the floats themselves. */
+static void *stored(float *values, size_t n, qattn_storage storage) {
+    if (storage == QATTN_FLOAT32) return values;
+    uint16_t *halves = allocate(n, sizeof *halves);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        halves[i] = storage == QATTN_BFLOAT16 ? cut_to_bfloat16(bits) : cut_to_float16(bits);
+    }
+    free(values);
+    return halves;
+}
+
+static uint64_t digest(uint64_t hash, const float *values, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = 0x7fc00000;
+        if (!isnan(values[i])) memcpy(&bits, values + i, sizeof bits);
+        for (int byte = 0; byte < 4; byte++) hash = (hash ^ ((bits >> (8 * byte)) & 0xff)) * 0x100000001b3u;
+    }
+    return hash;
+}
+
+static const uint64_t EMPTY_DIGEST = 0xcbf29ce484222325u;
+
+/* One line of the table. */
+typedef struct test_case {
+    char name[32], mask[16], storage[16], extra[16], expected[32];
+    unsigned long seed;
+    size_t seq_q, seq_kv, head_dim, value_dim;
+    long window;
+    double scale;
+    float sink;
+} test_case;
+
+typedef struct inputs {
+    void *queries, *keys, *values;
+    uint8_t *mask; /* or NULL */
+    float *bias;   /* or NULL */
+    qattn_storage storage;
+} inputs;
+
+static inputs seeded_inputs(const test_case *c) {
+    inputs in = {.storage = QATTN_FLOAT32};
+    if (!strcmp(c->storage, "float16")) in.storage = QATTN_FLOAT16;
+    if (!strcmp(c->storage, "bfloat16")) in.storage = QATTN_BFLOAT16;
+    const size_t pairs = c->seq_q * c->seq_kv;
+    float *queries = normals(c->seed, 0, c->seq_q * c->head_dim);
+    float *keys = normals(c->seed, 1, c->seq_kv * c->head_dim);
+    float *values = normals(c->seed, 2, c->seq_kv * c->value_dim);
+    if (!strcmp(c->extra, "rising")) { /* every block outweighs those before it */
+        for (size_t i = 0; i < c->seq_q; i++) queries[i * c->head_dim] = 1;
+        for (size_t j = 0; j < c->seq_kv; j++) keys[j * c->head_dim] = 0.25f * (float)j;
+    }
+    if (!strcmp(c->extra, "nan")) {
+        keys[(c->seq_kv / 2) * c->head_dim] = NAN;
+        values[(c->seq_kv / 3) * c->value_dim] = NAN;
+    }
+    if (!strcmp(c->extra, "mask")) {
+        uint64_t state = c->seed + mix(3);
+        in.mask = allocate(pairs, 1);
+        for (size_t i = 0; i < pairs; i++) in.mask[i] = (uint8_t)(next(&state) >> 63);
+    }
+    if (!strcmp(c->extra, "bias")) {
+        in.bias = normals(c->seed, 4, pairs);
+        for (size_t i = 0; i < pairs; i += 5) in.bias[i] = -INFINITY;
+    }
+    in.queries = stored(queries, c->seq_q * c->head_dim, in.storage);
+    in.keys = stored(keys, c->seq_kv * c->head_dim, in.storage);
+    in.values = stored(values, c->seq_kv * c->value_dim, in.storage);
+    return in;
+}
+
+/* Digest of out, lse and sink share of one case. */
+static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
+    const inputs in = seeded_inputs(c);
+    const ptrdiff_t own = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
+    const int causal = strcmp(c->mask, "none") != 0;
+    float *packed_keys = allocate(qattn_packed_key_count(c->seq_kv, c->head_dim), sizeof(float));
+    float *packed_values = allocate(qattn_packed_value_count(c->seq_kv, c->value_dim), sizeof(float));
+    float *workspace = allocate(qattn_forward_workspace(c->head_dim, c->value_dim), 1);
+    float *out = allocate(c->seq_q * c->value_dim, sizeof *out);
+    float *lse = allocate(c->seq_q, sizeof *lse);
+    float *sink_share = allocate(c->seq_q, sizeof *sink_share);
+    const qattn_pack_args pack = {
+        .keys = in.keys, .values = in.values,
+        .key_stride = (ptrdiff_t)c->head_dim, .value_stride = (ptrdiff_t)c->value_dim,
+        .storage = in.storage, .seq_kv = c->seq_kv, .head_dim = c->head_dim, .value_dim = c->value_dim,
+        .block_begin = 0, .block_end = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK,
+        .packed_keys = packed_keys, .packed_values = packed_values,
+    };
+    kernels->pack(&pack);
+    for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {
+        const qattn_forward_args forward = {
+            .queries = in.queries, .query_stride = (ptrdiff_t)c->head_dim, .query_storage = in.storage,
+            .packed_keys = packed_keys, .packed_values = packed_values, .query_begin = begin,
+            .query_end = begin + QATTN_QUERY_BLOCK < c->seq_q ? begin + QATTN_QUERY_BLOCK : c->seq_q,
+            .seq_kv = c->seq_kv, .head_dim = c->head_dim, .value_dim = c->value_dim,
+            .scale = c->scale, .sink = c->sink,
+            .first_key_offset = c->window > 0 ? own + 1 - c->window : -(ptrdiff_t)c->seq_q,
+            .last_key_offset = causal ? own + 1 : (ptrdiff_t)c->seq_kv,
+            .mask = in.mask, .mask_query_stride = (ptrdiff_t)c->seq_kv, .mask_key_stride = 1,
+            .bias = in.bias, .bias_query_stride = (ptrdiff_t)c->seq_kv, .bias_key_stride = 1,
+            .out = out, .out_stride = (ptrdiff_t)c->value_dim, .out_storage = QATTN_FLOAT32,
+            .lse = lse, .sink_share = sink_share, .workspace = workspace,
+        };
+        kernels->forward(&forward);
+    }
+    uint64_t hash = digest(EMPTY_DIGEST, out, c->seq_q * c->value_dim);
+    hash = digest(digest(hash, lse, c->seq_q), sink_share, c->seq_q);
+    free(packed_keys), free(packed_values), free(workspace), free(out), free(lse), free(sink_share);
+    free(in.queries), free(in.keys), free(in.values), free(in.mask), free(in.bias);
+    return hash;
+}
+
+/* Digest of exp2 over -130 ... 1 in steps of 1/512, or of log2 over 65536 floats of all binades, by name. */
+static uint64_t run_function(const char *name, const qattn_kernels *kernels) {
+    enum { EXP2_COUNT = 131 * 512 + 1, LOG2_COUNT = 65536 };
+    const int is_exp2 = !strcmp(name, "exp2");
+    const size_t n = is_exp2 ? EXP2_COUNT : LOG2_COUNT;
+    float *x = allocate(n, sizeof *x);
+    float *y = allocate(n, sizeof *y);
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = 0x00800000u + (uint32_t)i * 0x7ef1u; /* up to 2^127, odd steps: all parts of a binade */
+        if (is_exp2) x[i] = (float)i * 0x1p-9f - 130;
+        else memcpy(x + i, &bits, sizeof bits);
+    }
+    (is_exp2 ? kernels->exp2 : kernels->log2)(x, y, n);
+    const uint64_t hash = digest(EMPTY_DIGEST, y, n);
+    free(x), free(y);
+    return hash;
+}
+
+/* Prints the digest; returns whether it is the one expected. */
+static bool report(const char *name, const qattn_kernels *kernels, uint64_t hash, const char *expected) {
+    char word[17];
+    snprintf(word, sizeof word, "%016llx", (unsigned long long)hash);
+    const bool equal = !strcmp(word, expected);
+    printf("%s %s %s", name, kernels->name, word);
+    if (!equal) printf(" WRONG, expected %s", expected);
+    printf("\n");
+    return equal;
+}
+
+/* Runs one line of the table; returns the number of wrong digests, or -1 when it does not read. */
+static int run_line(const char *line) {
+    size_t sets;
+    const qattn_kernels *const *available = qattn_available_kernels(&sets);
+    test_case c;
+    int wrong = 0;
+    if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {
+        for (size_t i = 0; i < sets; i++)
+            wrong += !report(c.name, available[i], run_function(c.name, available[i]), c.expected);
+        return wrong;
+    }
+    if (sscanf(line, "%31s %lu %zu %zu %zu %zu %lf %f %15s %ld %15s %15s %31s", c.name, &c.seed, &c.seq_q, &c.seq_kv,
+               &c.head_dim, &c.value_dim, &c.scale, &c.sink, c.mask, &c.window, c.storage, c.extra, c.expected) != 13)
+        return -1;
+    for (size_t i = 0; i < sets; i++)
+        wrong += !report(c.name, available[i], run_forward(&c, available[i]), c.expected);
+    return wrong;
+}
+
+int main(int argc, char **argv) {
+    FILE *table = argc == 2 ? fopen(argv[1], "r") : NULL;
+    if (!table) {
+        fprintf(stderr, "usage: cross digests.txt\n");
+        return 2;
+    }
+    char line[256];
+    int wrong = 0, lines = 0;
+    while (fgets(line, sizeof line, table)) {
+        if (line[0] == '#' || line[0] == '\n') continue;
+        const int found = run_line(line);
+        if (found < 0) {
+            fprintf(stderr, "cross: cannot read: %s", line);
+            return 2;
+        }
+        wrong += found;
+        lines++;
+    }
+    fclose(table);
+    if (lines == 0) {
+        fprintf(stderr, "cross: an empty table\n");
+        return 2;
+    }
+    return wrong != 0;
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// DigestTests.swift - digests of seeded cases that are the same on every machine.
+
+import AttentionReference
+import SeededInputs
+import TestSupport
+import Testing
+
+@Suite struct DigestTests {
+    @Test("the reference gives the table's digests", arguments: DigestCase.all)
+    func reference(digestCase: DigestCase) {
+        let digest = digestCase.digest(digestCase.problem.reference)
+        #expect(
+            digest == digestCase.expected, "the line would be\n\(digestCase.line(digest: digest))")
+    }
+
+    @Test("kernels give the table's digests", arguments: KernelTable.available, DigestCase.all)
+    func kernels(kernels: KernelTable, digestCase: DigestCase) throws {
+        guard AttentionCase.StorageChoice.available.contains(digestCase.storage) else { return }
+        let call = DirectCall(storage: digestCase.storage)
+        let digest = digestCase.digest(try call.run(digestCase.problem, kernels))
+        #expect(digest == digestCase.expected)
+    }
+
+    /// The arguments of `run_function` in cross.c: multiples of 1/512 from -130 to 1.
+    @Test func exp2OfTheReference() {
+        var digest = BitDigest()
+        for index in 0...131 * 512 { digest.add(ReferenceMath.exp2(Float(index) / 512 - 130)) }
+        #expect(digest.hexadecimal == DigestCase.functionDigest("exp2"))
+    }
+
+    /// Floats of all binades.
+    @Test func log2OfTheReference() {
+        var digest = BitDigest()
+        for index in 0..<UInt32(65536) {
+            digest.add(ReferenceMath.log2(Float(bitPattern: 0x0080_0000 + index * 0x7ef1)))
+        }
+        #expect(digest.hexadecimal == DigestCase.functionDigest("log2"))
+    }
+}
