@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// AttentionOptions.swift - the options that attend and bench share, and how their values are written.
+
+import ArgumentParser
+import QuietAttention
+
+/// Mask, threads and kernels.
+struct AttentionOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "none, causal, or window=<w>: causal, the last <w> keys, itself included. The last query stands at the last key. "
+                + "Default: none.",
+            valueName: "mask"),
+        transform: MaskOption.init(parsing:))
+    var mask = MaskOption.none
+
+    @Option(help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
+    var threads: Int?
+
+    @Option(help: ArgumentHelp("auto, or a kernel set that `quiet info` lists.", valueName: "set"))
+    var kernels = "auto"
+
+    /// The kernel set asked for; nil: the library's choice.
+    var kernelSet: KernelSet? {
+        get throws { kernels == "auto" ? nil : try usage { try KernelSet(named: kernels) } }
+    }
+
+    mutating func validate() throws {
+        if let threads, !(1...1024).contains(threads) {
+            throw ValidationError("--threads: expected 1 to 1024, got \(threads)")
+        }
+        _ = try kernelSet
+    }
+}
+
+/// Runs `body`; what the library refuses there came from the command line.
+func usage<Result>(_ body: () throws -> Result) throws -> Result {
+    do {
+        return try body()
+    } catch let error as AttentionError where error.kind != .memory {
+        throw ValidationError(error.description)
+    }
+}
+
+/// `none`, `causal` or `window=<w>`.
+enum MaskOption: Equatable {
+    case none, causal
+    case window(Int)
+
+    init(parsing text: String) throws {
+        switch text {
+        case "none": self = .none
+        case "causal": self = .causal
+        default:
+            guard let width = text.value(of: "window").flatMap(Int.init), width >= 1 else {
+                throw ValidationError("expected none, causal or window=<w> with w of 1 or more")
+            }
+            self = .window(width)
+        }
+    }
+
+    var mask: AttentionMask {
+        switch self {
+        case .none: .none
+        case .causal: .causal
+        case .window(let width): .window(width)
+        }
+    }
+}
+
+extension MaskOption: CustomStringConvertible {
+    var description: String {
+        switch self {
+        case .none: "none"
+        case .causal: "causal"
+        case .window(let width): "window=\(width)"
+        }
+    }
+}
+
+/// `softmax`, `softmax1`, `n=<real>`, or one logit per query head: `tensor=<name>` of a file, or `learned`, drawn.
+struct SinkOption: CustomStringConvertible {
+    /// As it was written.
+    let description: String
+    /// Nil: one logit per query head.
+    private let uniform: AttentionSink?
+    /// The tensor that holds the logits, for commands that read a file.
+    private let tensor: String
+
+    static let softmax1 = SinkOption(description: "softmax1", uniform: .softmax1, tensor: "")
+
+    /// For commands that read a file.
+    static func inFile(_ text: String) throws -> SinkOption {
+        if let sink = try common(text) { return sink }
+        guard let name = text.value(of: "tensor") else {
+            throw ValidationError("expected softmax, softmax1, n=<real> or tensor=<name>")
+        }
+        return SinkOption(description: text, uniform: nil, tensor: name)
+    }
+
+    /// For commands that make their inputs.
+    static func seeded(_ text: String) throws -> SinkOption {
+        if let sink = try common(text) { return sink }
+        guard text == "learned" else { throw ValidationError("expected softmax, softmax1, n=<real> or learned") }
+        return SinkOption(description: text, uniform: nil, tensor: "")
+    }
+
+    private static func common(_ text: String) throws -> SinkOption? {
+        switch text {
+        case "softmax": return SinkOption(description: text, uniform: .softmax, tensor: "")
+        case "softmax1": return .softmax1
+        default:
+            guard let number = text.value(of: "n") else { return nil }
+            guard let n = Double(number), n >= 0, n.isFinite else {
+                throw ValidationError("expected n=<real> with a finite number of 0 or more")
+            }
+            return SinkOption(description: text, uniform: .softmaxN(n), tensor: "")
+        }
+    }
+
+    /// The sink; `logits` are asked for if there is one logit per query head, with the name of their tensor.
+    func sink(logits: (String) throws -> [Float]) rethrows -> AttentionSink {
+        try uniform ?? .logits(logits(tensor))
+    }
+}
+
+extension String {
+    /// What stands behind "name=".
+    fileprivate func value(of name: String) -> String? {
+        hasPrefix(name + "=") ? String(dropFirst(name.count + 1)) : nil
+    }
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bench.swift - quiet bench: times seeded inputs beside the limits of the machine, measured in the same run.
+
+import ArgumentParser
+import QuietAttention
+
+struct Bench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Time attention over seeded inputs, beside what the machine can do at best.",
+        discussion: """
+            Inputs have zero mean, unit variance and the same bits on every machine.
+            Prints JSON, with among others:
+              median_ms, min_ms    of a call, over `runs` runs of `calls_per_run` calls
+              gflops               2 pairs (D + Dv) / median_ms; `pairs` tells which
+                                   pairs count: all, half (causal) or visible (window)
+              fma_peak_gflops      fused multiply-adds at best, on the same threads
+              fraction_of_peak     gflops / fma_peak_gflops
+              gbytes_per_s         bytes of the keys and values seen / median_ms
+              read_gbytes_per_s    memory read at best, on the same threads
+              peak_rss_bytes       most memory of the process while it computed
+              digest               64-bit FNV-1a over the bits of out, then lse: the
+                                   same for all machines, kernel sets and threads
+            """)
+
+    enum Pass: String, CaseIterable, ExpressibleByArgument {
+        case forward
+    }
+
+    @Option(help: "What to time.")
+    var pass = Pass.forward
+
+    @Option(help: "Sequences in the batch.")
+    var batch = 1
+
+    @Option(help: "Heads of the queries.")
+    var queryHeads = 12
+
+    @Option(help: "Heads of the keys and values. Default: as many as of the queries.")
+    var kvHeads: Int?
+
+    @Option(help: "Queries per sequence.")
+    var queries = 1024
+
+    @Option(help: "Keys per sequence. Default: as many as queries.")
+    var keys: Int?
+
+    @Option(help: "Length D of a query and of a key.")
+    var headDim = 64
+
+    @Option(help: "Length Dv of a value. Default: as a key.")
+    var valueDim: Int?
+
+    @Option(
+        help: ArgumentHelp(
+            "softmax, softmax1, n=<real> for softmax_n, or learned: one sink logit per query head, drawn like the inputs. Default: softmax1.",
+            valueName: "sink"),
+        transform: SinkOption.seeded)
+    var sink = SinkOption.softmax1
+
+    @OptionGroup var options: AttentionOptions
+
+    @Option(
+        help: ArgumentHelp(
+            "Type that inputs are rounded to: f32, bf16 or f16. Outputs are f32. Default: f32.", valueName: "type"),
+        transform: Storage.init(parsing:))
+    var storage = Storage.f32
+
+    @Option(help: "Order of dimensions in memory: bhsd (batch, heads, sequence, dimension) or bshd.")
+    var layout = Layout.bhsd
+
+    @Option(help: ArgumentHelp("How long to time, at least three runs.", valueName: "s"))
+    var seconds = 1.0
+
+    @Option(help: "Seed of the inputs.")
+    var seed: UInt64 = 1
+
+    @Flag(help: "Print the JSON object on one line.")
+    var json = false
+
+    private var shape: AttentionShape {
+        get throws {
+            try AttentionShape(
+                batch: batch, queryHeads: queryHeads, keyValueHeads: kvHeads, queries: queries, keys: keys ?? queries,
+                headDimension: headDim, valueDimension: valueDim)
+        }
+    }
+
+    func validate() throws {
+        guard seconds > 0, seconds <= 86_400 else {
+            throw ValidationError("--seconds: expected more than 0 and at most 86400, got \(seconds)")
+        }
+        _ = try usage { try shape }
+    }
+
+    func run() throws {
+        let sink = sink.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
+        let attention = try Attention(
+            try shape, sink: sink, mask: options.mask.mask, layout: layout.library, threads: options.threads,
+            kernels: try options.kernelSet)
+        let measurement =
+            switch storage {
+            case .f32: try Measurement(of: SeededProblem(attention, seed: seed) { $0 }, seconds: seconds)
+            case .bf16:
+                try Measurement(of: SeededProblem(attention, seed: seed, rounding: BFloat16.init), seconds: seconds)
+            case .f16: try measureFloat16(attention)
+            }
+        let report = BenchReport(command: self, attention: attention, measurement: measurement)
+        try emit(report.json.text(lines: !json))
+    }
+
+    private func measureFloat16(_ attention: Attention) throws -> Measurement {
+        #if os(macOS) && arch(x86_64)
+            throw ValidationError("--storage: f16 is not available on Macs with Intel processors")
+        #else
+            try Measurement(of: SeededProblem(attention, seed: seed) { Float16($0) }, seconds: seconds)
+        #endif
+    }
+}
+
+/// Element types of the inputs.
+enum Storage: String {
+    case f32, bf16, f16
+
+    init(parsing text: String) throws {
+        guard let storage = Storage(rawValue: text) else {
+            throw ValidationError(
+                text == "int8"
+                    ? "int8 is for the key/value cache, which only decoding reads" : "expected f32, bf16 or f16")
+        }
+        self = storage
+    }
+
+    var byteCount: Int { self == .f32 ? 4 : 2 }
+}
+
+/// Orders of dimensions, by their initials.
+enum Layout: String, CaseIterable, ExpressibleByArgument {
+    case bhsd, bshd
+
+    var library: AttentionLayout {
+        switch self {
+        case .bhsd: .batchHeadsSequence
+        case .bshd: .batchSequenceHeads
+        }
+    }
+}
+
+/// What bench prints.
+struct BenchReport {
+    let command: Bench
+    let attention: Attention
+    let measurement: Measurement
+
+    private var shape: AttentionShape { attention.shape }
+
+    /// Bytes of the keys and values that some query sees.
+    private var keyValueBytes: Double {
+        // Row 0 sees the first key of all, the last row the last one.
+        var seen = shape.queries == 0 ? 0 : shape.keys
+        if case .window(let width) = command.options.mask {
+            seen = min(seen, shape.queries - 1 + min(width, shape.keys))
+        }
+        let rows = Double(shape.batch * shape.keyValueHeads) * Double(seen)
+        return rows * Double((shape.headDimension + shape.valueDimension) * command.storage.byteCount)
+    }
+
+    var json: JSONValue {
+        let operations = FloatOperations(attention, mask: command.options.mask)
+        let gflops = operations.count / measurement.median / 1e9
+        return .object(
+            problem + [
+                ("kernels", .string(attention.kernels.name)),
+                ("threads", .integer(attention.threads)),
+                ("threads_used", .integer(attention.threadsInUse)),
+                ("cpu", .string(Machine.cpu)),
+                ("runs", .integer(measurement.runs)),
+                ("calls_per_run", .integer(measurement.callsPerRun)),
+                ("median_ms", .number(measurement.median * 1e3)),
+                ("min_ms", .number(measurement.minimum * 1e3)),
+                ("pairs", .string(operations.pairs)),
+                ("gflops", .number(gflops)),
+                ("fma_peak_gflops", .number(measurement.fmaPeak)),
+                ("fraction_of_peak", .number(gflops / measurement.fmaPeak)),
+                ("gbytes_per_s", .number(keyValueBytes / measurement.median / 1e9)),
+                ("read_gbytes_per_s", .number(measurement.readBandwidth)),
+                ("workspace_bytes", .integer(measurement.workspaceBytes)),
+                ("peak_rss_bytes", .integer(measurement.peakMemory)),
+                ("digest", .string(measurement.digest)),
+            ])
+    }
+
+    private var problem: [(name: String, value: JSONValue)] {
+        [
+            ("pass", .string(command.pass.rawValue)),
+            ("batch", .integer(shape.batch)),
+            ("query_heads", .integer(shape.queryHeads)),
+            ("kv_heads", .integer(shape.keyValueHeads)),
+            ("queries", .integer(shape.queries)),
+            ("keys", .integer(shape.keys)),
+            ("head_dim", .integer(shape.headDimension)),
+            ("value_dim", .integer(shape.valueDimension)),
+            ("mask", .string("\(command.options.mask)")),
+            ("sink", .string("\(command.sink)")),
+            ("storage", .string(command.storage.rawValue)),
+            ("layout", .string(command.layout.rawValue)),
+            ("seed", .string("\(command.seed)")),
+        ]
+    }
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// FloatOperations.swift - what counts as work: the two products, over the pairs of query and key that a mask leaves.
+//
+//     operations = 2 pairs (headDimension + valueDimension),   4 pairs headDimension where the two are equal
+//
+// Pairs are those of all queries with all keys, half of them under a causal mask, as others count them, so that figures
+// can be compared; of a window only the visible ones. Exponentials and sums are not counted.
+
+import QuietAttention
+
+struct FloatOperations {
+    let count: Double
+    /// Which pairs were counted.
+    let pairs: String
+
+    init(_ attention: Attention, mask: MaskOption) {
+        let shape = attention.shape
+        let all = Double(shape.rowCount) * Double(shape.keys)
+        let counted: Double
+        switch mask {
+        case .none: (counted, pairs) = (all, "all")
+        case .causal: (counted, pairs) = (all / 2, "half")
+        case .window: (counted, pairs) = (attention.visiblePairs, "visible")
+        }
+        count = 2 * counted * Double(shape.headDimension + shape.valueDimension)
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Info.swift - quiet info: what this machine offers.
+
+import ArgumentParser
+import QuietAttention
+
+struct Info: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Tell what this machine offers: CPU features, kernel sets, threads.",
+        discussion:
+            "The environment variable QUIET_ATTENTION_KERNELS names the kernel set to use instead of the best one.")
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    func run() throws {
+        // Any shape will do: a problem knows the kernels and threads that it would use.
+        let attention = try Attention(AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1))
+        let available = KernelSet.available.map(\.name)
+        let features = KernelSet.cpuFeatures
+        if json {
+            let members: [(String, JSONValue)] = [
+                ("version", .string(Quiet.version)),
+                ("cpu", .string(Machine.cpu)),
+                ("cpu_features", .array(features.map(JSONValue.string))),
+                ("kernels_available", .array(available.map(JSONValue.string))),
+                ("kernels", .string(attention.kernels.name)),
+                ("threads", .integer(attention.threads)),
+            ]
+            try emit(JSONValue.object(members).text())
+        } else {
+            try emit(
+                """
+                version   \(Quiet.version)
+                cpu       \(Machine.cpu)
+                features  \(features.joined(separator: " "))
+                kernels   \(attention.kernels.name), of \(available.joined(separator: ", "))
+                threads   \(attention.threads)
+                """)
+        }
+    }
+}

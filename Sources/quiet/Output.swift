@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Output.swift - results on standard output, as JSON or as lines for people, and failures.
+
+#if canImport(Darwin)
+    import Darwin
+#elseif canImport(Musl)
+    import Musl
+#else
+    import Glibc
+#endif
+
+/// An input that cannot be used: the command ends with status 1 and this one line.
+struct Failure: Error, CustomStringConvertible {
+    let description: String
+
+    init(_ description: String) {
+        self.description = description
+    }
+}
+
+/// Writes `text` to standard output; a full disk is a failure like any other.
+func emit(_ text: String) throws {
+    guard writeAll(text + "\n", to: STDOUT_FILENO) else {
+        throw Failure("cannot write to standard output: \(String(cString: strerror(errno)))")
+    }
+}
+
+/// Returns whether all of `text` could be written.
+func writeAll(_ text: String, to descriptor: Int32) -> Bool {
+    var bytes = Array(text.utf8)[...]
+    while !bytes.isEmpty {
+        let count = bytes.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+        if count < 0, errno == EINTR { continue }
+        if count < 0 { return false }
+        bytes = bytes.dropFirst(count)
+    }
+    return true
+}
+
+/// Returns `value` with so many digits after the point, or in as many significant digits where `format` is "g".
+func decimal(_ value: Double, digits: Int, format: Character = "f") -> String {
+    var text = [CChar](repeating: 0, count: 400)
+    let length = withVaList([Int32(digits), value]) { vsnprintf(&text, text.count, "%.*\(format)", $0) }
+    return String(decoding: text.prefix(Int(length)).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+}
+
+/// A JSON value. Objects keep the order of their members.
+enum JSONValue {
+    case string(String)
+    case integer(Int)
+    /// Seven to nine significant digits, as many as a Float needs; what is not finite becomes null.
+    case number(Double)
+    case bool(Bool)
+    case array([JSONValue])
+    case object([(name: String, value: JSONValue)])
+
+    /// The value on one line, or an object with one line for each of its members.
+    func text(lines: Bool = false) -> String {
+        switch self {
+        case .string(let text): quoted(text)
+        case .integer(let value): "\(value)"
+        case .number(let value): Float(value).isFinite ? "\(Float(value))" : "null"
+        case .bool(let value): "\(value)"
+        case .array(let values): "[" + values.map { $0.text() }.joined(separator: ", ") + "]"
+        case .object(let members):
+            lines
+                ? "{\n" + members.map { "  \(quoted($0.name)): \($0.value.text())" }.joined(separator: ",\n") + "\n}"
+                : "{" + members.map { "\(quoted($0.name)): \($0.value.text())" }.joined(separator: ", ") + "}"
+        }
+    }
+
+    private func quoted(_ text: String) -> String {
+        let escaped = text.unicodeScalars.map { scalar in
+            switch scalar {
+            case "\"": "\\\""
+            case "\\": "\\\\"
+            case ..<" ": "\\u00" + (scalar.value < 16 ? "0" : "") + String(scalar.value, radix: 16)
+            default: String(scalar)
+            }
+        }
+        return "\"" + escaped.joined() + "\""
+    }
+}

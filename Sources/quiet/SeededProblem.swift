@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// SeededProblem.swift - inputs of one attention problem drawn from a seed, and room for its outputs.
+
+import QuietAttention
+import SeededInputs
+
+#if canImport(Darwin)
+    import Darwin
+#elseif canImport(Musl)
+    import Musl
+#else
+    import Glibc
+#endif
+
+/// Queries, keys and values drawn from a seed and rounded to `Scalar`, and buffers for out and lse.
+///
+/// Rows are drawn in the order [batch, heads, sequence] whatever the layout in memory, and the digest reads them in that
+/// order: a layout changes neither.
+struct SeededProblem<Scalar: AttentionScalar> {
+    let attention: Attention
+    private let queries, keys, values: Buffer<Scalar>
+    private let output, logSumExp: Buffer<Float>
+
+    /// Streams of the seed.
+    private enum Stream: UInt64 {
+        case queries = 0
+        case keys = 1
+        case values = 2
+        // 3 and 4 are those of masks and biases in the tests.
+        case sinks = 5
+    }
+
+    init(_ attention: Attention, seed: UInt64, rounding round: (Float) -> Scalar) throws {
+        let shape = attention.shape
+        try Self.checkMemory(shape)
+        self.attention = attention
+        queries = try Buffer(shape.queryCount)
+        keys = try Buffer(shape.keyCount)
+        values = try Buffer(shape.valueCount)
+        output = try Buffer(shape.outputCount)
+        logSumExp = try Buffer(shape.rowCount)
+
+        func draw(_ stream: Stream, _ buffer: Buffer<Scalar>, heads: Int, sequence: Int, dimension: Int) {
+            var generator = SeededGenerator(seed: seed, stream: stream.rawValue)
+            for start in rowStarts(attention, heads: heads, sequence: sequence, dimension: dimension) {
+                for index in start..<start + dimension { buffer.elements[index] = round(generator.nextNormal()) }
+            }
+        }
+        draw(.queries, queries, heads: shape.queryHeads, sequence: shape.queries, dimension: shape.headDimension)
+        draw(.keys, keys, heads: shape.keyValueHeads, sequence: shape.keys, dimension: shape.headDimension)
+        draw(.values, values, heads: shape.keyValueHeads, sequence: shape.keys, dimension: shape.valueDimension)
+    }
+
+    /// Logits drawn from the seed, one per query head.
+    static func sinkLogits(seed: UInt64, queryHeads: Int) -> [Float] {
+        var generator = SeededGenerator(seed: seed, stream: Stream.sinks.rawValue)
+        return generator.normals(queryHeads)
+    }
+
+    func forward() throws {
+        try attention.forward(
+            queries: UnsafeBufferPointer(queries.elements), keys: UnsafeBufferPointer(keys.elements),
+            values: UnsafeBufferPointer(values.elements), into: output.elements, logSumExp: logSumExp.elements)
+    }
+
+    /// Of the bits of out, then lse.
+    var digest: String {
+        let shape = attention.shape
+        var digest = BitDigest()
+        let (heads, dimension) = (shape.queryHeads, shape.valueDimension)
+        for start in rowStarts(attention, heads: heads, sequence: shape.queries, dimension: dimension) {
+            digest.add(output.elements[start..<start + dimension])
+        }
+        digest.add(logSumExp.elements)
+        return digest.hexadecimal
+    }
+
+    /// An allocation beyond the machine's memory may succeed and end the process only when it is used.
+    private static func checkMemory(_ shape: AttentionShape) throws {
+        let inputs = [shape.queryCount, shape.keyCount, shape.valueCount].reduce(0.0) { $0 + Double($1) }
+        let outputs = Double(shape.outputCount) + Double(shape.rowCount)
+        let bytes = inputs * Double(MemoryLayout<Scalar>.stride) + outputs * Double(MemoryLayout<Float>.stride)
+        guard bytes < Double(Machine.physicalMemory) else {
+            throw Failure(
+                "inputs and outputs take \(decimal(bytes / 1e9, digits: 1)) GB, the machine has "
+                    + "\(decimal(Double(Machine.physicalMemory) / 1e9, digits: 1)) GB")
+        }
+    }
+}
+
+/// The starts of all rows of a tensor in memory, in the order [batch, heads, sequence].
+private func rowStarts(
+    _ attention: Attention, heads: Int, sequence: Int, dimension: Int
+) -> some Sequence<Int> {
+    let (head, row) =
+        attention.layout == .batchHeadsSequence ? (sequence * dimension, dimension) : (dimension, heads * dimension)
+    return (0..<attention.shape.batch * heads * sequence).lazy.map { index in
+        let (outer, position) = index.quotientAndRemainder(dividingBy: sequence)
+        let (item, headIndex) = outer.quotientAndRemainder(dividingBy: heads)
+        return item * heads * sequence * dimension + headIndex * head + position * row
+    }
+}
+
+/// Memory for a tensor, at a multiple of 64 bytes.
+private final class Buffer<Element: BitwiseCopyable> {
+    let elements: UnsafeMutableBufferPointer<Element>
+
+    init(_ count: Int) throws {
+        var address: UnsafeMutableRawPointer?
+        let bytes = max(count * MemoryLayout<Element>.stride, 1)
+        guard posix_memalign(&address, 64, bytes) == 0, let address else {
+            throw Failure("the system has no \(bytes) bytes of memory for a tensor")
+        }
+        elements = UnsafeMutableBufferPointer(
+            start: address.bindMemory(to: Element.self, capacity: count), count: count)
+    }
+
+    deinit {
+        free(elements.baseAddress)
+    }
+}
