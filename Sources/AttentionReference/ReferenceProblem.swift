@@ -35,9 +35,10 @@ public struct ReferenceProblem: Sendable {
     public var headDimension: Int
     /// Length of a value and of an output row, 1 and up.
     public var valueDimension: Int
-    /// Finite, of any sign.
+    /// Finite, of any sign; `scale * log2(e)` is finite in Float.
     public var scale: Double
-    /// One logit per query head, in the units of x; never scaled, biased or masked. -infinity is no sink.
+    /// One logit per query head, in the units of x; never scaled, biased or masked. -infinity is no sink; otherwise
+    /// `sink * log2(e)` is finite in Float.
     public var sinks: [Float]
     /// Row i sees no key before `i + firstKeyOffset`; nil is no bound.
     public var firstKeyOffset: Int?
