@@ -30,9 +30,9 @@ typedef struct forward_workspace {
 
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
-    const float *queries;    /* [6][head_lanes] */
-    const float *keys;       /* [head_dim][64] */
-    const float *values;     /* [64][value_lanes] */
+    const float *queries; /* [6][head_lanes] */
+    const float *keys;    /* [head_dim][64] */
+    const float *values;  /* [64][value_lanes] */
     float *maximum, *sum, *out;
     size_t head_dim, head_lanes, value_lanes;
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
@@ -45,21 +45,28 @@ typedef struct tile_task {
 QATTN_INLINE void tile_scores(const tile_task *task, const float *keys, size_t first, size_t count,
                               f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
     f32x16 sum[TILE_ROWS][QATTN_VECTORS];
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
-        QATTN_UNROLL for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
     }
     const float *k = keys + first * QATTN_LANES;
     const float *q = task->queries;
     for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK, q++) {
         f32x16 key[QATTN_VECTORS];
-        QATTN_UNROLL for (size_t v = 0; v < count; v++) key[v] = f32x16_load(k + v * QATTN_LANES);
-        QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++) key[v] = f32x16_load(k + v * QATTN_LANES);
+        QATTN_UNROLL
+        for (size_t i = 0; i < TILE_ROWS; i++) {
             const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
-            QATTN_UNROLL for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
+            QATTN_UNROLL
+            for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
         }
     }
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
-        QATTN_UNROLL for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
     }
 }
 
@@ -68,11 +75,14 @@ QATTN_INLINE void tile_probabilities(tile_task *task, size_t first, size_t count
                                      const qattn_forward_args *args, size_t row, size_t block_first) {
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
     const float *keys = task->keys + first * QATTN_LANES;
-    QATTN_UNROLL for (size_t v = 0; v < count; v += QATTN_VECTORS)
+    QATTN_UNROLL
+    for (size_t v = 0; v < count; v += QATTN_VECTORS)
         tile_scores(task, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
     if (masked) {
-        QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
-            QATTN_UNROLL for (size_t v = 0; v < count; v++) {
+        QATTN_UNROLL
+        for (size_t i = 0; i < TILE_ROWS; i++) {
+            QATTN_UNROLL
+            for (size_t v = 0; v < count; v++) {
                 const uint32_t bits = (uint32_t)(task->visible[i] >> (first + v) * QATTN_LANES) & 0xffff;
                 if (args->bias && bits)
                     t[i][v] = f32x16_fma(bias_lanes(args, qattn_min(row + i, args->query_end - 1),
@@ -82,28 +92,32 @@ QATTN_INLINE void tile_probabilities(tile_task *task, size_t first, size_t count
             }
         }
     }
-    tile_softmax(t, count, task->maximum, task->sum, task->probabilities, task->rescale);
+    tile_softmax(t, count, task->maximum, task->sum, task->probabilities + first * QATTN_LANES, task->rescale);
 }
 
 /* 3. for `count` vectors of value columns. Keys that some row does not see are skipped row by row, never multiplied by
- * 0: 0 * NaN is NaN. probabilities start at vector `first` of the block. */
-QATTN_INLINE void tile_values(const tile_task *task, size_t first, size_t column, size_t count) {
-    const float *p = task->probabilities - first * QATTN_LANES;
+ * 0: 0 * NaN is NaN. */
+QATTN_INLINE void tile_values(const tile_task *task, size_t column, size_t count) {
+    const float *p = task->probabilities;
     const float *values = task->values + column;
     const size_t value_lanes = task->value_lanes;
     f32x16 o[TILE_ROWS][4];
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) {
         const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
-        QATTN_UNROLL for (size_t c = 0; c < count; c++)
+        QATTN_UNROLL
+        for (size_t c = 0; c < count; c++)
             o[i][c] = f32x16_load(task->out + i * value_lanes + column + c * QATTN_LANES) * rescale;
     }
     for (uint64_t rest = task->any; rest;) {
         size_t j = (size_t)__builtin_ctzll(rest);
         const uint64_t unseen = ~(task->all >> j);
         if (unseen & 1) {
-            QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+            QATTN_UNROLL
+            for (size_t i = 0; i < TILE_ROWS; i++) {
                 if (task->visible[i] >> j & 1) {
-                    QATTN_UNROLL for (size_t c = 0; c < count; c++)
+                    QATTN_UNROLL
+                    for (size_t c = 0; c < count; c++)
                         o[i][c] = f32x16_fma(f32x16_splat(p[i * QATTN_KEY_BLOCK + j]),
                                              f32x16_load(values + j * value_lanes + c * QATTN_LANES), o[i][c]);
                 }
@@ -112,36 +126,41 @@ QATTN_INLINE void tile_values(const tile_task *task, size_t first, size_t column
             continue;
         }
         const size_t run_end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK - j);
-        QATTN_UNROLL_4 for (; j < run_end; j++) {
+        QATTN_UNROLL_4
+        for (; j < run_end; j++) {
             f32x16 value[4];
-            QATTN_UNROLL for (size_t c = 0; c < count; c++)
-                value[c] = f32x16_load(values + j * value_lanes + c * QATTN_LANES);
-            QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+            QATTN_UNROLL
+            for (size_t c = 0; c < count; c++) value[c] = f32x16_load(values + j * value_lanes + c * QATTN_LANES);
+            QATTN_UNROLL
+            for (size_t i = 0; i < TILE_ROWS; i++) {
                 const f32x16 weight = f32x16_splat(p[i * QATTN_KEY_BLOCK + j]);
-                QATTN_UNROLL for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
+                QATTN_UNROLL
+                for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
             }
         }
         rest = run_end < QATTN_KEY_BLOCK ? rest >> run_end << run_end : 0;
     }
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
-        QATTN_UNROLL for (size_t c = 0; c < count; c++)
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) {
+        QATTN_UNROLL
+        for (size_t c = 0; c < count; c++)
             f32x16_store(task->out + i * value_lanes + column + c * QATTN_LANES, o[i][c]);
     }
 }
 
 /* All value columns, in panels of up to QATTN_VECTORS vectors. */
-QATTN_INLINE void tile_all_values(const tile_task *task, size_t first) {
+QATTN_INLINE void tile_all_values(const tile_task *task) {
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t left = (task->value_lanes - column) / QATTN_LANES;
         /* Five vectors make 3 + 2, not 4 + 1: a panel of one has too few independent sums to fill the pipeline. */
         const size_t count = left == QATTN_VECTORS + 1 ? (left + 1) / 2 : qattn_min(left, QATTN_VECTORS);
         switch (count) {
 #if QATTN_VECTORS >= 4
-        case 4: tile_values(task, first, column, 4); break;
-        case 3: tile_values(task, first, column, 3); break;
-        case 2: tile_values(task, first, column, 2); break;
+        case 4: tile_values(task, column, 4); break;
+        case 3: tile_values(task, column, 3); break;
+        case 2: tile_values(task, column, 2); break;
 #endif
-        default: tile_values(task, first, column, 1); break;
+        default: tile_values(task, column, 1); break;
         }
         column += count * QATTN_LANES;
     }
@@ -151,7 +170,7 @@ QATTN_INLINE void tile_all_values(const tile_task *task, size_t first) {
 static __attribute__((noinline)) void QATTN_FUNCTION(tile_full)(tile_task *task) {
     task->any = task->all = ~UINT64_C(0);
     tile_probabilities(task, 0, BLOCK_VECTORS, false, NULL, 0, 0);
-    tile_all_values(task, 0);
+    tile_all_values(task);
 }
 
 /* One tile meets one block that its rows see by task->visible; columns of 16 keys that no row sees cost nothing. */
@@ -169,7 +188,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(tile_masked)(tile_task *tas
     case 3: tile_probabilities(task, first, 3, true, args, row, block_first); break;
     default: tile_probabilities(task, first, 4, true, args, row, block_first); break;
     }
-    tile_all_values(task, first);
+    tile_all_values(task);
 }
 
 /* The block of packed rows that follows the one at `packed`: adjacent, so one long row. */
@@ -229,8 +248,7 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
     const f32x16 c = f32x16_splat((float)(args->scale * QATTN_LOG2E));
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
         float *const out = ws->queries + i * ws->head_lanes;
-        const void *q =
-            storage_at(args->queries, (ptrdiff_t)(args->query_begin + i) * args->query_stride, storage);
+        const void *q = storage_at(args->queries, (ptrdiff_t)(args->query_begin + i) * args->query_stride, storage);
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
             f32x16 x = f32x16_splat(0);
             if (i < ws->rows)
@@ -258,8 +276,8 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
         for (size_t r = 0; r < count; r++) {
             const f32x16 row_factor = f32x16_splat(factor[row_lane(r)]);
             const float *const o = state.out + (first + r) * ws->value_lanes;
-            char *const out = (char *)args->out +
-                              (ptrdiff_t)(args->query_begin + first + r) * args->out_stride * (ptrdiff_t)storage_size(storage);
+            char *const out = (char *)args->out + (ptrdiff_t)(args->query_begin + first + r) * args->out_stride *
+                                                      (ptrdiff_t)storage_size(storage);
             for (size_t c = 0; c < args->value_dim; c += QATTN_LANES)
                 f32x16_store_first(out + c * storage_size(storage), args->value_dim - c,
                                    f32x16_load(o + c) * row_factor, storage);
@@ -308,21 +326,23 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const ptrdiff_t first = row_keys(args, args->query_begin).first, last = row_keys(args, args->query_end - 1).last;
     const size_t block_begin = (size_t)first / QATTN_KEY_BLOCK;
     const size_t block_end = last > first ? ((size_t)last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK : block_begin;
-    const size_t chunk_blocks = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK;
     const size_t tile_blocks = ws.tiles * (block_end - block_begin);
     for (size_t n = 0; n < QATTN_UPCOMING && tile_blocks; n++) {
         ws.upcoming[n] = prefetch_begin(args->upcoming[n]);
         ws.upcoming_share[n] = (prefetch_line_count(&ws.upcoming[n]) + tile_blocks - 1) / tile_blocks;
     }
-    const bool one_chunk = block_begin / chunk_blocks == (block_end ? block_end - 1 : 0) / chunk_blocks;
+
+    /* Keys of a single chunk need no merge: the first chunk that a row sees is the row's state as it is. */
+    const size_t chunk_blocks = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK;
+    const bool one_chunk = block_end <= (block_begin / chunk_blocks + 1) * chunk_blocks;
     if (!one_chunk) reset_state(ws.state, &ws);
-    for (size_t block = block_begin; block < block_end || block == block_begin;) {
+    size_t block = block_begin;
+    do {
         const size_t chunk_end = qattn_min(block_end, (block / chunk_blocks + 1) * chunk_blocks);
         reset_state(ws.chunk, &ws);
         for (; block < chunk_end; block++) forward_block(args, &ws, block, block_end);
         if (!one_chunk) merge_chunk(ws.state, ws.chunk, rows, ws.value_lanes);
-        if (block_end == block_begin) break;
-    }
+    } while (block < block_end);
 
     const row_state result = one_chunk ? ws.chunk : ws.state;
     switch (args->out_storage) {

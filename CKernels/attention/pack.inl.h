@@ -8,27 +8,30 @@
 #ifndef QATTN_PACK_INL_H
 #define QATTN_PACK_INL_H
 
-#include "attention/tile_size.h"
 #include "attention/prefetch.inl.h"
+#include "attention/tile_size.h"
 #include "simd/half.h"
 
 QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row, size_t rows, size_t dim,
                                   qattn_storage storage) {
     const size_t size = storage_size(storage);
-    prefetch_cursor cursor = prefetch_begin((qattn_upcoming_rows){
-        storage_at(base, (ptrdiff_t)row * stride, storage), stride * (ptrdiff_t)size, rows, dim * size});
+    prefetch_cursor cursor = prefetch_begin((qattn_upcoming_rows){storage_at(base, (ptrdiff_t)row * stride, storage),
+                                                                  stride * (ptrdiff_t)size, rows, dim * size});
     prefetch_lines(&cursor, SIZE_MAX);
 }
 
-/* packed[c][r] = key[r][c], for `columns` and `rows` of up to 16: a constant 16 for both leaves no test in the loops. */
+/* packed[c][r] = key[r][c], for `columns` and `rows` of up to 16: a constant 16 for both leaves no test in the loops.
+ */
 QATTN_INLINE void pack_key_tile(const void *key, ptrdiff_t stride, size_t rows, size_t columns, float *packed,
                                 qattn_storage storage) {
     f32x16 tile[QATTN_LANES];
-    QATTN_UNROLL for (size_t r = 0; r < QATTN_LANES; r++)
+    QATTN_UNROLL
+    for (size_t r = 0; r < QATTN_LANES; r++)
         tile[r] = r < rows ? f32x16_load_first(storage_at(key, (ptrdiff_t)r * stride, storage), columns, storage)
                            : f32x16_splat(0);
     f32x16_transpose(tile);
-    QATTN_UNROLL for (size_t c = 0; c < QATTN_LANES; c++) {
+    QATTN_UNROLL
+    for (size_t c = 0; c < QATTN_LANES; c++) {
         if (c < columns) f32x16_store(packed + c * QATTN_KEY_BLOCK, tile[c]);
     }
 }

@@ -13,13 +13,16 @@ enum {
 
 static float QATTN_FUNCTION(fma_probe)(size_t rounds) {
     f32x16 chain[FMA_PROBE_CHAINS];
-    QATTN_UNROLL for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_splat((float)i);
+    QATTN_UNROLL
+    for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_splat((float)i);
     f32x16 factor = f32x16_splat(0.5f), addend = f32x16_splat(0.25f);
     __asm__ volatile("" : "+m"(factor), "+m"(addend)); /* else the loop could be folded */
     for (size_t n = 0; n < rounds; n++) {
-        QATTN_UNROLL for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_fma(chain[i], factor, addend);
+        QATTN_UNROLL
+        for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_fma(chain[i], factor, addend);
     }
-    QATTN_UNROLL for (int i = 1; i < FMA_PROBE_CHAINS; i++) chain[0] += chain[i];
+    QATTN_UNROLL
+    for (int i = 1; i < FMA_PROBE_CHAINS; i++) chain[0] += chain[i];
     return chain[0][0];
 }
 
@@ -28,11 +31,14 @@ static float QATTN_FUNCTION(read_probe)(const float *data, size_t count) {
     enum { STREAMS = 8 };
     const size_t stream = count / (STREAMS * QATTN_LANES) * QATTN_LANES;
     f32x16 sum[STREAMS];
-    QATTN_UNROLL for (int i = 0; i < STREAMS; i++) sum[i] = f32x16_splat(0);
+    QATTN_UNROLL
+    for (int i = 0; i < STREAMS; i++) sum[i] = f32x16_splat(0);
     for (size_t n = 0; n < stream; n += QATTN_LANES) {
-        QATTN_UNROLL for (size_t i = 0; i < STREAMS; i++) sum[i] += f32x16_load(data + i * stream + n);
+        QATTN_UNROLL
+        for (size_t i = 0; i < STREAMS; i++) sum[i] += f32x16_load(data + i * stream + n);
     }
-    QATTN_UNROLL for (int i = 1; i < STREAMS; i++) sum[0] += sum[i];
+    QATTN_UNROLL
+    for (int i = 1; i < STREAMS; i++) sum[0] += sum[i];
     float total = sum[0][0];
     for (size_t n = STREAMS * stream; n < count; n++) total += data[n];
     return total;

@@ -27,9 +27,11 @@ QATTN_INLINE f32x16 finite_reference(f32x16 x) { return x == -__builtin_inff() ?
 QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count, float *maximum, float *sum,
                                float *probabilities, float *rescale) {
     f32x16 row_max[TILE_ROWS];
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) {
         row_max[i] = f32x16_splat(-__builtin_inff());
-        QATTN_UNROLL for (size_t v = 0; v < count; v++) row_max[i] = f32x16_max(t[i][v], row_max[i]);
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++) row_max[i] = f32x16_max(t[i][v], row_max[i]);
     }
     const f32x16 old_max = f32x16_load(maximum);
     const f32x16 new_max = f32x16_max(rows_max(row_max), old_max);
@@ -39,10 +41,12 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count,
     f32x16_store(maximum, new_max);
     f32x16_store(rescale, f32x16_exp2(old_max - reference));
 
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) {
         const f32x16 row_reference = f32x16_splat(references[row_lane(i)]);
         f32x16 p[BLOCK_VECTORS];
-        QATTN_UNROLL for (size_t v = 0; v < count; v++) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++) {
             p[v] = f32x16_exp2(t[i][v] - row_reference);
             if (v + 1 < count) f32x16_in_order(&p[v], &t[i][v + 1]);
             else if (i + 1 < TILE_ROWS) f32x16_in_order(&p[v], &t[i + 1][0]);
@@ -56,7 +60,8 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count,
     }
 }
 
-/* state = state merged with chunk, for rows [0, count): both are empty or hold sums of keys left of and inside a chunk. */
+/* state = state merged with chunk, for rows [0, count): both are empty or hold sums of keys left of and inside a chunk.
+ */
 QATTN_INLINE void merge_chunk(row_state state, row_state chunk, size_t count, size_t value_lanes) {
     for (size_t i = 0; i < count; i++) {
         if (!chunk.started[i]) continue;
@@ -82,20 +87,20 @@ QATTN_INLINE void merge_chunk(row_state state, row_state chunk, size_t count, si
     }
 }
 
-/* The sink joins the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). Of row i, in lane
- * row_lane(i): factor, by which its out is multiplied; lse and sink_share, where not NULL. */
+/* The sink joins the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). Of row i, in
+ * lane row_lane(i): factor, by which its out is multiplied; lse and sink_share, where not NULL. */
 QATTN_INLINE void tile_totals(const float *maximum, const float *sum, float sink, float *factor, float *lse,
                               float *sink_share) {
     f32x16 lanes[TILE_ROWS];
-    QATTN_UNROLL for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
+    QATTN_UNROLL
+    for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
     const f32x16 m = f32x16_load(maximum), s2 = f32x16_splat(sink * QATTN_LOG2E_F), zero = f32x16_splat(0);
     const f32x16 reference = finite_reference(f32x16_max(m, s2));
     const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
     const f32x16 l = f32x16_fma(rows_sum(lanes), e, es);
     /* l is 0 only where there is no sink and no score above -inf. */
     f32x16_store(factor, l == 0 ? zero : e / l);
-    if (lse)
-        f32x16_store(lse, l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F);
+    if (lse) f32x16_store(lse, l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F);
     if (sink_share) f32x16_store(sink_share, l == 0 ? zero : es / l);
 }
 

@@ -66,6 +66,7 @@ size_t qattn_packed_value_count(size_t seq_kv, size_t value_dim) {
 
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
     /* Per row: the query, twice o, l and the started byte (a float is more than enough); twice m per tile. */
-    const size_t row = qattn_round_up(head_dim, QATTN_LANES) + 2 * (qattn_round_up(value_dim, QATTN_LANES) + QATTN_LANES + 1);
+    const size_t row =
+        qattn_round_up(head_dim, QATTN_LANES) + 2 * (qattn_round_up(value_dim, QATTN_LANES) + QATTN_LANES + 1);
     return product(sizeof(float), product(QATTN_QUERY_BLOCK, row)) + 2 * QUERY_TILES * QATTN_LANES * sizeof(float);
 }

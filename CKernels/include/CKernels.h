@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* CKernels.h - the whole C interface of the attention kernels.
  *
- *     out[i] = sum_j p[i][j] v[j],   p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k]),   x[i][j] = scale * q[i].k[j] + bias[i][j]
+ *     out[i] = sum_j p[i][j] v[j],   p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k]),   x[i][j] = scale * q[i].k[j] +
+ * bias[i][j]
  *
  * for the rows of one query head against the keys of one key/value head. s is the sink logit: -inf gives softmax,
  * 0 softmax_1, log n softmax_n. Batches, heads, threads, memory and the checking of arguments are the caller's:
  * nothing here allocates, starts a thread or fails. Every kernel set gives the same bits (Documentation/Numerics.md).
  *
- * Dimensions   seq_q, seq_kv    rows of queries, keys           head_dim, value_dim   length of a key, of a value: 1 and up
- * Strides      in elements, between rows; the elements of a row are adjacent.
+ * Dimensions   seq_q, seq_kv    rows of queries, keys           head_dim, value_dim   length of a key, of a value: 1
+ * and up Strides      in elements, between rows; the elements of a row are adjacent.
  *
  * Edge cases   A row that sees no key: out = 0, lse = sink, sink_share = 1, or 0 where sink is -inf.
  *              A key that a row does not see is never read into that row: NaN there does no harm.
@@ -22,12 +23,12 @@
 #include <stdint.h>
 
 enum {
-    QATTN_LANES = 16,      /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
-    QATTN_KEY_BLOCK = 64,  /* keys that share one rescaling of a row */
+    QATTN_LANES = 16,       /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
+    QATTN_KEY_BLOCK = 64,   /* keys that share one rescaling of a row */
     QATTN_KEY_CHUNK = 1024, /* keys summed from an empty state; chunks merge from left to right */
     QATTN_QUERY_BLOCK = 96, /* most rows of one call to forward: what stays in cache while the keys pass by */
-    QATTN_UPCOMING = 4,    /* tensors that forward may be told about in advance */
-    QATTN_ALIGNMENT = 64   /* bytes, for packed keys, packed values and workspace */
+    QATTN_UPCOMING = 4,     /* tensors that forward may be told about in advance */
+    QATTN_ALIGNMENT = 64    /* bytes, for packed keys, packed values and workspace */
 };
 
 typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16 } qattn_storage;
@@ -48,8 +49,8 @@ typedef struct qattn_pack_args {
     float *packed_keys, *packed_values;
 } qattn_pack_args;
 
-/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes to
- * answer. Never needed for the result; base may be NULL. */
+/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
+ * to answer. Never needed for the result; base may be NULL. */
 typedef struct qattn_upcoming_rows {
     const void *base;
     ptrdiff_t stride_bytes;
@@ -59,7 +60,8 @@ typedef struct qattn_upcoming_rows {
 /* Rows [query_begin, query_end) of one query head, at most QATTN_QUERY_BLOCK of them. Row pointers (queries, out, lse,
  * sink_share, mask, bias) are to row 0. Row i sees the keys j with
  *
- *     max(0, i + first_key_offset) <= j < min(seq_kv, i + last_key_offset),   mask[i][j] != 0,   bias[i][j] > -inf or NaN
+ *     max(0, i + first_key_offset) <= j < min(seq_kv, i + last_key_offset),   mask[i][j] != 0,   bias[i][j] > -inf or
+ * NaN
  *
  * so causal, aligned bottom right, is last_key_offset = seq_kv - seq_q + 1, and a window of w keys that ends there
  * is first_key_offset = last_key_offset - w. */
@@ -83,7 +85,7 @@ typedef struct qattn_forward_args {
     float *lse;                /* [seq_q], adjacent, sink included, natural units; or NULL */
     float *sink_share;         /* [seq_q], adjacent; or NULL */
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
-    float *workspace;          /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
+    float *workspace; /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
 
 /* One instruction set's kernels. */
@@ -92,11 +94,13 @@ typedef struct qattn_kernels {
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
-     * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away. */
+     * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away.
+     */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
     float (*read_probe)(const float *data, size_t count);
-    /* out[i] = 2^x[i] for x[i] <= 1, and log2(x[i]) for positive normal x[i], as every kernel computes them: for tests. */
+    /* out[i] = 2^x[i] for x[i] <= 1, and log2(x[i]) for positive normal x[i], as every kernel computes them: for tests.
+     */
     void (*exp2)(const float *x, float *out, size_t count);
     void (*log2)(const float *x, float *out, size_t count);
 } qattn_kernels;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* arm64_neon.c - the kernels for 64-bit ARM: NEON is its baseline. 32 registers of 4 floats: 24 hold a tile of 6 x 16. */
+/* arm64_neon.c - the kernels for 64-bit ARM: NEON is its baseline. 32 registers of 4 floats: 24 hold a tile of 6 x 16.
+ */
 #include "isa/isa.h"
 
 #if defined(__aarch64__)

@@ -4,7 +4,8 @@
  * A file of isa/ says which instruction set it is (QATTN_ISA), how its registers are spent (QATTN_VECTORS), opens the
  * target region and includes every kernel body. Inside the region the compiler may use the set; a helper that is used
  * inside but defined outside would be compiled for the baseline and is a compile error, not a slow binary.
- * System headers stay outside: an inline function of theirs compiled in here could be kept by the linker for everybody. */
+ * System headers stay outside: an inline function of theirs compiled in here could be kept by the linker for everybody.
+ */
 #ifndef QATTN_ISA_H
 #define QATTN_ISA_H
 
@@ -33,7 +34,7 @@
 #pragma clang diagnostic ignored "-Wpsabi"
 
 /* Always inlined, so that tiles stay in registers and constant arguments unroll their loops; -O0 included. */
-#define QATTN_INLINE static inline __attribute__((always_inline))
+#define QATTN_INLINE   static inline __attribute__((always_inline))
 #define QATTN_UNROLL   _Pragma("clang loop unroll(full)")
 #define QATTN_UNROLL_4 _Pragma("clang loop unroll_count(4)")
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* x86_64_v4.c - the kernels for x86-64-v4: AVX-512 F, BW, CD, DQ, VL. 32 registers of 16 floats: 24 hold a tile of 6 x 64. */
+/* x86_64_v4.c - the kernels for x86-64-v4: AVX-512 F, BW, CD, DQ, VL. 32 registers of 16 floats: 24 hold a tile of 6
+ * x 64. */
 #include "isa/isa.h"
 
 #if defined(__x86_64__)

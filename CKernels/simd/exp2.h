@@ -13,7 +13,8 @@
 
 QATTN_INLINE f32x16 f32x16_horner(f32x16 x, const float *coefficients, int count) {
     f32x16 y = f32x16_splat(coefficients[0]);
-    QATTN_UNROLL for (int i = 1; i < count; i++) y = f32x16_fma(y, x, f32x16_splat(coefficients[i]));
+    QATTN_UNROLL
+    for (int i = 1; i < count; i++) y = f32x16_fma(y, x, f32x16_splat(coefficients[i]));
     return y;
 }
 

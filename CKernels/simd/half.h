@@ -34,7 +34,7 @@ QATTN_INLINE f32x16 f16x16_widen(u16x16 x) {
 QATTN_INLINE u16x16 f16x16_round(f32x16 x) {
 #if defined(QATTN_AVX512) || defined(QATTN_AVX2) || defined(__aarch64__)
     typedef _Float16 f16x16 __attribute__((ext_vector_type(16)));
-    return (u16x16)__builtin_convertvector(x, f16x16);
+    return (u16x16) __builtin_convertvector(x, f16x16);
 #else
     const u32x16 bits = f32x16_bits(x);
     const u32x16 magnitude = bits & 0x7fffffffu;

@@ -92,31 +92,34 @@ QATTN_INLINE uint32_t f32x16_equal_bits(f32x16 x, float value) {
 /* Rows per reduction below: a tile has at most this many. */
 enum { REDUCE_ROWS = 6 };
 
-/* Of six rows of 16 lanes, the tree over each row's lanes: r with r + 8, then r + 4, r + 2, r + 1. Row i's result stands
- * in lanes 2i and 2i + 1; the last four lanes repeat others. COMBINE(x, y) is commutative. Interleaving the rows makes
- * one instruction reduce several of them. */
+/* Of six rows of 16 lanes, the tree over each row's lanes: r with r + 8, then r + 4, r + 2, r + 1. Row i's result
+ * stands in lanes 2i and 2i + 1; the last four lanes repeat others. COMBINE(x, y) is commutative. Interleaving the rows
+ * makes one instruction reduce several of them. */
 #define ROWS_REDUCE(name, COMBINE)                                                                                     \
     QATTN_INLINE f32x16 name(const f32x16 x[REDUCE_ROWS]) {                                                            \
         f32x16 half[3];                                                                                                \
-        QATTN_UNROLL for (int i = 0; i < 3; i++) {                                                                     \
+        QATTN_UNROLL                                                                                                   \
+        for (int i = 0; i < 3; i++) {                                                                                  \
             const f32x16 a = x[2 * i], b = x[2 * i + 1];                                                               \
-            half[i] = COMBINE(                                                                                         \
-                __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),                 \
-                __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));          \
+            half[i] =                                                                                                  \
+                COMBINE(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),         \
+                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));  \
         }                                                                                                              \
         f32x16 quarter[2];                                                                                             \
-        QATTN_UNROLL for (int i = 0; i < 2; i++) {                                                                     \
+        QATTN_UNROLL                                                                                                   \
+        for (int i = 0; i < 2; i++) {                                                                                  \
             const f32x16 a = half[2 * i], b = half[2];                                                                 \
             const f32x16 c = i == 0 ? half[1] : b;                                                                     \
-            quarter[i] = COMBINE(                                                                                      \
-                __builtin_shufflevector(a, c, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),               \
-                __builtin_shufflevector(a, c, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));            \
+            quarter[i] =                                                                                               \
+                COMBINE(__builtin_shufflevector(a, c, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),       \
+                        __builtin_shufflevector(a, c, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));    \
         }                                                                                                              \
         const f32x16 a = quarter[0], b = quarter[1];                                                                   \
         const f32x16 pair =                                                                                            \
             COMBINE(__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),           \
                     __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31));        \
-        return COMBINE(pair, __builtin_shufflevector(pair, pair, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)); \
+        return COMBINE(pair,                                                                                           \
+                       __builtin_shufflevector(pair, pair, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));     \
     }
 QATTN_INLINE f32x16 f32x16_add(f32x16 x, f32x16 y) { return x + y; }
 ROWS_REDUCE(rows_max, f32x16_max)
@@ -130,22 +133,27 @@ QATTN_INLINE size_t row_lane(size_t i) { return 2 * i; }
  * quarters: each shuffle is one instruction without an index operand. */
 QATTN_INLINE void f32x16_transpose(f32x16 x[16]) {
     f32x16 y[16];
-    QATTN_UNROLL for (int i = 0; i < 16; i += 2) {
+    QATTN_UNROLL
+    for (int i = 0; i < 16; i += 2) {
         const f32x16 a = x[i], b = x[i + 1];
         y[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
         y[i + 1] = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     }
-    QATTN_UNROLL for (int i = 0; i < 16; i += 4) {
-        QATTN_UNROLL for (int c = 0; c < 2; c++) {
+    QATTN_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        QATTN_UNROLL
+        for (int c = 0; c < 2; c++) {
             const f32x16 a = y[i + c], b = y[i + c + 2];
             x[i + 2 * c] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-            x[i + 2 * c + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+            x[i + 2 * c + 1] =
+                __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
         }
     }
     /* Now quarter k of x[4 g + c] is column 4 k + c of rows 4 g ... 4 g + 3. */
 #define EVEN_QUARTERS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
 #define ODD_QUARTERS(a, b)  __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
-    QATTN_UNROLL for (int c = 0; c < 4; c++) {
+    QATTN_UNROLL
+    for (int c = 0; c < 4; c++) {
         const f32x16 even0 = EVEN_QUARTERS(x[c], x[c + 4]), even1 = EVEN_QUARTERS(x[c + 8], x[c + 12]);
         const f32x16 odd0 = ODD_QUARTERS(x[c], x[c + 4]), odd1 = ODD_QUARTERS(x[c + 8], x[c + 12]);
         x[c] = EVEN_QUARTERS(even0, even1);
