@@ -31,7 +31,7 @@ let benchmarks: @Sendable () -> Void = {
         fatalError("no shapes in \(file.standardizedFileURL.path)")
     }
     for shape in shapes {
-        Benchmark(shape.name) { benchmark, prepared in
+        Benchmark(shape.name) { (benchmark: Benchmark, prepared: Prepared) throws -> Void in
             let turn = try prepared.problem.turn(calls: prepared.calls)
             let rate = shape.floatOperations / turn.nanoseconds
             benchmark.measurement(Metric.rate, Int(1000 * rate))

@@ -7,35 +7,35 @@
 #define UNROLL _Pragma("clang loop unroll(full)") for
 
 /* CHAINS: enough to cover latency times units (x86: 4 x 2, Arm: 4 x 4), few enough for the registers. */
-#define DEFINE_CEILINGS(SET, ATTRIBUTE, LANES, CHAINS)                                                     \
-    typedef float SET##_vector __attribute__((ext_vector_type(LANES)));                                   \
-    typedef float SET##_unaligned __attribute__((ext_vector_type(LANES), aligned(4)));                    \
-                                                                                                          \
-    ATTRIBUTE static double SET##_multiply_add(size_t rounds) {                                           \
-        SET##_vector chain[CHAINS], factor = 0.5f, addend = 0.25f;                                        \
-        UNROLL(int i = 0; i < CHAINS; i++) chain[i] = (float)i;                                           \
-        __asm__ volatile("" : "+m"(factor), "+m"(addend)); /* unknown, so that nothing folds */           \
-        for (size_t n = 0; n < rounds; n++) UNROLL(int i = 0; i < CHAINS; i++) {                          \
-            chain[i] = chain[i] * factor + addend;                                                        \
-        }                                                                                                 \
-        UNROLL(int i = 1; i < CHAINS; i++) chain[0] += chain[i];                                          \
-        __asm__ volatile("" : "+m"(chain[0])); /* used, so that nothing is left out */                    \
-        return (double)rounds * CHAINS * LANES * 2;                                                       \
-    }                                                                                                     \
-                                                                                                          \
-    /* Eight streams of their own, so that the hardware prefetches several pages ahead. */                \
-    ATTRIBUTE static float SET##_read(const float *data, size_t count) {                                  \
-        const size_t stream = count / (8 * LANES) * LANES;                                                \
-        SET##_vector sum[8];                                                                              \
-        UNROLL(int i = 0; i < 8; i++) sum[i] = 0.0f;                                                      \
-        for (size_t n = 0; n < stream; n += LANES) UNROLL(int i = 0; i < 8; i++) {                        \
-            sum[i] += *(const SET##_unaligned *)(data + (size_t)i * stream + n);                          \
-        }                                                                                                 \
-        UNROLL(int i = 1; i < 8; i++) sum[0] += sum[i];                                                   \
-        float total = 0;                                                                                  \
-        for (int i = 0; i < LANES; i++) total += sum[0][i];                                               \
-        for (size_t n = 8 * stream; n < count; n++) total += data[n];                                     \
-        return total;                                                                                     \
+#define DEFINE_CEILINGS(SET, ATTRIBUTE, LANES, CHAINS)                                                                 \
+    typedef float SET##_vector __attribute__((ext_vector_type(LANES)));                                                \
+    typedef float SET##_unaligned __attribute__((ext_vector_type(LANES), aligned(4)));                                 \
+                                                                                                                       \
+    ATTRIBUTE static double SET##_multiply_add(size_t rounds) {                                                        \
+        SET##_vector chain[CHAINS], factor = 0.5f, addend = 0.25f;                                                     \
+        UNROLL(int i = 0; i < CHAINS; i++) chain[i] = (float)i;                                                        \
+        __asm__ volatile("" : "+m"(factor), "+m"(addend)); /* unknown, so that nothing folds */                        \
+        for (size_t n = 0; n < rounds; n++)                                                                            \
+            UNROLL(int i = 0; i < CHAINS; i++) { chain[i] = chain[i] * factor + addend; }                              \
+        UNROLL(int i = 1; i < CHAINS; i++) chain[0] += chain[i];                                                       \
+        __asm__ volatile("" : "+m"(chain[0])); /* used, so that nothing is left out */                                 \
+        return (double)rounds * CHAINS * LANES * 2;                                                                    \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Eight streams of their own, so that the hardware prefetches several pages ahead. */                             \
+    ATTRIBUTE static float SET##_read(const float *data, size_t count) {                                               \
+        const size_t stream = count / (8 * LANES) * LANES;                                                             \
+        SET##_vector sum[8];                                                                                           \
+        UNROLL(int i = 0; i < 8; i++) sum[i] = 0.0f;                                                                   \
+        for (size_t n = 0; n < stream; n += LANES)                                                                     \
+            UNROLL(int i = 0; i < 8; i++) { sum[i] += *(const SET##_unaligned *)(data + (size_t)i * stream + n); }     \
+        UNROLL(int i = 1; i < 8; i++) sum[0] += sum[i];                                                                \
+        float total = 0;                                                                                               \
+        for (int i = 0; i < LANES; i++)                                                                                \
+            total += sum[0][i];                                                                                        \
+        for (size_t n = 8 * stream; n < count; n++)                                                                    \
+            total += data[n];                                                                                          \
+        return total;                                                                                                  \
     }
 
 #if defined(__x86_64__)
@@ -44,14 +44,18 @@ DEFINE_CEILINGS(v3, __attribute__((target("arch=x86-64-v3"))), 8, 12)
 DEFINE_CEILINGS(base, , 4, 12)
 
 double ceilings_multiply_add(size_t rounds) {
-    if (__builtin_cpu_supports("x86-64-v4")) return v4_multiply_add(rounds);
-    if (__builtin_cpu_supports("x86-64-v3")) return v3_multiply_add(rounds);
+    if (__builtin_cpu_supports("x86-64-v4"))
+        return v4_multiply_add(rounds);
+    if (__builtin_cpu_supports("x86-64-v3"))
+        return v3_multiply_add(rounds);
     return base_multiply_add(rounds);
 }
 
 float ceilings_read(const float *data, size_t count) {
-    if (__builtin_cpu_supports("x86-64-v4")) return v4_read(data, count);
-    if (__builtin_cpu_supports("x86-64-v3")) return v3_read(data, count);
+    if (__builtin_cpu_supports("x86-64-v4"))
+        return v4_read(data, count);
+    if (__builtin_cpu_supports("x86-64-v3"))
+        return v3_read(data, count);
     return base_read(data, count);
 }
 #else

@@ -5,8 +5,8 @@
 
 #include <stddef.h>
 
-/* Runs so many rounds of independent fused multiply-adds in the widest vectors of this CPU; returns the float operations
- * done, two for each multiply-add. */
+/* Runs so many rounds of independent fused multiply-adds in the widest vectors of this CPU; returns the float
+ * operations done, two for each multiply-add. */
 double ceilings_multiply_add(size_t rounds);
 
 /* The sum of count floats, read once, in the widest vectors of this CPU. */
