@@ -29,6 +29,8 @@ struct DirectCall: Sendable {
     var keyStride = 1
     /// Rows per call of the forward function, 96 at most.
     var rowsPerCall = Int(QATTN_QUERY_BLOCK)
+    /// The kernels that pack; nil: those that compute.
+    var packing: KernelTable?
 }
 
 extension AttentionCase.StorageChoice {
@@ -44,7 +46,7 @@ extension AttentionCase.StorageChoice {
 extension DirectCall {
     /// Runs `problem`; throws when something outside of the outputs was written.
     func run(_ problem: HeadProblem, _ kernels: KernelTable) throws -> AttentionOutputs {
-        let packed = pack(problem, kernels)
+        let packed = pack(problem, packing ?? kernels)
         let (rows, dimension) = (problem.queryCount, problem.valueDimension)
         let queries = StoredRows(
             problem.queries, width: problem.headDimension, padding: padding, storage: storage, guard: guardSide)

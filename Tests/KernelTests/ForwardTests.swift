@@ -2,6 +2,7 @@
 // ForwardTests.swift - every kernel set against the reference, bit for bit, over the cases of ForwardCases.swift.
 
 import QuietAttention
+import SeededInputs
 import TestSupport
 import Testing
 
@@ -44,4 +45,24 @@ import Testing
 
     @Test("mixtures", arguments: kernelSets, ForwardCases.mixtures)
     func mixtures(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    /// Every option with every other.
+    @Test("random cases", arguments: kernelSets)
+    func randomCases(kernels: KernelSet) throws {
+        try forAll(AnyInputCase.self, cases: 150) { try requireReferenceBits($0.shape, kernels) }
+    }
+}
+
+/// A random case of any input family and storage type.
+private struct AnyInputCase: PropertyCase {
+    var shape: AttentionCase
+    var description: String { shape.description }
+    var shrunk: [AnyInputCase] { shape.shrunk.map(AnyInputCase.init) }
+
+    static func random(using generator: inout SeededGenerator) -> AnyInputCase {
+        var shape = AttentionCase.random(using: &generator)
+        shape.family = generator.element(of: InputFamily.allCases)
+        shape.storage = generator.element(of: AttentionCase.StorageChoice.available)
+        return AnyInputCase(shape: shape)
+    }
 }

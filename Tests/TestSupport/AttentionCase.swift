@@ -101,19 +101,6 @@ extension AttentionCase: CustomStringConvertible {
     }
 }
 
-/// The data of a case. Tensors are [batch][heads][sequence][dimension] here, whatever the case's layout is, and hold
-/// values that the case's storage type can hold.
-public struct AttentionInputs: Sendable {
-    public var queries, keys, values: [Float]
-    /// One per query head, natural units.
-    public var sinks: [Float]
-    public var scale: Double
-    /// One per batch item.
-    public var keyLengths: [Int]?
-    public var allowed: (values: [Bool], extents: [Int])?
-    public var bias: (values: [Float], extents: [Int])?
-}
-
 extension AttentionCase {
     public var scaleValue: Double {
         switch scale {
