@@ -1,22 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention+Forward.swift - the forward pass, for arrays, spans and unsafe buffers.
 
-/// Shapes of all forward calls, in the letters of ``AttentionShape`` and in the layout asked for:
-///
-/// | argument | shape |
-/// |---|---|
-/// | queries | `[B, H, L, D]` |
-/// | keys | `[B, G, S, D]` |
-/// | values | `[B, G, S, E]` |
-/// | output | `[B, H, L, E]` |
-/// | logSumExp, sinkShare | `[B, H, L]` in every layout, `[H, total]` of a packed batch |
-///
-/// All throw ``AttentionError`` of kind `elementCount` when a tensor has another number of elements, and `memory` when the
-/// system has none for the workspace; nothing is written then. Outputs must not overlap inputs.
 extension Attention {
     // MARK: - Arrays
 
     /// Computes the output into an array of its size.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the output is untouched then.
     public func forward(
         queries: [Float], keys: [Float], values: [Float], into output: inout [Float]
     ) throws(AttentionError) {
@@ -34,6 +24,8 @@ extension Attention {
     }
 
     /// Computes the output, the log-sum-exp and the sink share of every row.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> AttentionResult {
         try checkInputCounts(queries.count, keys.count, values.count)
         var output = [Float](repeating: 0, count: shape.outputCount)
@@ -50,7 +42,9 @@ extension Attention {
 
     // MARK: - Spans
 
-    /// Computes the output.
+    /// Computes the output. Inputs and output may be of different storage types.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the output is untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>
     ) throws(AttentionError) {
@@ -65,7 +59,10 @@ extension Attention {
         }
     }
 
-    /// Computes the output, the log-sum-exp and the sink share of every row.
+    /// Computes the output, the log-sum-exp and the sink share of every row. Inputs and output may be of different storage
+    /// types.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the outputs are untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>,
         logSumExp: inout MutableSpan<Float>, sinkShare: inout MutableSpan<Float>
@@ -92,10 +89,14 @@ extension Attention {
     /// Computes the output and, if asked, the log-sum-exp and the sink share of every row.
     ///
     /// - Parameters:
-    ///   - queries: as in the table above, like `keys` and `values` of any storage type.
-    ///   - output: of any storage type: 16-bit output is rounded once, from Float to nearest even.
-    ///   - logSumExp: nil: not wanted.
-    ///   - sinkShare: nil: not wanted.
+    ///   - queries: `[B, H, L, D]`, of any storage type.
+    ///   - keys: `[B, G, S, D]`.
+    ///   - values: `[B, G, S, E]`.
+    ///   - output: `[B, H, L, E]`, apart from the inputs, of any storage type: 16-bit output is rounded once, from Float
+    ///     to nearest even.
+    ///   - logSumExp: `[B, H, L]`; nil: not wanted.
+    ///   - sinkShare: `[B, H, L]`; nil: not wanted.
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the outputs are untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: UnsafeBufferPointer<Input>, keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,

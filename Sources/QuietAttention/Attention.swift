@@ -12,6 +12,17 @@
 ///     let attention = try Attention(shape, sink: .softmax1, mask: .causal)
 ///     let result = try attention.forward(queries: q, keys: k, values: v)
 ///
+/// Tensors have the shapes below, in the letters of ``AttentionShape``; another ``AttentionLayout`` changes the order of
+/// dimensions of the first four.
+///
+/// | tensor | shape | of a packed batch |
+/// |---|---|---|
+/// | queries | `[B, H, L, D]` | `[total, H, D]` |
+/// | keys | `[B, G, S, D]` | `[total, G, D]` |
+/// | values | `[B, G, S, E]` | `[total, G, E]` |
+/// | output | `[B, H, L, E]` | `[total, H, E]` |
+/// | logSumExp, sinkShare | `[B, H, L]` | `[H, total]` |
+///
 /// All arithmetic is in Float. The bits of a row do not depend on the kernel set, on threads, on other rows, heads and
 /// batch items, or on what lies in masked places.
 ///
