@@ -42,11 +42,11 @@ typedef struct tile_task {
 } tile_task;
 
 /* 1. t[i][v] = sum_d q'[i][d] k[d][v], d ascending, for vectors [first, first + count) of the keys from `keys` on. */
-QATTN_INLINE void tile_scores(const tile_task *task, const float *keys, size_t first, size_t count,
+QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const float *keys, size_t first, size_t count,
                               f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
     f32x16 sum[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
-    for (size_t i = 0; i < TILE_ROWS; i++) {
+    for (size_t i = 0; i < rows; i++) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
     }
@@ -57,30 +57,30 @@ QATTN_INLINE void tile_scores(const tile_task *task, const float *keys, size_t f
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) key[v] = f32x16_load(k + v * QATTN_LANES);
         QATTN_UNROLL
-        for (size_t i = 0; i < TILE_ROWS; i++) {
+        for (size_t i = 0; i < rows; i++) {
             const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
             QATTN_UNROLL
             for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
         }
     }
     QATTN_UNROLL
-    for (size_t i = 0; i < TILE_ROWS; i++) {
+    for (size_t i = 0; i < rows; i++) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
     }
 }
 
 /* 1. and 2. for the `count` vectors of keys from vector `first` of the block on. */
-QATTN_INLINE void tile_probabilities(tile_task *task, size_t first, size_t count, bool masked,
+QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first, size_t count, bool masked,
                                      const qattn_forward_args *args, size_t row, size_t block_first) {
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
     const float *keys = task->keys + first * QATTN_LANES;
     QATTN_UNROLL
     for (size_t v = 0; v < count; v += QATTN_VECTORS)
-        tile_scores(task, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
+        tile_scores(task, rows, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
     if (masked) {
         QATTN_UNROLL
-        for (size_t i = 0; i < TILE_ROWS; i++) {
+        for (size_t i = 0; i < rows; i++) {
             QATTN_UNROLL
             for (size_t v = 0; v < count; v++) {
                 const uint32_t bits = (uint32_t)(task->visible[i] >> (first + v) * QATTN_LANES) & 0xffff;
@@ -92,90 +92,98 @@ QATTN_INLINE void tile_probabilities(tile_task *task, size_t first, size_t count
             }
         }
     }
-    tile_softmax(t, count, task->maximum, task->sum, task->probabilities + first * QATTN_LANES, task->rescale);
+    tile_softmax(t, rows, count, task->maximum, task->sum, task->probabilities + first * QATTN_LANES, task->rescale);
 }
 
-/* 3. for `count` vectors of value columns. Keys that some row does not see are skipped row by row, never multiplied by
- * 0: 0 * NaN is NaN. */
-QATTN_INLINE void tile_values(const tile_task *task, size_t column, size_t count) {
-    const float *p = task->probabilities;
-    const float *values = task->values + column;
-    const size_t value_lanes = task->value_lanes;
-    f32x16 o[TILE_ROWS][4];
+/* o[i] += p[i][j] v[j] of one key, for the rows that see it. Others are left out, never multiplied by 0: 0 * NaN is
+ * NaN. */
+QATTN_INLINE void tile_value_of_some(const tile_task *task, size_t rows, size_t j, const float *value, size_t count,
+                                     f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
     QATTN_UNROLL
-    for (size_t i = 0; i < TILE_ROWS; i++) {
+    for (size_t i = 0; i < rows; i++) {
+        if (!(task->visible[i] >> j & 1)) continue;
+        const f32x16 weight = f32x16_splat(task->probabilities[i * QATTN_KEY_BLOCK + j]);
+        QATTN_UNROLL
+        for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, f32x16_load(value + c * QATTN_LANES), o[i][c]);
+    }
+}
+
+/* The same for the keys [j, end), which all rows see. */
+QATTN_INLINE void tile_values_of_all(const tile_task *task, size_t rows, size_t j, size_t end, const float *values,
+                                     size_t count, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+    QATTN_UNROLL_4
+    for (; j < end; j++) {
+        f32x16 value[QATTN_VECTORS];
+        QATTN_UNROLL
+        for (size_t c = 0; c < count; c++) value[c] = f32x16_load(values + j * task->value_lanes + c * QATTN_LANES);
+        QATTN_UNROLL
+        for (size_t i = 0; i < rows; i++) {
+            const f32x16 weight = f32x16_splat(task->probabilities[i * QATTN_KEY_BLOCK + j]);
+            QATTN_UNROLL
+            for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
+        }
+    }
+}
+
+/* 3. for `count` vectors of value columns: runs of keys that all rows see, and single keys that some see. */
+QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column, size_t count) {
+    const float *const values = task->values + column;
+    float *const out = task->out + column;
+    f32x16 o[TILE_ROWS][QATTN_VECTORS];
+    QATTN_UNROLL
+    for (size_t i = 0; i < rows; i++) {
         const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
-            o[i][c] = f32x16_load(task->out + i * value_lanes + column + c * QATTN_LANES) * rescale;
+            o[i][c] = f32x16_load(out + i * task->value_lanes + c * QATTN_LANES) * rescale;
     }
     for (uint64_t rest = task->any; rest;) {
-        size_t j = (size_t)__builtin_ctzll(rest);
-        const uint64_t unseen = ~(task->all >> j);
+        const size_t j = (size_t)__builtin_ctzll(rest);
+        const uint64_t unseen = ~(task->all >> j); /* bit n: not every row sees key j + n */
         if (unseen & 1) {
-            QATTN_UNROLL
-            for (size_t i = 0; i < TILE_ROWS; i++) {
-                if (task->visible[i] >> j & 1) {
-                    QATTN_UNROLL
-                    for (size_t c = 0; c < count; c++)
-                        o[i][c] = f32x16_fma(f32x16_splat(p[i * QATTN_KEY_BLOCK + j]),
-                                             f32x16_load(values + j * value_lanes + c * QATTN_LANES), o[i][c]);
-                }
-            }
+            tile_value_of_some(task, rows, j, values + j * task->value_lanes, count, o);
             rest &= rest - 1;
             continue;
         }
-        const size_t run_end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK - j);
-        QATTN_UNROLL_4
-        for (; j < run_end; j++) {
-            f32x16 value[4];
-            QATTN_UNROLL
-            for (size_t c = 0; c < count; c++) value[c] = f32x16_load(values + j * value_lanes + c * QATTN_LANES);
-            QATTN_UNROLL
-            for (size_t i = 0; i < TILE_ROWS; i++) {
-                const f32x16 weight = f32x16_splat(p[i * QATTN_KEY_BLOCK + j]);
-                QATTN_UNROLL
-                for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
-            }
-        }
-        rest = run_end < QATTN_KEY_BLOCK ? rest >> run_end << run_end : 0;
+        const size_t end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK);
+        tile_values_of_all(task, rows, j, end, values, count, o);
+        rest = end < QATTN_KEY_BLOCK ? rest >> end << end : 0;
     }
     QATTN_UNROLL
-    for (size_t i = 0; i < TILE_ROWS; i++) {
+    for (size_t i = 0; i < rows; i++) {
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++)
-            f32x16_store(task->out + i * value_lanes + column + c * QATTN_LANES, o[i][c]);
+        for (size_t c = 0; c < count; c++) f32x16_store(out + i * task->value_lanes + c * QATTN_LANES, o[i][c]);
     }
 }
 
 /* All value columns, in panels of up to QATTN_VECTORS vectors. */
-QATTN_INLINE void tile_all_values(const tile_task *task) {
+QATTN_INLINE void tile_all_values(const tile_task *task, size_t rows) {
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t left = (task->value_lanes - column) / QATTN_LANES;
         /* Five vectors make 3 + 2, not 4 + 1: a panel of one has too few independent sums to fill the pipeline. */
         const size_t count = left == QATTN_VECTORS + 1 ? (left + 1) / 2 : qattn_min(left, QATTN_VECTORS);
         switch (count) {
 #if QATTN_VECTORS >= 4
-        case 4: tile_values(task, column, 4); break;
-        case 3: tile_values(task, column, 3); break;
-        case 2: tile_values(task, column, 2); break;
+        case 4: tile_values(task, rows, column, 4); break;
+        case 3: tile_values(task, rows, column, 3); break;
+        case 2: tile_values(task, rows, column, 2); break;
 #endif
-        default: tile_values(task, column, 1); break;
+        default: tile_values(task, rows, column, 1); break;
         }
         column += count * QATTN_LANES;
     }
 }
 
 /* One tile meets one block that all its rows see whole. */
-static __attribute__((noinline)) void QATTN_FUNCTION(tile_full)(tile_task *task) {
+QATTN_INLINE void tile_full(tile_task *task, size_t rows) {
     task->any = task->all = ~UINT64_C(0);
-    tile_probabilities(task, 0, BLOCK_VECTORS, false, NULL, 0, 0);
-    tile_all_values(task);
+    tile_probabilities(task, rows, 0, BLOCK_VECTORS, false, NULL, 0, 0);
+    tile_all_values(task, rows);
 }
 
 /* One tile meets one block that its rows see by task->visible; columns of 16 keys that no row sees cost nothing. */
-static __attribute__((noinline)) void QATTN_FUNCTION(tile_masked)(tile_task *task, const qattn_forward_args *args,
-                                                                  size_t row, size_t block_first) {
+QATTN_INLINE void tile_masked(tile_task *task, size_t rows, const qattn_forward_args *args, size_t row,
+                              size_t block_first) {
     size_t first = (size_t)__builtin_ctzll(task->any) / QATTN_LANES;
     size_t count = BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES - first;
     if (count == 3 && first == 1) { /* vectors 1 + (2 + 3): the row sum's own tree is (0 + 1) + (2 + 3) */
@@ -183,13 +191,34 @@ static __attribute__((noinline)) void QATTN_FUNCTION(tile_masked)(tile_task *tas
         count = 4;
     }
     switch (count) {
-    case 1: tile_probabilities(task, first, 1, true, args, row, block_first); break;
-    case 2: tile_probabilities(task, first, 2, true, args, row, block_first); break;
-    case 3: tile_probabilities(task, first, 3, true, args, row, block_first); break;
-    default: tile_probabilities(task, first, 4, true, args, row, block_first); break;
+    case 1: tile_probabilities(task, rows, first, 1, true, args, row, block_first); break;
+    case 2: tile_probabilities(task, rows, first, 2, true, args, row, block_first); break;
+    case 3: tile_probabilities(task, rows, first, 3, true, args, row, block_first); break;
+    default: tile_probabilities(task, rows, first, 4, true, args, row, block_first); break;
     }
-    tile_all_values(task);
+    tile_all_values(task, rows);
 }
+
+/* The two, with a constant number of rows each, so that a tile of few rows does not pay for six. Functions of their
+ * own: what the compiler keeps in registers must not depend on what surrounds them. */
+#define TILE_OF(rows)                                                                                                  \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_full), rows)(tile_task * task) {             \
+        tile_full(task, rows);                                                                                         \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_masked), rows)(                              \
+        tile_task * task, const qattn_forward_args *args, size_t row, size_t block_first) {                            \
+        tile_masked(task, rows, args, row, block_first);                                                               \
+    }
+TILE_OF(1)
+TILE_OF(2)
+TILE_OF(4)
+TILE_OF(6)
+#undef TILE_OF
+#define TILE_CALL(name, rows, ...)                                                                                     \
+    ((rows) > 4   ? QATTN_PASTE(QATTN_FUNCTION(name), 6)(__VA_ARGS__)                                                  \
+     : (rows) > 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 4)(__VA_ARGS__)                                                  \
+     : (rows) > 1 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__)                                                  \
+                  : QATTN_PASTE(QATTN_FUNCTION(name), 1)(__VA_ARGS__))
 
 /* The block of packed rows that follows the one at `packed`: adjacent, so one long row. */
 QATTN_INLINE prefetch_cursor following_block(const float *packed, size_t row_floats, size_t blocks) {
@@ -224,7 +253,7 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
         task.out = ws->chunk.out + i * ws->value_lanes;
         if (!args->mask && !args->bias && bottom.first <= (ptrdiff_t)block_first && top.last >= (ptrdiff_t)block_last) {
             memset(ws->chunk.started + i, true, count);
-            QATTN_FUNCTION(tile_full)(&task);
+            TILE_CALL(tile_full, count, &task);
             continue;
         }
         task.any = 0;
@@ -239,7 +268,7 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
             task.any |= task.visible[r];
             task.all &= task.visible[r];
         }
-        if (task.any) QATTN_FUNCTION(tile_masked)(&task, args, row, block_first);
+        if (task.any) TILE_CALL(tile_masked, count, &task, args, row, block_first);
     }
 }
 

@@ -24,12 +24,13 @@ typedef struct row_state {
 QATTN_INLINE f32x16 finite_reference(f32x16 x) { return x == -__builtin_inff() ? f32x16_splat(0) : x; }
 
 /* From the scores t of vectors [0, count) of a block: p, the rows' new m and l, and rescale = a. */
-QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count, float *maximum, float *sum,
-                               float *probabilities, float *rescale) {
+QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, float *maximum,
+                               float *sum, float *probabilities, float *rescale) {
     f32x16 row_max[TILE_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) {
         row_max[i] = f32x16_splat(-__builtin_inff());
+        if (i >= rows) continue;
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) row_max[i] = f32x16_max(t[i][v], row_max[i]);
     }
@@ -42,14 +43,14 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t count,
     f32x16_store(rescale, f32x16_exp2(old_max - reference));
 
     QATTN_UNROLL
-    for (size_t i = 0; i < TILE_ROWS; i++) {
+    for (size_t i = 0; i < rows; i++) {
         const f32x16 row_reference = f32x16_splat(references[row_lane(i)]);
         f32x16 p[BLOCK_VECTORS];
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) {
             p[v] = f32x16_exp2(t[i][v] - row_reference);
             if (v + 1 < count) f32x16_in_order(&p[v], &t[i][v + 1]);
-            else if (i + 1 < TILE_ROWS) f32x16_in_order(&p[v], &t[i + 1][0]);
+            else if (i + 1 < rows) f32x16_in_order(&p[v], &t[i + 1][0]);
             f32x16_store(probabilities + i * QATTN_KEY_BLOCK + v * QATTN_LANES, p[v]);
         }
         /* Vectors beyond count are +0 and leave the sum as it is. */

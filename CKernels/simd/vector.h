@@ -33,12 +33,12 @@ QATTN_INLINE void f32x16_in_order(f32x16 *first, f32x16 *second) {
 /* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
 QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }
 
-/* a * b + c, rounded once. */
-QATTN_INLINE f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) {
 #if defined(__x86_64__) && !defined(QATTN_AVX2) && !defined(QATTN_AVX512)
-    /* No such instruction: the product of two floats is exact in double, and a double sum that is rounded to odd
-     * (an inexact sum with an even last bit moves one step towards the exact value's side) has enough bits left for the
-     * second rounding to be right (Boldo and Melquiond 2008). Comparisons with NaN are false, so inf and NaN pass. */
+/* a * b + c, rounded once, where no instruction does it. The product of two floats is exact in double, and a double sum
+ * that is rounded to odd (an inexact sum with an even last bit moves one step towards the exact value's side) has
+ * enough bits left for the second rounding to be right (Boldo and Melquiond 2008). Comparisons with NaN are false, so
+ * inf and NaN pass. Not inlined: hundreds of copies would be megabytes. */
+static __attribute__((noinline)) f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) {
     typedef double f64x16 __attribute__((ext_vector_type(16)));
     typedef int64_t i64x16 __attribute__((ext_vector_type(16)));
     const f64x16 product = __builtin_convertvector(a, f64x16) * __builtin_convertvector(b, f64x16);
@@ -51,10 +51,11 @@ QATTN_INLINE f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) {
     const i64x16 outward = (((i64x16)error ^ bits) >> 63) | 1; /* 1 where |exact| > |sum|, else -1 */
     const i64x16 odd = bits + (outward & inexact_and_even);
     return __builtin_convertvector((f64x16)odd, f32x16);
-#else
-    return __builtin_elementwise_fma(a, b, c);
-#endif
 }
+#else
+/* a * b + c, rounded once. */
+QATTN_INLINE f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) { return __builtin_elementwise_fma(a, b, c); }
+#endif
 
 /* x where bit r of bits is set, otherwise other. */
 QATTN_INLINE f32x16 f32x16_select(uint32_t bits, f32x16 x, f32x16 other) {
