@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """cases.py - the shapes of Benchmarks/shapes.json, their inputs, and the definition of attention in float64."""
 
-import datetime
 import json
-import os
 import pathlib
-import platform
-import subprocess
 from dataclasses import dataclass
 
 import numpy as np
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent
-REPOSITORY = BENCHMARKS.parent
 
 
 class Absent(Exception):
@@ -118,25 +113,3 @@ CORNERS = [
     Case("corner-value-dimension", 4, 150, 72, valueDimension=40, mask="causal"),
     Case("corner-few-keys", 2, 64, 16, keys=3),
 ]
-
-
-def machine():
-    """What a reader needs to place the figures: CPU, its vector features, system, commit, date."""
-    cpu, features = platform.processor() or platform.machine(), ""
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
-        cpu = fields.get("model name", cpu)
-        cpu += "".join(f", {word} {fields[word]}" for word in ("cpu family", "model") if word in fields)
-        wanted = ("avx", "fma", "f16c", "asimd", "sve", "bf16", "amx")
-        features = " ".join(f for f in (fields.get("flags") or fields.get("Features", "")).split() if f.startswith(wanted))
-    git = lambda *words: subprocess.run(["git", "-C", REPOSITORY, *words], capture_output=True, text=True).stdout.strip()
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "features": features,
-        "system": f"{platform.system()} {platform.machine()}",
-        "commit": git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    }

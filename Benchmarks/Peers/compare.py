@@ -20,7 +20,10 @@ import time
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from cases import BENCHMARKS, CORNERS, Absent, load, machine, require
+from cases import BENCHMARKS, CORNERS, Absent, load, require
+
+sys.path.append(str(BENCHMARKS / "Tables"))
+from machine import described, machine
 
 # Float32 with the coarsest exponential among the peers (20 units in the last place, PyTorch) stays below a fifth of this.
 TOLERANCE = 1e-5
@@ -179,14 +182,13 @@ def gap(figures):
 def markdown(results):
     """The table of ratios, then the agreement, then every reason for a gap."""
     columns = [(p["library"], p["variant"]) for row in results["rows"][:1] for p in row["peers"]]
-    about = results["machine"]
     lines = [
-        f"# Other libraries beside QuietAttention, {results['threads']} thread{'s' * (results['threads'] > 1)}",
+        "# Other libraries beside QuietAttention",
         "",
-        f"{about['cpu']} ({about['system']}; {about['features']}), commit {about['commit']}, {about['date']}.",
+        *described(results["machine"], results["threads"]),
         "Written by `Benchmarks/Peers/run`; "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-        + ", OMP_NUM_THREADS and each library's own option set to the threads. float32, softmax_1.",
+        + "; each library's own option, and OMP_NUM_THREADS, set to the threads. Ours is softmax_1 or learned sinks.",
         "A ratio is the library's time over ours, median over rounds that take turns: above 1 we are faster.",
         "",
     ]
