@@ -64,20 +64,26 @@ public final class AttentionWorkspace: Sendable {
             if let index = pool.indexOfSmallest(byteCount: byteCount) { return (pool.idle.remove(at: index), nil) }
             // All idle ones are too small: replace one, so that the number of buffers stays that of concurrent calls.
             let outgrown = pool.idle.popLast()
-            pool.byteCount += byteCount - (outgrown?.byteCount ?? 0)
+            pool.byteCount -= outgrown?.byteCount ?? 0
             return (nil, outgrown)
         }
         if let found { return found }
         free(outgrown?.address)
-        var address: UnsafeMutableRawPointer?
-        guard posix_memalign(&address, QATTN_ALIGNMENT, byteCount) == 0, let address else {
-            pool.withLock { $0.byteCount -= byteCount }
+        guard let address = Self.allocate(byteCount: byteCount) else {
             throw AttentionError(.memory, "workspace", expected: "\(byteCount) bytes of memory", found: "none")
         }
+        pool.withLock { $0.byteCount += byteCount }
         return Buffer(address: address, byteCount: byteCount)
     }
 
     func give(back buffer: Buffer) {
         pool.withLock { $0.idle.append(buffer) }
+    }
+
+    /// nil when there is no such memory; no 64-bit system has addresses for 2^56 bytes.
+    private static func allocate(byteCount: Int) -> UnsafeMutableRawPointer? {
+        var address: UnsafeMutableRawPointer?
+        guard byteCount < 1 << 56, posix_memalign(&address, QATTN_ALIGNMENT, byteCount) == 0 else { return nil }
+        return address
     }
 }

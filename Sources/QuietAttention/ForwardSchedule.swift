@@ -38,6 +38,8 @@ struct ForwardSchedule: Sendable {
     static let packItemBlocks = 4
     /// Multiply-adds per nanosecond and thread, roughly, on a CPU with 256-bit vectors.
     static let multiplyAddsPerNanosecond = 40.0
+    /// Packing a key or value element takes as long as so many multiply-adds, memory included.
+    static let multiplyAddsPerPackedElement = 10.0
     /// Waking a thread costs about 45 microseconds: each must have several times that to do.
     static let nanosecondsPerWorker = 120_000.0
     /// Groups of less work than this are taken whole: handing out their items would cost too much.
@@ -57,13 +59,15 @@ struct ForwardSchedule: Sendable {
         sequences = shape.rowCount == 0 ? [] : Self.sequences(shape, mask, isUniform: isUniform)
         groups = shape.rowCount == 0 ? 0 : (isUniform ? shape.batch : sequences.count) * keyValueHeads
 
-        let pairs = sequences.reduce(0) { $0 + $1.visiblePairs } * (isUniform ? Double(shape.batch) : 1)
-        let dimensions = Double(shape.headDimension + shape.valueDimension)
-        let nanoseconds = pairs * Double(shape.queryHeads) * dimensions / Self.multiplyAddsPerNanosecond
-        let worthWaking = min(nanoseconds / nanosecondsPerWorker, Double(Self.mostWorkers))
+        let work = Work(shape, sequences, isUniform: isUniform)
+        let worthWaking = min(work.nanoseconds / nanosecondsPerWorker, Double(Self.mostWorkers))
         let most = min(threads, Int(worthWaking))
-        takesWholeGroups = nanoseconds < nanosecondsPerSharedGroup * Double(groups) && groups > most
-        let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanoseconds / Double(max(groups, 1)) + 1), 1e9)
+        // Whole groups for many small ones. A large one among them would keep one worker busy after the others end.
+        let nanosecondsPerGroup = work.nanoseconds / Double(max(groups, 1))
+        takesWholeGroups =
+            nanosecondsPerGroup < nanosecondsPerSharedGroup
+            && work.nanosecondsOfLargestGroup * Double(4 * max(most, 1)) <= work.nanoseconds
+        let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanosecondsPerGroup + 1), 1e9)
         groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * max(most, 1))))
         itemRows = Self.itemRows(shape, workers: most)
 
@@ -79,6 +83,25 @@ struct ForwardSchedule: Sendable {
         workers = max(1, min(most, tickets))
         slots = Self.slots(workers: workers, whole: takesWholeGroups, groups: groups, items: items)
         memory = try Memory(shape, keys: sequences.reduce(0) { max($0, $1.keys) }, slots: slots, workers: workers)
+    }
+
+    /// Estimates of how long the work takes on one thread.
+    private struct Work {
+        private(set) var nanoseconds = 0.0
+        private(set) var nanosecondsOfLargestGroup = 0.0
+
+        init(_ shape: AttentionShape, _ sequences: [SequencePlan], isUniform: Bool) {
+            let dimensions = Double(shape.headDimension + shape.valueDimension)
+            let groupHeads = Double(shape.queryHeads) / Double(max(shape.keyValueHeads, 1))
+            let copies = Double(shape.keyValueHeads) * (isUniform ? Double(shape.batch) : 1)
+            for sequence in sequences {
+                let packedKeys = Double(sequence.blocks.count * SequencePlan.block)
+                let perDimension = sequence.visiblePairs * groupHeads + packedKeys * multiplyAddsPerPackedElement
+                let group = perDimension * dimensions / multiplyAddsPerNanosecond
+                nanoseconds += group * copies
+                nanosecondsOfLargestGroup = max(nanosecondsOfLargestGroup, group)
+            }
+        }
     }
 
     private static func sequences(_ shape: AttentionShape, _ mask: AttentionMask, isUniform: Bool) -> [SequencePlan] {

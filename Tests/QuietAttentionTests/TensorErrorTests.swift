@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // TensorErrorTests.swift - tensors with another number of elements: named, and no output is touched.
 
-import QuietAttention
 import Testing
+
+@testable import QuietAttention
 
 @Suite struct TensorErrorTests {
     enum Tensor: String, CaseIterable { case queries, keys, values, output, logSumExp, sinkShare }
@@ -54,19 +55,12 @@ import Testing
     }
 
     @Test func memoryThatDoesNotExist() throws {
-        // The inputs are empty, so that the counts are right; only the workspace for two slots of keys is not there.
-        let shape = try AttentionShape(
-            queryHeads: 1, queries: 1, keys: 1 << 40, headDimension: 1024)
-        let attention = try Attention(shape, threads: 1)
-        var output: Float = 7
-        withUnsafeMutablePointer(to: &output) { output in
-            let queries = UnsafeBufferPointer<Float>(start: nil, count: 0)
-            expectRefusal(.elementCount, "queries") {
-                try attention.forward(
-                    queries: queries, keys: queries, values: queries,
-                    into: UnsafeMutableBufferPointer(start: output, count: 1))
-            }
-        }
-        #expect(output == 7)
+        let workspace = AttentionWorkspace()
+        let small = try workspace.take(byteCount: 64)
+        workspace.give(back: small)
+        let error = expectRefusal(.memory, "workspace") { _ = try workspace.take(byteCount: 1 << 60) }
+        #expect(error?.expected == "\(1 << 60) bytes of memory")
+        workspace.removeIdleBuffers()
+        #expect(workspace.byteCount == 0)
     }
 }

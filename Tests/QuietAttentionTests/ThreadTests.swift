@@ -56,6 +56,18 @@ extension Attention {
         #expect(try Attention(long).threads == availableThreads())
     }
 
+    @Test func manySmallGroupsAreTakenWhole() throws {
+        let small = try AttentionShape(batch: 1000, queryHeads: 4, queries: 16, keys: 16, headDimension: 64)
+        #expect(try Attention(small, threads: 2).schedule.takesWholeGroups)
+        // One long sequence has most of the work: its items are shared.
+        let offsets = (0...1000).map { $0 * 16 } + [16000 + 8192]
+        let mixed = try AttentionShape(packed: offsets, queryHeads: 4, headDimension: 64)
+        #expect(try !Attention(mixed, threads: 2).schedule.takesWholeGroups)
+        // One row of many keys: packing them is the work.
+        let packing = try AttentionShape(queryHeads: 32, queries: 1, keys: 4096, headDimension: 64)
+        #expect(try Attention(packing, threads: 2).threadsInUse == 2)
+    }
+
     @Test func tasksShareOneWorkspace() async throws {
         let workspace = AttentionWorkspace()
         let problems = Self.shapes.map { Problem($0) }
