@@ -31,59 +31,81 @@ enum {
     QATTN_ALIGNMENT = 64    /* bytes, for packed keys, packed values and workspace */
 };
 
-typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16 } qattn_storage;
+/* QATTN_INT8 is for packed keys and values alone: one symmetric scale per token and head, value = integer * scale. */
+typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN_INT8 } qattn_storage;
 
-/* Packing of one key/value head, blocks [block_begin, block_end) of QATTN_KEY_BLOCK keys.
+/* Packed keys and values of one head, in blocks of QATTN_KEY_BLOCK keys. A block is qattn_block_bytes() long, starts at a
+ * multiple of QATTN_ALIGNMENT and holds, each part from a multiple of QATTN_ALIGNMENT on:
  *
- *     packed_keys  [blocks][head_dim][QATTN_KEY_BLOCK]                  the keys of a block side by side
- *     packed_values[blocks * QATTN_KEY_BLOCK][value_dim rounded up to QATTN_LANES]
+ *     keys   [head_dim][QATTN_KEY_BLOCK]                                      a step over d meets 64 keys side by side
+ *     values [QATTN_KEY_BLOCK][value_dim rounded up to QATTN_LANES]           0 past value_dim
+ *     QATTN_INT8 only: key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
  *
- * Both start at the head's first block. Only rows below seq_kv are read. */
-typedef struct qattn_pack_args {
-    const void *keys;   /* [seq_kv][head_dim] */
-    const void *values; /* [seq_kv][value_dim] */
-    ptrdiff_t key_stride, value_stride;
+ * What stands in the place of a key that was never packed is not read into any row. */
+typedef struct qattn_blocks {
+    void *base;         /* block b is at base + b * qattn_block_bytes(), or */
+    void *const *table; /* at table[b], unless NULL: pages of a key/value cache */
     qattn_storage storage;
-    size_t seq_kv, head_dim, value_dim;
-    size_t block_begin, block_end;
-    float *packed_keys, *packed_values;
+    size_t head_dim, value_dim;
+} qattn_blocks;
+
+/* Packs rows [key_begin, key_end) of one key/value head; other rows of the blocks stay as they are. 16-bit and int8 blocks
+ * are rounded to nearest even; 16-bit input of the same type is copied exactly. */
+typedef struct qattn_pack_args {
+    const void *keys;   /* row key_begin: [key_end - key_begin][head_dim] */
+    const void *values; /* row key_begin: [key_end - key_begin][value_dim] */
+    ptrdiff_t key_stride, value_stride;
+    qattn_storage storage; /* of keys and values; not QATTN_INT8 */
+    size_t key_begin, key_end;
+    qattn_blocks blocks;
 } qattn_pack_args;
 
-/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
- * to answer. Never needed for the result; base may be NULL. */
+/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes to
+ * answer. Never needed for the result; base may be NULL. */
 typedef struct qattn_upcoming_rows {
     const void *base;
     ptrdiff_t stride_bytes;
     size_t rows, row_bytes;
 } qattn_upcoming_rows;
 
-/* Rows [query_begin, query_end) of one query head, at most QATTN_QUERY_BLOCK of them. Row pointers (queries, out, lse,
- * sink_share, mask, bias) are to row 0. Row i sees the keys j with
+/* A tensor over heads and queries of a call, and for masks and biases over keys: element strides from (0, 0, 0). */
+typedef struct qattn_strides {
+    ptrdiff_t head, query, key;
+} qattn_strides;
+
+/* Rows [row_begin, row_end) of the heads * queries rows of query heads that share one key/value head, at most
+ * QATTN_QUERY_BLOCK of them: row r is query r % queries of head r / queries. All pointers are to head 0, query 0.
+ * Query i of any head sees the keys j with
  *
- *     max(0, i + first_key_offset) <= j < min(seq_kv, i + last_key_offset),   mask[i][j] != 0,   bias[i][j] > -inf or
- * NaN
+ *     max(0, i + first_key_offset) <= j < min(seq_kv, i + last_key_offset),   mask[i][j] != 0,   bias[i][j] not -inf
  *
- * so causal, aligned bottom right, is last_key_offset = seq_kv - seq_q + 1, and a window of w keys that ends there
+ * so causal, aligned bottom right, is last_key_offset = seq_kv - queries + 1, and a window of w keys that ends there
  * is first_key_offset = last_key_offset - w. */
 typedef struct qattn_forward_args {
-    const void *queries; /* [seq_q][head_dim] */
-    ptrdiff_t query_stride;
+    const void *queries_base; /* [heads][queries][head_dim] */
+    qattn_strides query_strides;
     qattn_storage query_storage;
-    const float *packed_keys, *packed_values; /* as packed by the same kernel set or any other */
-    size_t query_begin, query_end;
-    size_t seq_kv, head_dim, value_dim;
+    qattn_blocks blocks;
+    size_t heads, queries, row_begin, row_end;
+    size_t seq_kv;
     double scale;
-    float sink;
+    const float *sinks; /* [heads] */
     ptrdiff_t first_key_offset, last_key_offset;
     const uint8_t *mask; /* or NULL */
-    ptrdiff_t mask_query_stride, mask_key_stride;
+    qattn_strides mask_strides;
     const float *bias; /* natural units, or NULL */
-    ptrdiff_t bias_query_stride, bias_key_stride;
-    void *out; /* [seq_q][value_dim] */
-    ptrdiff_t out_stride;
+    qattn_strides bias_strides;
+    void *out; /* [heads][queries][value_dim] */
+    qattn_strides out_strides;
     qattn_storage out_storage; /* rounded to nearest even from float32 */
-    float *lse;                /* [seq_q], adjacent, sink included, natural units; or NULL */
-    float *sink_share;         /* [seq_q], adjacent; or NULL */
+    float *lse;                /* [heads][queries], sink included, natural units; or NULL */
+    float *sink_share;         /* [heads][queries]; or NULL */
+    ptrdiff_t sum_head_stride; /* of lse and sink_share; queries are adjacent */
+    /* Not NULL: nothing is written to out, lse and sink_share; instead, for each chunk of QATTN_KEY_CHUNK keys from
+     * chunk_begin to chunk_end (others are left out) the state of every row: states[chunk - chunk_begin][row - row_begin],
+     * each qattn_state_floats() long. qattn_kernels.finish turns them into the very same out, lse and sink_share. */
+    float *states;
+    size_t chunk_begin, chunk_end;
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
     float *workspace; /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
@@ -93,6 +115,9 @@ typedef struct qattn_kernels {
     const char *name; /* portable, x86_64_v3, x86_64_v4, arm64_neon */
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);
+    /* Merges the states [chunk][row] of rows [row_begin, row_end) from left to right, adds the sinks, and writes out, lse
+     * and sink_share as forward would have: args as for forward, with states and all chunks from chunk_begin to chunk_end. */
+    void (*finish)(const qattn_forward_args *args);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
      * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away.
      */
@@ -112,10 +137,10 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count);
 /* Space-separated features of this CPU that matter here ("avx2 fma avx512f ..."). */
 const char *qattn_cpu_features(void);
 
-/* Floats of packed keys, of packed values, and bytes of workspace. Products that overflow give SIZE_MAX. */
-size_t qattn_packed_key_count(size_t seq_kv, size_t head_dim);
-size_t qattn_packed_value_count(size_t seq_kv, size_t value_dim);
+/* Bytes of a block of packed keys and values, bytes of workspace, floats of one row's state. Overflow gives SIZE_MAX. */
+size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim);
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim);
+size_t qattn_state_floats(size_t value_dim);
 
 /* Tells the CPU that the caller is spinning. */
 static inline void qattn_spin_hint(void) {
