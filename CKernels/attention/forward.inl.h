@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* forward.inl.h - fused attention of up to QATTN_QUERY_BLOCK rows of one query head.
+/* forward.inl.h - fused attention of up to QATTN_QUERY_BLOCK rows, of the query heads that share one key/value head.
  *
  *     out[i] = sum_j p[i][j] v[j],  p[i] = softmax with sink of  scale * q[i].k[j] + bias[i][j]  over the visible j
  *
@@ -15,15 +15,16 @@
 #ifndef QATTN_FORWARD_INL_H
 #define QATTN_FORWARD_INL_H
 
+#include "attention/blocks.inl.h"
 #include "attention/prefetch.inl.h"
 #include "attention/softmax.inl.h"
-#include "simd/half.h"
 
-/* The caller's workspace, cut up. */
+/* The caller's workspace, cut up, and what else a call knows from its start. */
 typedef struct forward_workspace {
     float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
     row_state state, chunk; /* the sums so far, and those of the chunk at hand */
-    size_t head_lanes, value_lanes, rows, tiles;
+    size_t head_lanes, value_lanes, rows, tiles, block_bytes;
+    row_place places[QATTN_QUERY_BLOCK]; /* of the rows; the last one's for those that fill the last tile */
     prefetch_cursor upcoming[QATTN_UPCOMING];
     size_t upcoming_share[QATTN_UPCOMING]; /* lines to ask for with each tile and block */
 } forward_workspace;
@@ -31,8 +32,7 @@ typedef struct forward_workspace {
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
     const float *queries; /* [6][head_lanes] */
-    const float *keys;    /* [head_dim][64] */
-    const float *values;  /* [64][value_lanes] */
+    block_parts block;
     float *maximum, *sum, *out;
     size_t head_dim, head_lanes, value_lanes;
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
@@ -42,20 +42,21 @@ typedef struct tile_task {
 } tile_task;
 
 /* 1. t[i][v] = sum_d q'[i][d] k[d][v], d ascending, for vectors [first, first + count) of the keys from `keys` on. */
-QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const float *keys, size_t first, size_t count,
-                              f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
+QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const char *keys, size_t first, size_t count,
+                              qattn_storage storage, f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
     f32x16 sum[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
     for (size_t i = 0; i < rows; i++) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
     }
-    const float *k = keys + first * QATTN_LANES;
+    const size_t size = storage_size(storage);
+    const char *k = keys + first * QATTN_LANES * size;
     const float *q = task->queries;
-    for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK, q++) {
+    for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK * size, q++) {
         f32x16 key[QATTN_VECTORS];
         QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) key[v] = f32x16_load(k + v * QATTN_LANES);
+        for (size_t v = 0; v < count; v++) key[v] = f32x16_load_storage(k + v * QATTN_LANES * size, storage);
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) {
             const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
@@ -70,14 +71,36 @@ QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const float *k
     }
 }
 
+/* int8: a score counts by the scale of its key, a weight by the scale of its value. What stands in the scales of keys
+ * that are not seen is not used. */
+QATTN_INLINE void scale_scores(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, const float *scales) {
+    QATTN_UNROLL
+    for (size_t v = 0; v < count; v++) {
+        const f32x16 scale = f32x16_load(scales + v * QATTN_LANES);
+        QATTN_UNROLL
+        for (size_t i = 0; i < rows; i++) t[i][v] = t[i][v] * scale;
+    }
+}
+
+QATTN_INLINE void scale_probabilities(float *probabilities, size_t rows, size_t count, const float *scales) {
+    for (size_t i = 0; i < rows; i++, probabilities += QATTN_KEY_BLOCK) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++)
+            f32x16_store(probabilities + v * QATTN_LANES,
+                         f32x16_load(probabilities + v * QATTN_LANES) * f32x16_load(scales + v * QATTN_LANES));
+    }
+}
+
 /* 1. and 2. for the `count` vectors of keys from vector `first` of the block on. */
-QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first, size_t count, bool masked,
-                                     const qattn_forward_args *args, size_t row, size_t block_first) {
+QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first, size_t count, qattn_storage storage,
+                                     bool masked, const qattn_forward_args *args, const row_place *places,
+                                     size_t block_first) {
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
-    const float *keys = task->keys + first * QATTN_LANES;
+    const char *keys = task->block.keys + first * QATTN_LANES * storage_size(storage);
     QATTN_UNROLL
     for (size_t v = 0; v < count; v += QATTN_VECTORS)
-        tile_scores(task, rows, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
+        tile_scores(task, rows, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, storage, t);
+    if (storage == QATTN_INT8) scale_scores(t, rows, count, task->block.key_scales + first * QATTN_LANES);
     if (masked) {
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) {
@@ -85,37 +108,43 @@ QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first,
             for (size_t v = 0; v < count; v++) {
                 const uint32_t bits = (uint32_t)(task->visible[i] >> (first + v) * QATTN_LANES) & 0xffff;
                 if (args->bias && bits)
-                    t[i][v] = f32x16_fma(bias_lanes(args, qattn_min(row + i, args->query_end - 1),
-                                                    block_first + (first + v) * QATTN_LANES, bits),
+                    t[i][v] = f32x16_fma(bias_lanes(args, places[i], block_first + (first + v) * QATTN_LANES, bits),
                                          f32x16_splat(QATTN_LOG2E_F), t[i][v]);
                 t[i][v] = f32x16_select(bits, t[i][v], f32x16_splat(-__builtin_inff()));
             }
         }
     }
-    tile_softmax(t, rows, count, task->maximum, task->sum, task->probabilities + first * QATTN_LANES, task->rescale);
+    float *const probabilities = task->probabilities + first * QATTN_LANES;
+    tile_softmax(t, rows, count, task->maximum, task->sum, probabilities, task->rescale);
+    if (storage == QATTN_INT8)
+        scale_probabilities(probabilities, rows, count, task->block.value_scales + first * QATTN_LANES);
 }
 
 /* o[i] += p[i][j] v[j] of one key, for the rows that see it. Others are left out, never multiplied by 0: 0 * NaN is
  * NaN. */
-QATTN_INLINE void tile_value_of_some(const tile_task *task, size_t rows, size_t j, const float *value, size_t count,
-                                     f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+QATTN_INLINE void tile_value_of_some(const tile_task *task, size_t rows, size_t j, const char *value, size_t count,
+                                     qattn_storage storage, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
     QATTN_UNROLL
     for (size_t i = 0; i < rows; i++) {
         if (!(task->visible[i] >> j & 1)) continue;
         const f32x16 weight = f32x16_splat(task->probabilities[i * QATTN_KEY_BLOCK + j]);
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, f32x16_load(value + c * QATTN_LANES), o[i][c]);
+        for (size_t c = 0; c < count; c++)
+            o[i][c] = f32x16_fma(
+                weight, f32x16_load_storage(storage_at(value, (ptrdiff_t)c * QATTN_LANES, storage), storage), o[i][c]);
     }
 }
 
 /* The same for the keys [j, end), which all rows see. */
-QATTN_INLINE void tile_values_of_all(const tile_task *task, size_t rows, size_t j, size_t end, const float *values,
-                                     size_t count, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+QATTN_INLINE void tile_values_of_all(const tile_task *task, size_t rows, size_t j, size_t end, const char *values,
+                                     size_t count, qattn_storage storage, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
     QATTN_UNROLL_4
     for (; j < end; j++) {
         f32x16 value[QATTN_VECTORS];
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++) value[c] = f32x16_load(values + j * task->value_lanes + c * QATTN_LANES);
+        for (size_t c = 0; c < count; c++)
+            value[c] = f32x16_load_storage(values + (j * task->value_lanes + c * QATTN_LANES) * storage_size(storage),
+                                           storage);
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) {
             const f32x16 weight = f32x16_splat(task->probabilities[i * QATTN_KEY_BLOCK + j]);
@@ -126,8 +155,8 @@ QATTN_INLINE void tile_values_of_all(const tile_task *task, size_t rows, size_t 
 }
 
 /* 3. for `count` vectors of value columns: runs of keys that all rows see, and single keys that some see. */
-QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column, size_t count) {
-    const float *const values = task->values + column;
+QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column, size_t count, qattn_storage storage) {
+    const char *const values = task->block.values + column * storage_size(storage);
     float *const out = task->out + column;
     f32x16 o[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
@@ -141,12 +170,13 @@ QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column,
         const size_t j = (size_t)__builtin_ctzll(rest);
         const uint64_t unseen = ~(task->all >> j); /* bit n: not every row sees key j + n */
         if (unseen & 1) {
-            tile_value_of_some(task, rows, j, values + j * task->value_lanes, count, o);
+            tile_value_of_some(task, rows, j, values + j * task->value_lanes * storage_size(storage), count, storage,
+                               o);
             rest &= rest - 1;
             continue;
         }
         const size_t end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK);
-        tile_values_of_all(task, rows, j, end, values, count, o);
+        tile_values_of_all(task, rows, j, end, values, count, storage, o);
         rest = end < QATTN_KEY_BLOCK ? rest >> end << end : 0;
     }
     QATTN_UNROLL
@@ -157,33 +187,33 @@ QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column,
 }
 
 /* All value columns, in panels of up to QATTN_VECTORS vectors. */
-QATTN_INLINE void tile_all_values(const tile_task *task, size_t rows) {
+QATTN_INLINE void tile_all_values(const tile_task *task, size_t rows, qattn_storage storage) {
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t left = (task->value_lanes - column) / QATTN_LANES;
         /* Five vectors make 3 + 2, not 4 + 1: a panel of one has too few independent sums to fill the pipeline. */
         const size_t count = left == QATTN_VECTORS + 1 ? (left + 1) / 2 : qattn_min(left, QATTN_VECTORS);
         switch (count) {
 #if QATTN_VECTORS >= 4
-        case 4: tile_values(task, rows, column, 4); break;
-        case 3: tile_values(task, rows, column, 3); break;
-        case 2: tile_values(task, rows, column, 2); break;
+        case 4: tile_values(task, rows, column, 4, storage); break;
+        case 3: tile_values(task, rows, column, 3, storage); break;
+        case 2: tile_values(task, rows, column, 2, storage); break;
 #endif
-        default: tile_values(task, rows, column, 1); break;
+        default: tile_values(task, rows, column, 1, storage); break;
         }
         column += count * QATTN_LANES;
     }
 }
 
 /* One tile meets one block that all its rows see whole. */
-QATTN_INLINE void tile_full(tile_task *task, size_t rows) {
+QATTN_INLINE void tile_full(tile_task *task, size_t rows, qattn_storage storage) {
     task->any = task->all = ~UINT64_C(0);
-    tile_probabilities(task, rows, 0, BLOCK_VECTORS, false, NULL, 0, 0);
-    tile_all_values(task, rows);
+    tile_probabilities(task, rows, 0, BLOCK_VECTORS, storage, false, NULL, NULL, 0);
+    tile_all_values(task, rows, storage);
 }
 
 /* One tile meets one block that its rows see by task->visible; columns of 16 keys that no row sees cost nothing. */
-QATTN_INLINE void tile_masked(tile_task *task, size_t rows, const qattn_forward_args *args, size_t row,
-                              size_t block_first) {
+QATTN_INLINE void tile_masked(tile_task *task, size_t rows, qattn_storage storage, const qattn_forward_args *args,
+                              const row_place *places, size_t block_first) {
     size_t first = (size_t)__builtin_ctzll(task->any) / QATTN_LANES;
     size_t count = BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES - first;
     if (count == 3 && first == 1) { /* vectors 1 + (2 + 3): the row sum's own tree is (0 + 1) + (2 + 3) */
@@ -191,97 +221,112 @@ QATTN_INLINE void tile_masked(tile_task *task, size_t rows, const qattn_forward_
         count = 4;
     }
     switch (count) {
-    case 1: tile_probabilities(task, rows, first, 1, true, args, row, block_first); break;
-    case 2: tile_probabilities(task, rows, first, 2, true, args, row, block_first); break;
-    case 3: tile_probabilities(task, rows, first, 3, true, args, row, block_first); break;
-    default: tile_probabilities(task, rows, first, 4, true, args, row, block_first); break;
+    case 1: tile_probabilities(task, rows, first, 1, storage, true, args, places, block_first); break;
+    case 2: tile_probabilities(task, rows, first, 2, storage, true, args, places, block_first); break;
+    case 3: tile_probabilities(task, rows, first, 3, storage, true, args, places, block_first); break;
+    default: tile_probabilities(task, rows, first, 4, storage, true, args, places, block_first); break;
     }
-    tile_all_values(task, rows);
+    tile_all_values(task, rows, storage);
 }
 
-/* The two, with a constant number of rows each, so that a tile of few rows does not pay for six. Functions of their
- * own: what the compiler keeps in registers must not depend on what surrounds them. */
-#define TILE_OF(rows)                                                                                                  \
+/* The two, with a constant number of rows and a constant storage, so that a tile of few rows does not pay for six.
+ * Functions of their own: what the compiler keeps in registers must not depend on what surrounds them. Whole blocks
+ * have theirs for float32 alone, which is what a forward pass packs; the others gain too little. */
+#define TILE_FULL(rows)                                                                                                \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_full), rows)(tile_task * task) {             \
-        tile_full(task, rows);                                                                                         \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_masked), rows)(                              \
-        tile_task * task, const qattn_forward_args *args, size_t row, size_t block_first) {                            \
-        tile_masked(task, rows, args, row, block_first);                                                               \
+        tile_full(task, rows, QATTN_FLOAT32);                                                                          \
     }
+#define TILE_MASKED(storage, rows)                                                                                     \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_masked_##storage), rows)(                    \
+        tile_task * task, const qattn_forward_args *args, const row_place *places, size_t block_first) {               \
+        tile_masked(task, rows, storage, args, places, block_first);                                                   \
+    }
+#define TILE_OF(rows)                                                                                                  \
+    TILE_FULL(rows)                                                                                                    \
+    TILE_MASKED(QATTN_FLOAT32, rows)                                                                                   \
+    TILE_MASKED(QATTN_FLOAT16, rows)                                                                                   \
+    TILE_MASKED(QATTN_BFLOAT16, rows)                                                                                  \
+    TILE_MASKED(QATTN_INT8, rows)
 TILE_OF(1)
 TILE_OF(2)
 TILE_OF(4)
 TILE_OF(6)
 #undef TILE_OF
+#undef TILE_MASKED
+#undef TILE_FULL
 #define TILE_CALL(name, rows, ...)                                                                                     \
     ((rows) > 4   ? QATTN_PASTE(QATTN_FUNCTION(name), 6)(__VA_ARGS__)                                                  \
      : (rows) > 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 4)(__VA_ARGS__)                                                  \
      : (rows) > 1 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__)                                                  \
                   : QATTN_PASTE(QATTN_FUNCTION(name), 1)(__VA_ARGS__))
 
-/* The block of packed rows that follows the one at `packed`: adjacent, so one long row. */
-QATTN_INLINE prefetch_cursor following_block(const float *packed, size_t row_floats, size_t blocks) {
-    const size_t floats = QATTN_KEY_BLOCK * row_floats;
-    return prefetch_begin((qattn_upcoming_rows){packed + floats, 0, blocks, floats * sizeof(float)});
+/* One tile of `count` rows from row i on meets one block that they see in part, or whole. */
+QATTN_INLINE void tile_partly(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                              size_t count, size_t block_first) {
+    const row_place *const places = ws->places + i;
+    task->any = 0;
+    task->all = ~UINT64_C(0);
+    for (size_t r = 0; r < TILE_ROWS; r++) { /* the rows that fill the last tile follow its last row */
+        if (r < count) {
+            task->visible[r] = visible_bits(args, places[r], block_first);
+            ws->chunk.started[i + r] |= task->visible[r] != 0;
+        } else {
+            task->visible[r] = task->visible[count - 1];
+        }
+        task->any |= task->visible[r];
+        task->all &= task->visible[r];
+    }
+    if (!task->any) return;
+    switch (args->blocks.storage) {
+    case QATTN_FLOAT32: TILE_CALL(tile_masked_QATTN_FLOAT32, count, task, args, places, block_first); break;
+    case QATTN_FLOAT16: TILE_CALL(tile_masked_QATTN_FLOAT16, count, task, args, places, block_first); break;
+    case QATTN_BFLOAT16: TILE_CALL(tile_masked_QATTN_BFLOAT16, count, task, args, places, block_first); break;
+    case QATTN_INT8: TILE_CALL(tile_masked_QATTN_INT8, count, task, args, places, block_first); break;
+    }
 }
 
 /* One block against every tile. */
 QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspace *ws, size_t block, size_t block_end) {
     const size_t block_first = block * QATTN_KEY_BLOCK, block_last = block_first + QATTN_KEY_BLOCK;
-    tile_task task = {.keys = args->packed_keys + block_first * args->head_dim,
-                      .values = args->packed_values + block_first * ws->value_lanes,
-                      .head_dim = args->head_dim,
-                      .head_lanes = ws->head_lanes,
-                      .value_lanes = ws->value_lanes};
+    tile_task task = {
+        .block = block_cut(&args->blocks, block_at(&args->blocks, block, ws->block_bytes), args->blocks.storage),
+        .head_dim = args->blocks.head_dim,
+        .head_lanes = ws->head_lanes,
+        .value_lanes = ws->value_lanes};
     /* The next block comes from memory or L3 while this one is at work: each tile asks for a share of it. */
-    const size_t following = block + 1 < block_end;
-    prefetch_cursor next[2] = {following_block(task.keys, args->head_dim, following),
-                               following_block(task.values, ws->value_lanes, following)};
-    size_t shares[2];
-    for (size_t n = 0; n < 2; n++) shares[n] = (prefetch_line_count(&next[n]) + ws->tiles - 1) / ws->tiles;
+    prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){
+        block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL, 0, 1, ws->block_bytes});
+    const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
+    const bool ranges_only = !args->mask && !args->bias && args->blocks.storage == QATTN_FLOAT32;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t i = tile * TILE_ROWS, row = args->query_begin + i;
-        const size_t count = qattn_min(TILE_ROWS, ws->rows - i);
-        const key_range top = row_keys(args, row), bottom = row_keys(args, row + count - 1);
-        for (size_t n = 0; n < sizeof next / sizeof *next; n++) prefetch_lines(&next[n], shares[n]);
+        const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - i);
+        const run_keys keys = keys_of_run(args, ws->places[i], ws->places[i + count - 1]);
+        prefetch_lines(&next, share);
         for (size_t n = 0; n < QATTN_UPCOMING; n++) prefetch_lines(&ws->upcoming[n], ws->upcoming_share[n]);
-        if (top.first >= (ptrdiff_t)block_last || bottom.last <= (ptrdiff_t)block_first) continue;
+        if (keys.any.first >= (ptrdiff_t)block_last || keys.any.last <= (ptrdiff_t)block_first) continue;
         task.queries = ws->queries + i * ws->head_lanes;
         task.maximum = ws->chunk.maximum + tile * QATTN_LANES;
         task.sum = ws->chunk.sum + i * QATTN_LANES;
         task.out = ws->chunk.out + i * ws->value_lanes;
-        if (!args->mask && !args->bias && bottom.first <= (ptrdiff_t)block_first && top.last >= (ptrdiff_t)block_last) {
+        if (ranges_only && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last) {
             memset(ws->chunk.started + i, true, count);
             TILE_CALL(tile_full, count, &task);
-            continue;
+        } else {
+            tile_partly(&task, args, ws, i, count, block_first);
         }
-        task.any = 0;
-        task.all = ~UINT64_C(0);
-        for (size_t r = 0; r < TILE_ROWS; r++) { /* the rows that fill the last tile follow its last row */
-            if (r < count) {
-                task.visible[r] = visible_bits(args, row + r, block_first);
-                ws->chunk.started[i + r] |= task.visible[r] != 0;
-            } else {
-                task.visible[r] = task.visible[count - 1];
-            }
-            task.any |= task.visible[r];
-            task.all &= task.visible[r];
-        }
-        if (task.any) TILE_CALL(tile_masked, count, &task, args, row, block_first);
     }
 }
 
 /* q' = q * c, c = Float(scale * log2 e): scores live in base 2. */
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const f32x16 c = f32x16_splat((float)(args->scale * QATTN_LOG2E));
+    const size_t head_dim = args->blocks.head_dim;
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
         float *const out = ws->queries + i * ws->head_lanes;
-        const void *q = storage_at(args->queries, (ptrdiff_t)(args->query_begin + i) * args->query_stride, storage);
+        const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
             f32x16 x = f32x16_splat(0);
-            if (i < ws->rows)
-                x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), args->head_dim - d, storage) * c;
+            if (i < ws->rows) x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), head_dim - d, storage) * c;
             f32x16_store(out + d, x);
         }
     }
@@ -294,27 +339,61 @@ QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws) {
     memset(state.started, false, ws->rows * sizeof(bool));
 }
 
+QATTN_INLINE void merge_chunk(const forward_workspace *ws) {
+    for (size_t i = 0; i < ws->rows; i++) {
+        if (ws->chunk.started[i])
+            merge_row(row_of(ws->state, i, ws->value_lanes), ws->state.started + i,
+                      row_of(ws->chunk, i, ws->value_lanes), ws->value_lanes);
+    }
+}
+
 /* Totals of every row, stored to the caller's tensors. An empty row has o = 0, so only its lse needs a word. */
 QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                              qattn_storage storage) {
+    const size_t value_dim = args->blocks.value_dim;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
         const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
-        float factor[QATTN_LANES], lse[QATTN_LANES], share[QATTN_LANES];
-        tile_totals(state.maximum + tile * QATTN_LANES, state.sum + first * QATTN_LANES, args->sink, factor,
+        float sinks[QATTN_LANES] = {0}, factor[QATTN_LANES], lse[QATTN_LANES], share[QATTN_LANES];
+        for (size_t r = 0; r < count; r++) sinks[row_lane(r)] = args->sinks[ws->places[first + r].head];
+        tile_totals(state.maximum + tile * QATTN_LANES, state.sum + first * QATTN_LANES, sinks, factor,
                     args->lse ? lse : NULL, args->sink_share ? share : NULL);
         for (size_t r = 0; r < count; r++) {
+            const row_place place = ws->places[first + r];
             const f32x16 row_factor = f32x16_splat(factor[row_lane(r)]);
             const float *const o = state.out + (first + r) * ws->value_lanes;
-            char *const out = (char *)args->out + (ptrdiff_t)(args->query_begin + first + r) * args->out_stride *
-                                                      (ptrdiff_t)storage_size(storage);
-            for (size_t c = 0; c < args->value_dim; c += QATTN_LANES)
-                f32x16_store_first(out + c * storage_size(storage), args->value_dim - c,
-                                   f32x16_load(o + c) * row_factor, storage);
+            char *const out =
+                (char *)args->out + row_offset(args->out_strides, place) * (ptrdiff_t)storage_size(storage);
+            for (size_t c = 0; c < value_dim; c += QATTN_LANES)
+                f32x16_store_first(out + c * storage_size(storage), value_dim - c, f32x16_load(o + c) * row_factor,
+                                   storage);
+            const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
+            if (args->lse) args->lse[at] = state.started[first + r] ? lse[row_lane(r)] : sinks[row_lane(r)];
+            if (args->sink_share) args->sink_share[at] = share[row_lane(r)];
         }
-        for (size_t r = 0; args->lse && r < count; r++)
-            args->lse[args->query_begin + first + r] = state.started[first + r] ? lse[row_lane(r)] : args->sink;
-        for (size_t r = 0; args->sink_share && r < count; r++)
-            args->sink_share[args->query_begin + first + r] = share[row_lane(r)];
+    }
+}
+
+QATTN_INLINE void store_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state) {
+    switch (args->out_storage) {
+    case QATTN_FLOAT32: store_rows(args, ws, state, QATTN_FLOAT32); break;
+    case QATTN_FLOAT16: store_rows(args, ws, state, QATTN_FLOAT16); break;
+    default: store_rows(args, ws, state, QATTN_BFLOAT16); break;
+    }
+}
+
+/* The parts of a row's state in the caller's array, `index` counted over chunks and rows; *seen is its `seen`. */
+QATTN_INLINE row_sums state_at(const qattn_forward_args *args, size_t index, float **seen) {
+    float *const state = args->states + index * qattn_state_floats(args->blocks.value_dim);
+    *seen = state + 1;
+    return (row_sums){.maximum = state, .sum = state + QATTN_LANES, .out = state + 2 * QATTN_LANES};
+}
+
+QATTN_INLINE void store_states(const qattn_forward_args *args, const forward_workspace *ws, size_t chunk) {
+    for (size_t i = 0; i < ws->rows; i++) {
+        float *seen;
+        const row_sums state = state_at(args, (chunk - args->chunk_begin) * ws->rows + i, &seen);
+        copy_row(state, row_of(ws->chunk, i, ws->value_lanes), ws->value_lanes);
+        *seen = ws->chunk.started[i];
     }
 }
 
@@ -332,53 +411,95 @@ QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
                        .started = (bool *)take(cursor, ws->tiles * TILE_ROWS)};
 }
 
-static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
-    const size_t rows = args->query_end - args->query_begin;
-    assert(rows <= QATTN_QUERY_BLOCK && args->query_begin <= args->query_end);
-    if (rows == 0) return;
-    forward_workspace ws = {.head_lanes = qattn_round_up(args->head_dim, QATTN_LANES),
-                            .value_lanes = qattn_round_up(args->value_dim, QATTN_LANES),
-                            .rows = rows,
-                            .tiles = (rows + TILE_ROWS - 1) / TILE_ROWS};
+QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
+    ws->rows = args->row_end - args->row_begin;
+    ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
+    ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
+    ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
+    ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
+    row_place place = {.head = args->row_begin / args->queries, .query = args->row_begin % args->queries};
+    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+        ws->places[i] = place;
+        if (i + 1 >= ws->rows) continue;
+        if (++place.query == args->queries) place = (row_place){.head = place.head + 1, .query = 0};
+    }
     float *cursor = args->workspace;
-    ws.queries = take(&cursor, ws.tiles * TILE_ROWS * ws.head_lanes);
-    ws.state = take_state(&cursor, &ws);
-    ws.chunk = take_state(&cursor, &ws);
+    ws->queries = take(&cursor, ws->tiles * TILE_ROWS * ws->head_lanes);
+    ws->state = take_state(&cursor, ws);
+    ws->chunk = take_state(&cursor, ws);
+}
 
+/* Blocks [begin, end) of one chunk, from the empty state; the next block of the call is fetched ahead up to block_end.
+ */
+QATTN_INLINE void forward_chunk(const qattn_forward_args *args, forward_workspace *ws, size_t begin, size_t end,
+                                size_t block_end) {
+    reset_state(ws->chunk, ws);
+    for (size_t block = begin; block < end; block++) forward_block(args, ws, block, block_end);
+}
+
+static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
+    assert(args->row_begin <= args->row_end && args->row_end - args->row_begin <= QATTN_QUERY_BLOCK);
+    assert(args->row_end <= args->heads * args->queries);
+    if (args->row_end == args->row_begin) return;
+    forward_workspace ws;
+    cut_workspace(args, &ws);
     switch (args->query_storage) {
     case QATTN_FLOAT32: scale_queries(args, &ws, QATTN_FLOAT32); break;
     case QATTN_FLOAT16: scale_queries(args, &ws, QATTN_FLOAT16); break;
-    case QATTN_BFLOAT16: scale_queries(args, &ws, QATTN_BFLOAT16); break;
+    default: scale_queries(args, &ws, QATTN_BFLOAT16); break;
     }
 
-    /* The keys that some row may see: both ends of a row's range move right with the row. */
-    const ptrdiff_t first = row_keys(args, args->query_begin).first, last = row_keys(args, args->query_end - 1).last;
-    const size_t block_begin = (size_t)first / QATTN_KEY_BLOCK;
-    const size_t block_end = last > first ? ((size_t)last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK : block_begin;
-    const size_t tile_blocks = ws.tiles * (block_end - block_begin);
-    for (size_t n = 0; n < QATTN_UPCOMING && tile_blocks; n++) {
+    /* The keys that some row may see. */
+    enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK };
+    const key_range keys = keys_of_run(args, ws.places[0], ws.places[ws.rows - 1]).any;
+    size_t block_begin = (size_t)keys.first / QATTN_KEY_BLOCK, block_end = block_begin;
+    if (keys.last > keys.first) block_end = ((size_t)keys.last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
+    if (args->states) {
+        block_begin = qattn_max(block_begin, args->chunk_begin * CHUNK_BLOCKS);
+        block_end = qattn_min(block_end, args->chunk_end * CHUNK_BLOCKS);
+    }
+    const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
+    for (size_t n = 0; n < QATTN_UPCOMING; n++) {
         ws.upcoming[n] = prefetch_begin(args->upcoming[n]);
         ws.upcoming_share[n] = (prefetch_line_count(&ws.upcoming[n]) + tile_blocks - 1) / tile_blocks;
     }
 
+    if (args->states) {
+        for (size_t chunk = args->chunk_begin; chunk < args->chunk_end; chunk++) {
+            const size_t first = chunk * CHUNK_BLOCKS;
+            forward_chunk(args, &ws, qattn_max(block_begin, first), qattn_min(block_end, first + CHUNK_BLOCKS),
+                          block_end);
+            store_states(args, &ws, chunk);
+        }
+        return;
+    }
     /* Keys of a single chunk need no merge: the first chunk that a row sees is the row's state as it is. */
-    const size_t chunk_blocks = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK;
-    const bool one_chunk = block_end <= (block_begin / chunk_blocks + 1) * chunk_blocks;
+    const bool one_chunk = block_end <= (block_begin / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS;
     if (!one_chunk) reset_state(ws.state, &ws);
     size_t block = block_begin;
     do {
-        const size_t chunk_end = qattn_min(block_end, (block / chunk_blocks + 1) * chunk_blocks);
-        reset_state(ws.chunk, &ws);
-        for (; block < chunk_end; block++) forward_block(args, &ws, block, block_end);
-        if (!one_chunk) merge_chunk(ws.state, ws.chunk, rows, ws.value_lanes);
+        const size_t chunk_end = qattn_min(block_end, (block / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS);
+        forward_chunk(args, &ws, block, chunk_end, block_end);
+        if (!one_chunk) merge_chunk(&ws);
+        block = chunk_end;
     } while (block < block_end);
+    store_result(args, &ws, one_chunk ? ws.chunk : ws.state);
+}
 
-    const row_state result = one_chunk ? ws.chunk : ws.state;
-    switch (args->out_storage) {
-    case QATTN_FLOAT32: store_rows(args, &ws, result, QATTN_FLOAT32); break;
-    case QATTN_FLOAT16: store_rows(args, &ws, result, QATTN_FLOAT16); break;
-    case QATTN_BFLOAT16: store_rows(args, &ws, result, QATTN_BFLOAT16); break;
+/* The states of chunks that forward left, merged from left to right as forward itself merges them. */
+static void QATTN_FUNCTION(finish)(const qattn_forward_args *args) {
+    assert(args->row_begin <= args->row_end && args->row_end - args->row_begin <= QATTN_QUERY_BLOCK);
+    if (args->row_end == args->row_begin) return;
+    forward_workspace ws;
+    cut_workspace(args, &ws);
+    reset_state(ws.state, &ws);
+    for (size_t index = 0; index < (args->chunk_end - args->chunk_begin) * ws.rows; index++) {
+        float *seen;
+        const size_t i = index % ws.rows;
+        const row_sums chunk = state_at(args, index, &seen);
+        if (*seen != 0) merge_row(row_of(ws.state, i, ws.value_lanes), ws.state.started + i, chunk, ws.value_lanes);
     }
+    store_result(args, &ws, ws.state);
 }
 
 #endif

@@ -1,16 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pack.inl.h - keys and values of one head, laid out for the kernels and widened to float32.
+/* pack.inl.h - rows of keys and values of one head, laid out for the kernels and rounded to the storage of its blocks.
  *
- *     packed_keys[block][d][j]  = keys[64 block + j][d]          a step over d meets 64 keys side by side
- *     packed_values[j][c]       = values[j][c], 0 for c >= value_dim
+ *     keys[d][j]     = keys[64 block + j][d]          a step over d meets 64 keys side by side
+ *     values[j][c]   = values[64 block + j][c], 0 for c >= value_dim
  *
- * Columns of keys past the end are 0 up to the next multiple of 16 and unwritten after it. */
+ * int8: x = integer * scale, scale = max |x| / 127 over the row; NaN anywhere in it makes the scale NaN. */
 #ifndef QATTN_PACK_INL_H
 #define QATTN_PACK_INL_H
 
+#include "attention/blocks.inl.h"
 #include "attention/prefetch.inl.h"
-#include "attention/tile_size.h"
-#include "simd/half.h"
+
+/* Fewer keys than this are written element by element: transposing 16 would cost more. */
+enum { SCATTERED_KEYS = 4 };
+
+/* The part of a call that is packed into one aligned group of 16 keys of a block. */
+typedef struct key_group {
+    const void *keys; /* of lane `begin` */
+    ptrdiff_t stride;
+    size_t begin, end; /* lanes of the group */
+    char *packed;      /* element 0 of lane 0 */
+    float inverse_scales[QATTN_LANES];
+} key_group;
 
 QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row, size_t rows, size_t dim,
                                   qattn_storage storage) {
@@ -20,66 +31,150 @@ QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row
     prefetch_lines(&cursor, SIZE_MAX);
 }
 
-/* packed[c][r] = key[r][c], for `columns` and `rows` of up to 16: a constant 16 for both leaves no test in the loops.
- */
-QATTN_INLINE void pack_key_tile(const void *key, ptrdiff_t stride, size_t rows, size_t columns, float *packed,
-                                qattn_storage storage) {
+/* Elements [0, count) of a row, what int8 is to keep included: 0 behind them. */
+QATTN_INLINE f32x16 load_packable(const void *x, size_t count, float inverse_scale, qattn_storage from,
+                                  qattn_storage to) {
+    const f32x16 lanes = f32x16_load_first(x, count, from);
+    return to == QATTN_INT8 ? int8x16_quantised(lanes, inverse_scale) : lanes;
+}
+
+/* 1 / scale of a row for int8, and the scale. */
+QATTN_INLINE float row_scale(const void *x, size_t dim, qattn_storage from, float *scale) {
+    u32x16 largest = {0};
+    for (size_t d = 0; d < dim; d += QATTN_LANES) {
+        const u32x16 bits =
+            f32x16_bits(f32x16_load_first(storage_at(x, (ptrdiff_t)d, from), dim - d, from)) & 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    const uint32_t bits = u32x16_largest(largest);
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    *scale = magnitude / 127;
+    return 127 / magnitude;
+}
+
+/* packed[c][r] = key[r][c] of 16 by 16 elements, or of `columns` columns and the lanes that the group has: a constant
+ * `whole` leaves no test in the loops. */
+QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns, bool whole, qattn_storage from,
+                                qattn_storage to) {
     f32x16 tile[QATTN_LANES];
     QATTN_UNROLL
-    for (size_t r = 0; r < QATTN_LANES; r++)
-        tile[r] = r < rows ? f32x16_load_first(storage_at(key, (ptrdiff_t)r * stride, storage), columns, storage)
-                           : f32x16_splat(0);
+    for (size_t r = 0; r < QATTN_LANES; r++) {
+        const ptrdiff_t row = ((ptrdiff_t)r - (ptrdiff_t)group->begin) * group->stride + (ptrdiff_t)d;
+        const bool inside = whole || (r >= group->begin && r < group->end);
+        tile[r] = inside ? load_packable(storage_at(group->keys, row, from), whole ? QATTN_LANES : columns,
+                                         group->inverse_scales[r], from, to)
+                         : f32x16_splat(0);
+    }
     f32x16_transpose(tile);
+    const uint32_t lanes = (1u << group->end) - (1u << group->begin);
     QATTN_UNROLL
     for (size_t c = 0; c < QATTN_LANES; c++) {
-        if (c < columns) f32x16_store(packed + c * QATTN_KEY_BLOCK, tile[c]);
+        char *const packed = group->packed + (d + c) * QATTN_KEY_BLOCK * storage_size(to);
+        if (whole) f32x16_store_storage(packed, tile[c], to);
+        else if (c < columns) f32x16_store_selected(packed, lanes, tile[c], to);
     }
 }
 
-/* A block of `count` keys. */
-QATTN_INLINE void pack_key_block(const qattn_pack_args *args, const void *keys, size_t count, float *packed,
-                                 qattn_storage storage) {
-    for (size_t j = 0; j < count; j += QATTN_LANES) {
-        const size_t rows = qattn_min(QATTN_LANES, count - j);
-        for (size_t d = 0; d < args->head_dim; d += QATTN_LANES) {
-            const size_t columns = qattn_min(QATTN_LANES, args->head_dim - d);
-            const void *key = storage_at(keys, (ptrdiff_t)j * args->key_stride + (ptrdiff_t)d, storage);
-            float *const out = packed + d * QATTN_KEY_BLOCK + j;
-            if (rows == QATTN_LANES && columns == QATTN_LANES)
-                pack_key_tile(key, args->key_stride, QATTN_LANES, QATTN_LANES, out, storage);
-            else pack_key_tile(key, args->key_stride, rows, columns, out, storage);
+/* The same, key by key. */
+QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
+    const size_t size = storage_size(to);
+    for (size_t r = group->begin; r < group->end; r++) {
+        const void *key = storage_at(group->keys, (ptrdiff_t)(r - group->begin) * group->stride, from);
+        for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
+            const size_t columns = qattn_min(QATTN_LANES, head_dim - d);
+            char lanes[QATTN_LANES * sizeof(float)];
+            f32x16_store_storage(
+                lanes, load_packable(storage_at(key, (ptrdiff_t)d, from), columns, group->inverse_scales[r], from, to),
+                to);
+            for (size_t c = 0; c < columns; c++)
+                memcpy(group->packed + ((d + c) * QATTN_KEY_BLOCK + r) * size, lanes + c * size, size);
         }
     }
 }
 
-QATTN_INLINE void pack_storage(const qattn_pack_args *args, qattn_storage storage) {
-    const size_t value_lanes = qattn_round_up(args->value_dim, QATTN_LANES);
-    for (size_t block = args->block_begin; block < args->block_end; block++) {
-        const size_t first = block * QATTN_KEY_BLOCK;
-        const size_t count = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - first);
+QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
+    if (group->end - group->begin < SCATTERED_KEYS) {
+        scatter_keys(group, head_dim, from, to);
+        return;
+    }
+    const bool all_lanes = group->end - group->begin == QATTN_LANES;
+    for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
+        const size_t columns = qattn_min(QATTN_LANES, head_dim - d);
+        if (all_lanes && columns == QATTN_LANES) pack_key_tile(group, d, columns, true, from, to);
+        else pack_key_tile(group, d, columns, false, from, to);
+    }
+}
+
+QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *packed, float inverse_scale, qattn_storage from,
+                             qattn_storage to) {
+    for (size_t c = 0; c < value_dim; c += QATTN_LANES)
+        f32x16_store_storage(
+            packed + c * storage_size(to),
+            load_packable(storage_at(value, (ptrdiff_t)c, from), value_dim - c, inverse_scale, from, to), to);
+}
+
+/* Keys [begin, end) of one block, which are rows from `row` on of the call. */
+QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, size_t begin, size_t end, size_t row,
+                             qattn_storage from, qattn_storage to) {
+    const size_t head_dim = args->blocks.head_dim, value_dim = args->blocks.value_dim;
+    const size_t value_bytes = qattn_round_up(value_dim, QATTN_LANES) * storage_size(to);
+    const char *key = storage_at(args->keys, (ptrdiff_t)row * args->key_stride, from);
+    const char *value = storage_at(args->values, (ptrdiff_t)row * args->value_stride, from);
+    const ptrdiff_t key_step = args->key_stride * (ptrdiff_t)storage_size(from);
+    const ptrdiff_t value_step = args->value_stride * (ptrdiff_t)storage_size(from);
+    for (size_t j = begin; j < end;) {
+        const size_t first = j / QATTN_LANES * QATTN_LANES;
+        key_group group = {.keys = key,
+                           .stride = args->key_stride,
+                           .begin = j - first,
+                           .end = qattn_min(end - first, QATTN_LANES),
+                           .packed = block.keys + first * storage_size(to)};
+        for (size_t r = group.begin; to == QATTN_INT8 && r < group.end; r++)
+            group.inverse_scales[r] =
+                row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, from, block.key_scales + first + r);
+        pack_keys(&group, head_dim, from, to);
+        key += (ptrdiff_t)(group.end - group.begin) * key_step;
+        for (; j < first + group.end; j++, value += value_step) {
+            float inverse_scale = 1;
+            if (to == QATTN_INT8) inverse_scale = row_scale(value, value_dim, from, block.value_scales + j);
+            pack_value(value, value_dim, block.values + j * value_bytes, inverse_scale, from, to);
+        }
+    }
+}
+
+QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage from, qattn_storage to) {
+    const size_t head_dim = args->blocks.head_dim, value_dim = args->blocks.value_dim;
+    const size_t bytes = qattn_block_bytes(to, head_dim, value_dim);
+    for (size_t key = args->key_begin; key < args->key_end;) {
+        const size_t block = key / QATTN_KEY_BLOCK, first = block * QATTN_KEY_BLOCK;
+        const size_t end = qattn_min(args->key_end, first + QATTN_KEY_BLOCK);
         /* Packing reads short pieces of many rows, which the hardware does not foresee. */
-        if (block + 1 < args->block_end) {
-            const size_t next = first + QATTN_KEY_BLOCK, rows = qattn_min(QATTN_KEY_BLOCK, args->seq_kv - next);
-            prefetch_tensor(args->keys, args->key_stride, next, rows, args->head_dim, storage);
-            prefetch_tensor(args->values, args->value_stride, next, rows, args->value_dim, storage);
+        if (end < args->key_end) {
+            const size_t next = end - args->key_begin, rows = qattn_min(QATTN_KEY_BLOCK, args->key_end - end);
+            prefetch_tensor(args->keys, args->key_stride, next, rows, head_dim, from);
+            prefetch_tensor(args->values, args->value_stride, next, rows, value_dim, from);
         }
-        pack_key_block(args, storage_at(args->keys, (ptrdiff_t)first * args->key_stride, storage), count,
-                       args->packed_keys + first * args->head_dim, storage);
-        for (size_t j = first; j < first + count; j++) {
-            const void *value = storage_at(args->values, (ptrdiff_t)j * args->value_stride, storage);
-            for (size_t c = 0; c < args->value_dim; c += QATTN_LANES)
-                f32x16_store(args->packed_values + j * value_lanes + c,
-                             f32x16_load_first(storage_at(value, (ptrdiff_t)c, storage), args->value_dim - c, storage));
-        }
+        pack_block(args, block_cut(&args->blocks, block_at(&args->blocks, block, bytes), to), key - first, end - first,
+                   key - args->key_begin, from, to);
+        key = end;
     }
 }
 
 static void QATTN_FUNCTION(pack)(const qattn_pack_args *args) {
-    assert(args->block_end * QATTN_KEY_BLOCK < args->seq_kv + QATTN_KEY_BLOCK);
-    switch (args->storage) {
-    case QATTN_FLOAT32: pack_storage(args, QATTN_FLOAT32); break;
-    case QATTN_FLOAT16: pack_storage(args, QATTN_FLOAT16); break;
-    case QATTN_BFLOAT16: pack_storage(args, QATTN_BFLOAT16); break;
+    assert(args->storage != QATTN_INT8);
+    switch (args->blocks.storage) {
+    case QATTN_FLOAT32:
+        switch (args->storage) {
+        case QATTN_FLOAT32: pack_rows(args, QATTN_FLOAT32, QATTN_FLOAT32); break;
+        case QATTN_FLOAT16: pack_rows(args, QATTN_FLOAT16, QATTN_FLOAT32); break;
+        default: pack_rows(args, QATTN_BFLOAT16, QATTN_FLOAT32); break;
+        }
+        break;
+    /* A cache is packed once and read for ever: the type of its input may be looked up as it goes. */
+    case QATTN_FLOAT16: pack_rows(args, args->storage, QATTN_FLOAT16); break;
+    case QATTN_BFLOAT16: pack_rows(args, args->storage, QATTN_BFLOAT16); break;
+    case QATTN_INT8: pack_rows(args, args->storage, QATTN_INT8); break;
     }
 }
 

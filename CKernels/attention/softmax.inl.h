@@ -61,41 +61,49 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, 
     }
 }
 
-/* state = state merged with chunk, for rows [0, count): both are empty or hold sums of keys left of and inside a chunk.
- */
-QATTN_INLINE void merge_chunk(row_state state, row_state chunk, size_t count, size_t value_lanes) {
-    for (size_t i = 0; i < count; i++) {
-        if (!chunk.started[i]) continue;
-        float *const m = state.maximum + i / TILE_ROWS * QATTN_LANES + row_lane(i % TILE_ROWS);
-        const float chunk_max = chunk.maximum[m - state.maximum];
-        const size_t lanes_at = i * QATTN_LANES, out_at = i * value_lanes;
-        if (!state.started[i]) { /* the first chunk with a key is taken as it is */
-            memcpy(state.sum + lanes_at, chunk.sum + lanes_at, QATTN_LANES * sizeof(float));
-            memcpy(state.out + out_at, chunk.out + out_at, value_lanes * sizeof(float));
-            *m = chunk_max;
-            state.started[i] = true;
-            continue;
-        }
-        const f32x16 new_max = f32x16_max(f32x16_splat(chunk_max), f32x16_splat(*m));
-        const f32x16 reference = finite_reference(new_max);
-        const f32x16 a = f32x16_exp2(f32x16_splat(*m) - reference);
-        const f32x16 b = f32x16_exp2(f32x16_splat(chunk_max) - reference);
-        f32x16_store(state.sum + lanes_at,
-                     f32x16_fma(f32x16_load(chunk.sum + lanes_at), b, f32x16_load(state.sum + lanes_at) * a));
-        for (size_t c = out_at; c < out_at + value_lanes; c += QATTN_LANES)
-            f32x16_store(state.out + c, f32x16_fma(f32x16_load(chunk.out + c), b, f32x16_load(state.out + c) * a));
-        *m = new_max[0];
-    }
+/* One row's sums over some of its keys. */
+typedef struct row_sums {
+    float *maximum, *sum, *out; /* m, l [16], o [value_lanes] */
+} row_sums;
+
+QATTN_INLINE row_sums row_of(row_state state, size_t i, size_t value_lanes) {
+    return (row_sums){.maximum = state.maximum + i / TILE_ROWS * QATTN_LANES + row_lane(i % TILE_ROWS),
+                      .sum = state.sum + i * QATTN_LANES,
+                      .out = state.out + i * value_lanes};
 }
 
-/* The sink joins the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). Of row i, in
- * lane row_lane(i): factor, by which its out is multiplied; lse and sink_share, where not NULL. */
-QATTN_INLINE void tile_totals(const float *maximum, const float *sum, float sink, float *factor, float *lse,
+/* to = from. */
+QATTN_INLINE void copy_row(row_sums to, row_sums from, size_t value_lanes) {
+    *to.maximum = *from.maximum;
+    memcpy(to.sum, from.sum, QATTN_LANES * sizeof(float));
+    memcpy(to.out, from.out, value_lanes * sizeof(float));
+}
+
+/* row = row merged with chunk, whose keys are right of the row's; the first chunk with a key is taken as it is. */
+QATTN_INLINE void merge_row(row_sums row, bool *started, row_sums chunk, size_t value_lanes) {
+    if (!*started) {
+        copy_row(row, chunk, value_lanes);
+        *started = true;
+        return;
+    }
+    const f32x16 new_max = f32x16_max(f32x16_splat(*chunk.maximum), f32x16_splat(*row.maximum));
+    const f32x16 reference = finite_reference(new_max);
+    const f32x16 a = f32x16_exp2(f32x16_splat(*row.maximum) - reference);
+    const f32x16 b = f32x16_exp2(f32x16_splat(*chunk.maximum) - reference);
+    f32x16_store(row.sum, f32x16_fma(f32x16_load(chunk.sum), b, f32x16_load(row.sum) * a));
+    for (size_t c = 0; c < value_lanes; c += QATTN_LANES)
+        f32x16_store(row.out + c, f32x16_fma(f32x16_load(chunk.out + c), b, f32x16_load(row.out + c) * a));
+    *row.maximum = new_max[0];
+}
+
+/* The sinks join the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). Of row i, in
+ * lane row_lane(i): its sink; factor, by which its out is multiplied; lse and sink_share, where not NULL. */
+QATTN_INLINE void tile_totals(const float *maximum, const float *sum, const float *sinks, float *factor, float *lse,
                               float *sink_share) {
     f32x16 lanes[TILE_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
-    const f32x16 m = f32x16_load(maximum), s2 = f32x16_splat(sink * QATTN_LOG2E_F), zero = f32x16_splat(0);
+    const f32x16 m = f32x16_load(maximum), s2 = f32x16_load(sinks) * QATTN_LOG2E_F, zero = f32x16_splat(0);
     const f32x16 reference = finite_reference(f32x16_max(m, s2));
     const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
     const f32x16 l = f32x16_fma(rows_sum(lanes), e, es);

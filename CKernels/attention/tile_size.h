@@ -15,6 +15,7 @@ enum {
 };
 
 static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t qattn_max(size_t a, size_t b) { return a > b ? a : b; }
 static inline size_t qattn_round_up(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 #endif

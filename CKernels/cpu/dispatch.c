@@ -54,19 +54,25 @@ static size_t product(size_t a, size_t b) {
     return __builtin_mul_overflow(a, b, &result) ? SIZE_MAX : result;
 }
 
-static size_t padded_keys(size_t seq_kv) {
-    return seq_kv > SIZE_MAX - QATTN_KEY_BLOCK ? SIZE_MAX : qattn_round_up(seq_kv, QATTN_KEY_BLOCK);
+/* a + b, or SIZE_MAX. */
+static size_t sum(size_t a, size_t b) {
+    size_t result;
+    return __builtin_add_overflow(a, b, &result) ? SIZE_MAX : result;
 }
 
-size_t qattn_packed_key_count(size_t seq_kv, size_t head_dim) { return product(padded_keys(seq_kv), head_dim); }
+/* dim rounded up to QATTN_LANES, or SIZE_MAX. */
+static size_t lanes(size_t dim) { return dim > SIZE_MAX - QATTN_LANES ? SIZE_MAX : qattn_round_up(dim, QATTN_LANES); }
 
-size_t qattn_packed_value_count(size_t seq_kv, size_t value_dim) {
-    return product(padded_keys(seq_kv), qattn_round_up(value_dim, QATTN_LANES));
+size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim) {
+    const size_t size = storage == QATTN_FLOAT32 ? 4 : storage == QATTN_INT8 ? 1 : 2;
+    const size_t scales = storage == QATTN_INT8 ? 2 * QATTN_KEY_BLOCK * sizeof(float) : 0;
+    return sum(product(sum(head_dim, lanes(value_dim)), QATTN_KEY_BLOCK * size), scales);
 }
+
+size_t qattn_state_floats(size_t value_dim) { return sum(lanes(value_dim), 2 * QATTN_LANES); }
 
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
     /* Per row: the query, twice o, l and the started byte (a float is more than enough); twice m per tile. */
-    const size_t row =
-        qattn_round_up(head_dim, QATTN_LANES) + 2 * (qattn_round_up(value_dim, QATTN_LANES) + QATTN_LANES + 1);
-    return product(sizeof(float), product(QATTN_QUERY_BLOCK, row)) + 2 * QUERY_TILES * QATTN_LANES * sizeof(float);
+    const size_t row = sum(lanes(head_dim), product(2, sum(lanes(value_dim), QATTN_LANES + 1)));
+    return sum(product(sizeof(float), product(QATTN_QUERY_BLOCK, row)), 2 * QUERY_TILES * QATTN_LANES * sizeof(float));
 }

@@ -34,8 +34,8 @@ enum {
 /* QATTN_INT8 is for packed keys and values alone: one symmetric scale per token and head, value = integer * scale. */
 typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN_INT8 } qattn_storage;
 
-/* Packed keys and values of one head, in blocks of QATTN_KEY_BLOCK keys. A block is qattn_block_bytes() long, starts at a
- * multiple of QATTN_ALIGNMENT and holds, each part from a multiple of QATTN_ALIGNMENT on:
+/* Packed keys and values of one head, in blocks of QATTN_KEY_BLOCK keys. A block is qattn_block_bytes() long, starts at
+ * a multiple of QATTN_ALIGNMENT and holds, each part from a multiple of QATTN_ALIGNMENT on:
  *
  *     keys   [head_dim][QATTN_KEY_BLOCK]                                      a step over d meets 64 keys side by side
  *     values [QATTN_KEY_BLOCK][value_dim rounded up to QATTN_LANES]           0 past value_dim
@@ -49,8 +49,8 @@ typedef struct qattn_blocks {
     size_t head_dim, value_dim;
 } qattn_blocks;
 
-/* Packs rows [key_begin, key_end) of one key/value head; other rows of the blocks stay as they are. 16-bit and int8 blocks
- * are rounded to nearest even; 16-bit input of the same type is copied exactly. */
+/* Packs rows [key_begin, key_end) of one key/value head; other rows of the blocks stay as they are. 16-bit and int8
+ * blocks are rounded to nearest even; 16-bit input of the same type is copied exactly. */
 typedef struct qattn_pack_args {
     const void *keys;   /* row key_begin: [key_end - key_begin][head_dim] */
     const void *values; /* row key_begin: [key_end - key_begin][value_dim] */
@@ -60,8 +60,8 @@ typedef struct qattn_pack_args {
     qattn_blocks blocks;
 } qattn_pack_args;
 
-/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes to
- * answer. Never needed for the result; base may be NULL. */
+/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
+ * to answer. Never needed for the result; base may be NULL. */
 typedef struct qattn_upcoming_rows {
     const void *base;
     ptrdiff_t stride_bytes;
@@ -102,8 +102,12 @@ typedef struct qattn_forward_args {
     float *sink_share;         /* [heads][queries]; or NULL */
     ptrdiff_t sum_head_stride; /* of lse and sink_share; queries are adjacent */
     /* Not NULL: nothing is written to out, lse and sink_share; instead, for each chunk of QATTN_KEY_CHUNK keys from
-     * chunk_begin to chunk_end (others are left out) the state of every row: states[chunk - chunk_begin][row - row_begin],
-     * each qattn_state_floats() long. qattn_kernels.finish turns them into the very same out, lse and sink_share. */
+     * chunk_begin to chunk_end (others are left out) the state of every row: states[chunk - chunk_begin][row -
+     * row_begin], each qattn_state_floats() long, from a multiple of QATTN_ALIGNMENT on:
+     *
+     *     [0] m   [1] 1 if the row sees a key of the chunk, otherwise 0   [16, 32) l   [32, ...) o   scores in base 2
+     *
+     * qattn_kernels.finish turns them into the very same out, lse and sink_share. */
     float *states;
     size_t chunk_begin, chunk_end;
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
@@ -115,8 +119,9 @@ typedef struct qattn_kernels {
     const char *name; /* portable, x86_64_v3, x86_64_v4, arm64_neon */
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);
-    /* Merges the states [chunk][row] of rows [row_begin, row_end) from left to right, adds the sinks, and writes out, lse
-     * and sink_share as forward would have: args as for forward, with states and all chunks from chunk_begin to chunk_end. */
+    /* Merges the states [chunk][row] of rows [row_begin, row_end) from left to right, adds the sinks, and writes out,
+     * lse and sink_share as forward would have: args as for forward, with states and all chunks from chunk_begin to
+     * chunk_end. */
     void (*finish)(const qattn_forward_args *args);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
      * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away.
@@ -137,7 +142,8 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count);
 /* Space-separated features of this CPU that matter here ("avx2 fma avx512f ..."). */
 const char *qattn_cpu_features(void);
 
-/* Bytes of a block of packed keys and values, bytes of workspace, floats of one row's state. Overflow gives SIZE_MAX. */
+/* Bytes of a block of packed keys and values, bytes of workspace, floats of one row's state. Overflow gives SIZE_MAX.
+ */
 size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim);
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim);
 size_t qattn_state_floats(size_t value_dim);

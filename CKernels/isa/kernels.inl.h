@@ -9,6 +9,7 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
     .pack = QATTN_FUNCTION(pack),
     .forward = QATTN_FUNCTION(forward),
+    .finish = QATTN_FUNCTION(finish),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
     .read_probe = QATTN_FUNCTION(read_probe),

@@ -24,12 +24,11 @@ struct ForwardRun: @unchecked Sendable {
 
     var schedule: ForwardSchedule { attention.schedule }
 
-    func packedKeys(slot: Int) -> UnsafeMutablePointer<Float> {
-        (memory + slot * schedule.memory.slotBytes).assumingMemoryBound(to: Float.self)
-    }
-
-    func packedValues(slot: Int) -> UnsafeMutablePointer<Float> {
-        (memory + slot * schedule.memory.slotBytes + schedule.memory.keyBytes).assumingMemoryBound(to: Float.self)
+    /// The packed keys and values of a slot, in Float: it is what the kernels compute fastest with.
+    func blocks(slot: Int) -> qattn_blocks {
+        qattn_blocks(
+            base: memory + slot * schedule.memory.slotBytes, table: nil, storage: QATTN_FLOAT32,
+            head_dim: attention.shape.headDimension, value_dim: attention.shape.valueDimension)
     }
 
     func workspace(worker: Int) -> UnsafeMutablePointer<Float> {
@@ -54,30 +53,33 @@ struct ForwardRun: @unchecked Sendable {
         let sequence = group.sequence
         let size = tensors.inputStorage.byteCount
         let (keyRows, valueRows) = (attention.rows.keys, attention.rows.values)
-        let keyOffset =
-            keyRows.offset(start: sequence.keyStart, head: group.keyValueHead) + sequence.keyOrigin * keyRows.row
-        let valueOffset =
-            valueRows.offset(start: sequence.keyStart, head: group.keyValueHead) + sequence.keyOrigin * valueRows.row
+        let begin = blocks.lowerBound * SequencePlan.block
+        let row = sequence.keyOrigin + begin
+        let keyOffset = keyRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * keyRows.row
+        let valueOffset = valueRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * valueRows.row
         var arguments = qattn_pack_args(
             keys: tensors.keys + keyOffset * size, values: tensors.values + valueOffset * size,
             key_stride: keyRows.row, value_stride: valueRows.row, storage: tensors.inputStorage.kernelStorage,
-            seq_kv: sequence.keys, head_dim: attention.shape.headDimension, value_dim: attention.shape.valueDimension,
-            block_begin: blocks.lowerBound, block_end: blocks.upperBound,
-            packed_keys: packedKeys(slot: slot), packed_values: packedValues(slot: slot))
+            key_begin: begin, key_end: min(blocks.upperBound * SequencePlan.block, sequence.keys),
+            blocks: self.blocks(slot: slot))
         attention.kernels.functions.pointee.pack(&arguments)
     }
 
     /// Computes rows of one query head, counted within the group, in calls of as many as the kernel takes.
     func compute(_ group: Group, head: Int, rows: Range<Int>, slot: Int, worker: Int) {
-        var arguments = forwardArguments(
-            group.sequence, queryHead: group.keyValueHead * schedule.groupHeads + head, slot: slot, worker: worker)
-        for begin in stride(from: rows.lowerBound, to: rows.upperBound, by: QATTN_QUERY_BLOCK) {
-            arguments.query_begin = begin
-            arguments.query_end = min(begin + QATTN_QUERY_BLOCK, rows.upperBound)
-            attention.kernels.functions.pointee.forward(&arguments)
+        let queryHead = group.keyValueHead * schedule.groupHeads + head
+        var arguments = forwardArguments(group.sequence, queryHead: queryHead, slot: slot, worker: worker)
+        withUnsafePointer(to: attention.sinkLogit(queryHead: queryHead)) { sink in
+            arguments.sinks = sink
+            for begin in stride(from: rows.lowerBound, to: rows.upperBound, by: QATTN_QUERY_BLOCK) {
+                arguments.row_begin = begin
+                arguments.row_end = min(begin + QATTN_QUERY_BLOCK, rows.upperBound)
+                attention.kernels.functions.pointee.forward(&arguments)
+            }
         }
     }
 
+    /// All but the sink and the rows.
     private func forwardArguments(
         _ sequence: SequencePlan, queryHead: Int, slot: Int, worker: Int
     ) -> qattn_forward_args {
@@ -86,20 +88,18 @@ struct ForwardRun: @unchecked Sendable {
         let outputOffset = rows.output.offset(start: sequence.queryStart, head: queryHead)
         let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)
         var arguments = qattn_forward_args()
-        arguments.queries = tensors.queries + queryOffset * tensors.inputStorage.byteCount
-        arguments.query_stride = rows.queries.row
+        arguments.queries_base = tensors.queries + queryOffset * tensors.inputStorage.byteCount
+        arguments.query_strides.query = rows.queries.row
         arguments.query_storage = tensors.inputStorage.kernelStorage
-        arguments.packed_keys = UnsafePointer(packedKeys(slot: slot))
-        arguments.packed_values = UnsafePointer(packedValues(slot: slot))
+        arguments.blocks = blocks(slot: slot)
+        arguments.heads = 1
+        arguments.queries = sequence.queries
         arguments.seq_kv = sequence.keys
-        arguments.head_dim = attention.shape.headDimension
-        arguments.value_dim = attention.shape.valueDimension
         arguments.scale = attention.scale
-        arguments.sink = attention.sinkLogit(queryHead: queryHead)
         arguments.first_key_offset = sequence.firstKeyOffset
         arguments.last_key_offset = sequence.lastKeyOffset
         arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount
-        arguments.out_stride = rows.output.row
+        arguments.out_strides.query = rows.output.row
         arguments.out_storage = tensors.outputStorage.kernelStorage
         arguments.lse = tensors.logSumExp.map { $0 + sumOffset }
         arguments.sink_share = tensors.sinkShare.map { $0 + sumOffset }
@@ -111,13 +111,11 @@ struct ForwardRun: @unchecked Sendable {
     private func addMaskAndBias(to arguments: inout qattn_forward_args, _ sequence: SequencePlan, queryHead: Int) {
         if let mask, let strides = attention.mask.allowed?.strides {
             arguments.mask = mask + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
-            arguments.mask_query_stride = strides.queries
-            arguments.mask_key_stride = strides.keys
+            arguments.mask_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
         }
         if let bias, let strides = attention.bias?.strides {
             arguments.bias = bias + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
-            arguments.bias_query_stride = strides.queries
-            arguments.bias_key_stride = strides.keys
+            arguments.bias_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
         }
     }
 }

@@ -189,7 +189,7 @@ struct ForwardSchedule: Sendable {
     /// Where the parts of a call's buffer are, in bytes: slots of packed keys and values, one workspace per worker, and
     /// the counters that workers share.
     struct Memory: Sendable {
-        let keyBytes, slotBytes, workspaceBytes: Int
+        let slotBytes, workspaceBytes: Int
         let workspaces, counters, byteCount: Int
 
         /// Apart far enough for CPUs that fetch cache lines in pairs.
@@ -198,10 +198,9 @@ struct ForwardSchedule: Sendable {
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
         init(_ shape: AttentionShape, keys: Int, slots: Int, workers: Int) throws(AttentionError) {
-            keyBytes = Self.bytes(ofFloats: qattn_packed_key_count(keys, shape.headDimension))
-            let valueBytes = Self.bytes(ofFloats: qattn_packed_value_count(keys, shape.valueDimension))
+            let blockBytes = qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
             workspaceBytes = Self.aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
-            slotBytes = keyBytes + valueBytes
+            slotBytes = SequencePlan.blocks(of: keys) * blockBytes
             // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
             let (slotsBytes, overflow) = slotBytes.multipliedReportingOverflow(by: slots)
             guard !overflow, slotsBytes < Int.max / 2 else {
@@ -218,7 +217,5 @@ struct ForwardSchedule: Sendable {
             let alignment = QATTN_ALIGNMENT
             return (bytes + alignment - 1) / alignment * alignment
         }
-
-        private static func bytes(ofFloats count: Int) -> Int { aligned(count * MemoryLayout<Float>.size) }
     }
 }

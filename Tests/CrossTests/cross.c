@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cross.c - runs the cases of Tests/Fixtures/digests.txt with every kernel set this CPU offers and compares digests.
  *
- * The table's digests come from the Swift reference, so equal words on two machines mean equal bits, where no Swift runs
- * too. Prints `case set digest` per case and set.
+ * The table's digests come from the Swift reference, so equal words on two machines mean equal bits, where no Swift
+ * runs too. Prints `case set digest` per case and set.
  *
  *     cross digests.txt        exit 0: all equal, 1: some differ, 2: the table cannot be read
  *
- * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in DigestCase.swift:
- * both must say the same. */
+ * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in
+ * DigestCase.swift: both must say the same. */
 #include "CKernels.h"
 
 #include <math.h>
@@ -140,39 +140,54 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
     const inputs in = seeded_inputs(c);
     const ptrdiff_t own = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
     const int causal = strcmp(c->mask, "none") != 0;
-    float *packed_keys = allocate(qattn_packed_key_count(c->seq_kv, c->head_dim), sizeof(float));
-    float *packed_values = allocate(qattn_packed_value_count(c->seq_kv, c->value_dim), sizeof(float));
+    const size_t blocks = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
+    void *packed = allocate(blocks, qattn_block_bytes(QATTN_FLOAT32, c->head_dim, c->value_dim));
     float *workspace = allocate(qattn_forward_workspace(c->head_dim, c->value_dim), 1);
     float *out = allocate(c->seq_q * c->value_dim, sizeof *out);
     float *lse = allocate(c->seq_q, sizeof *lse);
     float *sink_share = allocate(c->seq_q, sizeof *sink_share);
     const qattn_pack_args pack = {
-        .keys = in.keys, .values = in.values,
-        .key_stride = (ptrdiff_t)c->head_dim, .value_stride = (ptrdiff_t)c->value_dim,
-        .storage = in.storage, .seq_kv = c->seq_kv, .head_dim = c->head_dim, .value_dim = c->value_dim,
-        .block_begin = 0, .block_end = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK,
-        .packed_keys = packed_keys, .packed_values = packed_values,
+        .keys = in.keys,
+        .values = in.values,
+        .key_stride = (ptrdiff_t)c->head_dim,
+        .value_stride = (ptrdiff_t)c->value_dim,
+        .storage = in.storage,
+        .key_begin = 0,
+        .key_end = c->seq_kv,
+        .blocks = {.base = packed, .head_dim = c->head_dim, .value_dim = c->value_dim},
     };
     kernels->pack(&pack);
     for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {
         const qattn_forward_args forward = {
-            .queries = in.queries, .query_stride = (ptrdiff_t)c->head_dim, .query_storage = in.storage,
-            .packed_keys = packed_keys, .packed_values = packed_values, .query_begin = begin,
-            .query_end = begin + QATTN_QUERY_BLOCK < c->seq_q ? begin + QATTN_QUERY_BLOCK : c->seq_q,
-            .seq_kv = c->seq_kv, .head_dim = c->head_dim, .value_dim = c->value_dim,
-            .scale = c->scale, .sink = c->sink,
+            .queries_base = in.queries,
+            .query_strides = {.query = (ptrdiff_t)c->head_dim},
+            .query_storage = in.storage,
+            .blocks = pack.blocks,
+            .heads = 1,
+            .queries = c->seq_q,
+            .row_begin = begin,
+            .row_end = begin + QATTN_QUERY_BLOCK < c->seq_q ? begin + QATTN_QUERY_BLOCK : c->seq_q,
+            .seq_kv = c->seq_kv,
+            .scale = c->scale,
+            .sinks = &c->sink,
             .first_key_offset = c->window > 0 ? own + 1 - c->window : -(ptrdiff_t)c->seq_q,
             .last_key_offset = causal ? own + 1 : (ptrdiff_t)c->seq_kv,
-            .mask = in.mask, .mask_query_stride = (ptrdiff_t)c->seq_kv, .mask_key_stride = 1,
-            .bias = in.bias, .bias_query_stride = (ptrdiff_t)c->seq_kv, .bias_key_stride = 1,
-            .out = out, .out_stride = (ptrdiff_t)c->value_dim, .out_storage = QATTN_FLOAT32,
-            .lse = lse, .sink_share = sink_share, .workspace = workspace,
+            .mask = in.mask,
+            .mask_strides = {.query = (ptrdiff_t)c->seq_kv, .key = 1},
+            .bias = in.bias,
+            .bias_strides = {.query = (ptrdiff_t)c->seq_kv, .key = 1},
+            .out = out,
+            .out_strides = {.query = (ptrdiff_t)c->value_dim},
+            .out_storage = QATTN_FLOAT32,
+            .lse = lse,
+            .sink_share = sink_share,
+            .workspace = workspace,
         };
         kernels->forward(&forward);
     }
     uint64_t hash = digest(EMPTY_DIGEST, out, c->seq_q * c->value_dim);
     hash = digest(digest(hash, lse, c->seq_q), sink_share, c->seq_q);
-    free(packed_keys), free(packed_values), free(workspace), free(out), free(lse), free(sink_share);
+    free(packed), free(workspace), free(out), free(lse), free(sink_share);
     free(in.queries), free(in.keys), free(in.values), free(in.mask), free(in.bias);
     return hash;
 }
@@ -220,8 +235,7 @@ static int run_line(const char *line) {
     if (sscanf(line, "%31s %lu %zu %zu %zu %zu %lf %f %15s %ld %15s %15s %31s", c.name, &c.seed, &c.seq_q, &c.seq_kv,
                &c.head_dim, &c.value_dim, &c.scale, &c.sink, c.mask, &c.window, c.storage, c.extra, c.expected) != 13)
         return -1;
-    for (size_t i = 0; i < sets; i++)
-        wrong += !report(c.name, available[i], run_forward(&c, available[i]), c.expected);
+    for (size_t i = 0; i < sets; i++) wrong += !report(c.name, available[i], run_forward(&c, available[i]), c.expected);
     return wrong;
 }
 

@@ -47,12 +47,14 @@ extension DirectCall {
     /// Runs `problem`; throws when something outside of the outputs was written.
     func run(_ problem: HeadProblem, _ kernels: KernelTable) throws -> AttentionOutputs {
         let packed = pack(problem, packing ?? kernels)
+        let blocks = blocks(problem, at: packed)
         let (rows, dimension) = (problem.queryCount, problem.valueDimension)
         let queries = StoredRows(
             problem.queries, width: problem.headDimension, padding: padding, storage: storage, guard: guardSide)
         let out = StoredRows(
             [Float](repeating: 0x1.23p4, count: rows * dimension), width: dimension, padding: padding,
             storage: outStorage, guard: guardSide)
+        let sinks = floats([problem.sink])
         let logSumExp = floats([Float](repeating: .nan, count: rows))
         let sinkShare = floats([Float](repeating: .nan, count: rows))
         let mask = problem.allowed.map { GuardedBuffer(spread($0.map { $0 ? 0x80 : 0 }), guard: guardSide) }
@@ -63,28 +65,25 @@ extension DirectCall {
                 count: qattn_forward_workspace(problem.headDimension, problem.valueDimension) / 4))
         for first in stride(from: 0, to: rows, by: rowsPerCall) {
             var arguments = qattn_forward_args()
-            arguments.queries = UnsafeRawPointer(queries.start)
-            arguments.query_stride = queries.stride
+            arguments.queries_base = UnsafeRawPointer(queries.start)
+            arguments.query_strides.query = queries.stride
             arguments.query_storage = storage.kernelStorage
-            arguments.packed_keys = UnsafePointer(packed.keys.start)
-            arguments.packed_values = UnsafePointer(packed.values.start)
-            arguments.query_begin = first
-            arguments.query_end = min(first + rowsPerCall, rows)
+            arguments.blocks = blocks
+            arguments.heads = 1
+            arguments.queries = rows
+            arguments.row_begin = first
+            arguments.row_end = min(first + rowsPerCall, rows)
             arguments.seq_kv = problem.keyLength
-            arguments.head_dim = problem.headDimension
-            arguments.value_dim = dimension
             arguments.scale = problem.scale
-            arguments.sink = problem.sink
+            arguments.sinks = UnsafePointer(sinks.start)
             arguments.first_key_offset = problem.firstKeyOffset
             arguments.last_key_offset = problem.lastKeyOffset
             arguments.mask = mask.map { UnsafePointer($0.start) }
-            arguments.mask_query_stride = problem.keyCount * keyStride
-            arguments.mask_key_stride = keyStride
+            arguments.mask_strides = qattn_strides(head: 0, query: problem.keyCount * keyStride, key: keyStride)
             arguments.bias = bias.map { UnsafePointer($0.start) }
-            arguments.bias_query_stride = problem.keyCount * keyStride
-            arguments.bias_key_stride = keyStride
+            arguments.bias_strides = qattn_strides(head: 0, query: problem.keyCount * keyStride, key: keyStride)
             arguments.out = out.start
-            arguments.out_stride = out.stride
+            arguments.out_strides.query = out.stride
             arguments.out_storage = outStorage.kernelStorage
             arguments.lse = logSumExp.start
             arguments.sink_share = sinkShare.start
@@ -92,16 +91,14 @@ extension DirectCall {
             kernels.functions.pointee.forward(&arguments)
         }
         guard out.isIntactOutsideRows, logSumExp.slackIsIntact, sinkShare.slackIsIntact, workspace.slackIsIntact,
-            packed.keys.slackIsIntact, packed.values.slackIsIntact, queries.isIntactOutsideRows
+            packed.slackIsIntact, queries.isIntactOutsideRows
         else { throw TestFailure("\(kernels) wrote beside its outputs") }
         return AttentionOutputs(output: out.values, logSumExp: logSumExp.array, sinkShare: sinkShare.array)
     }
 
     /// Packs the head in two calls, so that a block's place does not depend on where a call starts. What the kernels do
     /// not write stays NaN.
-    private func pack(
-        _ problem: HeadProblem, _ kernels: KernelTable
-    ) -> (keys: GuardedBuffer<Float>, values: GuardedBuffer<Float>) {
+    private func pack(_ problem: HeadProblem, _ kernels: KernelTable) -> GuardedBuffer<Float> {
         let (length, dimension) = (problem.keyLength, problem.valueDimension)
         let keys = StoredRows(
             problem.keys.rows(0, length, problem.headDimension), width: problem.headDimension, padding: padding,
@@ -109,27 +106,29 @@ extension DirectCall {
         let values = StoredRows(
             problem.values.rows(0, length, dimension), width: dimension, padding: padding, storage: storage,
             guard: guardSide)
-        let packedKeys = floats(
-            [Float](repeating: .nan, count: qattn_packed_key_count(length, problem.headDimension)))
-        let packedValues = floats([Float](repeating: .nan, count: qattn_packed_value_count(length, dimension)))
-        let blocks = (length + Int(QATTN_KEY_BLOCK) - 1) / Int(QATTN_KEY_BLOCK)
-        for part in [0..<blocks / 2, blocks / 2..<blocks] where !part.isEmpty {
+        let blockBytes = qattn_block_bytes(QATTN_FLOAT32, problem.headDimension, dimension)
+        let blockCount = (length + Int(QATTN_KEY_BLOCK) - 1) / Int(QATTN_KEY_BLOCK)
+        let packed = floats([Float](repeating: .nan, count: blockCount * blockBytes / 4))
+        let middle = blockCount / 2 * Int(QATTN_KEY_BLOCK)
+        for part in [0..<middle, middle..<length] where !part.isEmpty {
             var arguments = qattn_pack_args()
-            arguments.keys = UnsafeRawPointer(keys.start)
-            arguments.values = UnsafeRawPointer(values.start)
+            arguments.keys = UnsafeRawPointer(keys.start + part.lowerBound * keys.stride * storage.size)
+            arguments.values = UnsafeRawPointer(values.start + part.lowerBound * values.stride * storage.size)
             arguments.key_stride = keys.stride
             arguments.value_stride = values.stride
             arguments.storage = storage.kernelStorage
-            arguments.seq_kv = length
-            arguments.head_dim = problem.headDimension
-            arguments.value_dim = dimension
-            arguments.block_begin = part.lowerBound
-            arguments.block_end = part.upperBound
-            arguments.packed_keys = packedKeys.start
-            arguments.packed_values = packedValues.start
+            arguments.key_begin = part.lowerBound
+            arguments.key_end = part.upperBound
+            arguments.blocks = blocks(problem, at: packed)
             kernels.functions.pointee.pack(&arguments)
         }
-        return (packedKeys, packedValues)
+        return packed
+    }
+
+    private func blocks(_ problem: HeadProblem, at packed: GuardedBuffer<Float>) -> qattn_blocks {
+        qattn_blocks(
+            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: QATTN_FLOAT32,
+            head_dim: problem.headDimension, value_dim: problem.valueDimension)
     }
 
     private func floats(_ values: [Float]) -> GuardedBuffer<Float> {

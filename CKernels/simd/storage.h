@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* half.h - the 16-bit storage types: widened exactly to float32, rounded from it to nearest even. NaN stays NaN. */
-#ifndef QATTN_HALF_H
-#define QATTN_HALF_H
+/* storage.h - the storage types: widened exactly to float32, rounded from it to nearest even. NaN stays NaN. */
+#ifndef QATTN_STORAGE_H
+#define QATTN_STORAGE_H
 
 #include "simd/vector.h"
 
 typedef uint16_t u16x16 __attribute__((ext_vector_type(16)));
 typedef uint16_t u16x16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
+typedef int8_t i8x16 __attribute__((ext_vector_type(16)));
+typedef int8_t i8x16_unaligned __attribute__((ext_vector_type(16), aligned(1)));
 
 QATTN_INLINE f32x16 bf16x16_widen(u16x16 x) { return f32x16_from_bits(__builtin_convertvector(x, u32x16) << 16); }
 
@@ -49,19 +51,58 @@ QATTN_INLINE u16x16 f16x16_round(f32x16 x) {
 #endif
 }
 
-/* Elements [0, 16) of a row of the given type, as float32. */
+/* The integer of a symmetric int8 scale: round-to-even(x * inverse_scale), at most 127 from 0, and 0 for NaN. Adding
+ * and subtracting 1.5 * 2^23 rounds; larger products than it can round are beyond 127 already. */
+QATTN_INLINE f32x16 int8x16_quantised(f32x16 x, float inverse_scale) {
+    const f32x16 magic = f32x16_splat(0x1.8p23f), most = f32x16_splat(127);
+    const f32x16 product = x * f32x16_splat(inverse_scale);
+    const f32x16 bounded = product > most ? most : product < -most ? -most : product;
+    return bounded == bounded ? (bounded + magic) - magic : f32x16_splat(0);
+}
+
+/* The largest magnitude of n elements, as the bits of a float; NaN, of larger bits than any number, wins. */
+QATTN_INLINE uint32_t u32x16_largest(u32x16 x) {
+    uint32_t largest = 0;
+    for (int r = 0; r < QATTN_LANES; r++) largest = x[r] > largest ? x[r] : largest;
+    return largest;
+}
+
+/* Elements [0, 16) of a row of the given type, as float32; of int8 the integers. */
 QATTN_INLINE f32x16 f32x16_load_storage(const void *p, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) return f32x16_load(p);
+    if (storage == QATTN_INT8) return __builtin_convertvector(*(const i8x16_unaligned *)p, f32x16);
     const u16x16 x = *(const u16x16_unaligned *)p;
     return storage == QATTN_BFLOAT16 ? bf16x16_widen(x) : f16x16_widen(x);
 }
 
+/* The reverse; int8 takes integers. */
 QATTN_INLINE void f32x16_store_storage(void *p, f32x16 x, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) f32x16_store(p, x);
+    else if (storage == QATTN_INT8) *(i8x16_unaligned *)p = __builtin_convertvector(x, i8x16);
     else *(u16x16_unaligned *)p = storage == QATTN_BFLOAT16 ? bf16x16_round(x) : f16x16_round(x);
 }
 
-QATTN_INLINE size_t storage_size(qattn_storage storage) { return storage == QATTN_FLOAT32 ? 4 : 2; }
+/* The same for the lanes whose bit of `bits` is set; the others keep what stands there. */
+QATTN_INLINE void f32x16_store_selected(void *p, uint32_t bits, f32x16 x, qattn_storage storage) {
+    if (storage == QATTN_FLOAT32) {
+        f32x16_store(p, f32x16_select(bits, x, f32x16_load(p)));
+        return;
+    }
+    typedef int16_t i16x16 __attribute__((ext_vector_type(16)));
+    const u16x16 lane_bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    const i16x16 chosen = ((u16x16)(uint16_t)bits & lane_bit) != 0;
+    if (storage == QATTN_INT8) {
+        const i8x16 lanes = __builtin_convertvector(x, i8x16);
+        *(i8x16_unaligned *)p = __builtin_convertvector(chosen, i8x16) ? lanes : *(i8x16_unaligned *)p;
+    } else {
+        const u16x16 lanes = storage == QATTN_BFLOAT16 ? bf16x16_round(x) : f16x16_round(x);
+        *(u16x16_unaligned *)p = chosen ? lanes : *(u16x16_unaligned *)p;
+    }
+}
+
+QATTN_INLINE size_t storage_size(qattn_storage storage) {
+    return storage == QATTN_FLOAT32 ? 4 : storage == QATTN_INT8 ? 1 : 2;
+}
 
 /* Element `index` of an array of the given type. */
 QATTN_INLINE const void *storage_at(const void *base, ptrdiff_t index, qattn_storage storage) {

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* blocks.inl.h - where the parts of a block of packed keys and values are; CKernels.h describes them. */
+#ifndef QATTN_BLOCKS_INL_H
+#define QATTN_BLOCKS_INL_H
+
+#include "attention/tile_size.h"
+#include "simd/storage.h"
+
+/* One block. The scales are of QATTN_INT8 alone. */
+typedef struct block_parts {
+    char *keys;   /* [head_dim][64] */
+    char *values; /* [64][value_lanes] */
+    float *key_scales, *value_scales;
+} block_parts;
+
+/* Block `index`, whose length is `bytes` = qattn_block_bytes(). */
+QATTN_INLINE char *block_at(const qattn_blocks *blocks, size_t index, size_t bytes) {
+    return blocks->table ? blocks->table[index] : (char *)blocks->base + index * bytes;
+}
+
+QATTN_INLINE block_parts block_cut(const qattn_blocks *blocks, char *block, qattn_storage storage) {
+    const size_t size = storage_size(storage) * QATTN_KEY_BLOCK;
+    block_parts parts = {.keys = block, .values = block + blocks->head_dim * size};
+    parts.key_scales = (float *)(parts.values + qattn_round_up(blocks->value_dim, QATTN_LANES) * size);
+    parts.value_scales = parts.key_scales + QATTN_KEY_BLOCK;
+    return parts;
+}
+
+#endif
