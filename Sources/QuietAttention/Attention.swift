@@ -95,7 +95,7 @@ public final class Attention: Sendable {
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         self.shape = shape
-        self.scale = try Self.checked(scale, shape)
+        self.scale = try Self.checked(scale, headDimension: shape.headDimension)
         self.mask = mask
         self.bias = bias
         self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)
@@ -120,8 +120,8 @@ public final class Attention: Sendable {
     /// Threads that a call really uses.
     package var threadsInUse: Int { schedule.workers }
 
-    private static func checked(_ scale: Double?, _ shape: AttentionShape) throws(AttentionError) -> Double {
-        guard let scale else { return 1 / Double(shape.headDimension).squareRoot() }
+    static func checked(_ scale: Double?, headDimension: Int) throws(AttentionError) -> Double {
+        guard let scale else { return 1 / Double(headDimension).squareRoot() }
         // Kernels multiply by Float(scale * log2(e)): 1.5 bounds the logarithm.
         guard abs(scale) <= Double(Float.greatestFiniteMagnitude) / 1.5 else {
             throw AttentionError(
@@ -130,7 +130,7 @@ public final class Attention: Sendable {
         return scale
     }
 
-    private static func checked(threads: Int?) throws(AttentionError) -> Int {
+    static func checked(threads: Int?) throws(AttentionError) -> Int {
         guard let threads else { return availableThreads() }
         guard threads >= 1 else {
             throw AttentionError(.threads, "threads", expected: "1 or more", found: "\(threads)")

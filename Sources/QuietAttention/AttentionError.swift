@@ -38,8 +38,18 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case kernelSet
         /// Fewer than one thread.
         case threads
-        /// The system has no memory for the workspace.
+        /// The system has no memory for the workspace, or for a page of a cache.
         case memory
+        /// The key/value caches of one call differ in heads or dimensions.
+        case cacheShape
+        /// The cache would hold more tokens than its stated maximum.
+        case cacheLimit
+        /// Tokens are asked for that the cache does not hold: not yet, or no longer.
+        case cacheRange
+        /// A range of keys does not lie on chunk boundaries, or does not begin where the one before it ends.
+        case keyRange
+        /// Partial results are of different heads, queries or dimensions.
+        case partialShape
     }
 
     /// What is wrong.

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// CachedAttention+Attend.swift - attention over caches, for arrays, spans and unsafe buffers.
+
+extension CachedAttention {
+    // MARK: - Arrays
+
+    /// Computes the output, the log-sum-exp and the sink share of the last tokens of one cache.
+    ///
+    /// - Parameters:
+    ///   - queries: `[H, L, D]`, of the last L tokens of the cache.
+    ///   - cache: all tokens, those of the queries included.
+    ///   - mask: which keys a row sees; nil: those up to its own, within the cache's window.
+    ///   - bias: `[1, heads or 1, queries or 1, keys]`, added to the scaled scores.
+    /// - Throws: as ``attend(queries:caches:queryOffsets:mask:bias:into:logSumExp:sinkShare:)-(UnsafeBufferPointer<Input>,_,_,_,_,_,_,_)``.
+    public func attend(
+        queries: [Float], cache: KeyValueCache, mask: AttentionMask? = nil, bias: BroadcastTensor<Float>? = nil
+    ) throws(AttentionError) -> AttentionResult {
+        try attend(queries: queries, caches: [cache], mask: mask, bias: bias)
+    }
+
+    /// Computes the output of the last tokens of one cache into an array of its size, `[H, L, E]`.
+    public func attend(
+        queries: [Float], cache: KeyValueCache, mask: AttentionMask? = nil, bias: BroadcastTensor<Float>? = nil,
+        into output: inout [Float]
+    ) throws(AttentionError) {
+        try attend(queries: queries, caches: [cache], mask: mask, bias: bias, into: &output)
+    }
+
+    /// Computes the output, the log-sum-exp and the sink share of the last tokens of several caches.
+    public func attend(
+        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        bias: BroadcastTensor<Float>? = nil
+    ) throws(AttentionError) -> AttentionResult {
+        let problem = try CachedProblem(
+            self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+        var output = [Float](repeating: 0, count: problem.shape.outputCount)
+        var logSumExp = [Float](repeating: 0, count: problem.shape.rowCount)
+        var sinkShare = logSumExp
+        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
+                    try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
+                        try run(problem, queries, output, logSumExp, sinkShare)
+                    }
+                }
+            }
+        }
+        return AttentionResult(output: output, logSumExp: logSumExp, sinkShare: sinkShare)
+    }
+
+    /// Computes the output of the last tokens of several caches into an array of its size.
+    public func attend(
+        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        bias: BroadcastTensor<Float>? = nil, into output: inout [Float]
+    ) throws(AttentionError) {
+        let problem = try CachedProblem(
+            self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+        // Before the output's buffer is asked for: that would copy an array which others share.
+        try checkCount("output", output.count, problem.shape.outputCount)
+        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                try run(problem, queries, output, nil, nil)
+            }
+        }
+    }
+
+    // MARK: - Spans
+
+    /// Computes the output of the last tokens of several caches. Queries and output may be of different storage types.
+    public func attend<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>
+    ) throws(AttentionError) {
+        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                try attend(
+                    queries: queries, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias, into: output)
+            }
+        }
+    }
+
+    /// Computes the output, the log-sum-exp and the sink share of the last tokens of several caches. Queries and output
+    /// may be of different storage types.
+    public func attend<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>,
+        logSumExp: inout MutableSpan<Float>, sinkShare: inout MutableSpan<Float>
+    ) throws(AttentionError) {
+        try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
+            try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
+                try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
+                    try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                        try attend(
+                            queries: queries, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias,
+                            into: output, logSumExp: logSumExp, sinkShare: sinkShare)
+                    }
+                }
+            }
+        }
+    }
+
+    // MARK: - Unsafe buffers
+
+    /// Computes the output of the last tokens of several caches and, if asked, the log-sum-exp and the sink share.
+    ///
+    /// - Parameters:
+    ///   - queries: `[B, H, L, D]`, of any storage type; L follows from their number.
+    ///   - caches: B of them, with the same heads and dimensions, of any lengths and storages.
+    ///   - queryOffsets: cumulative, from 0 upwards, one more than there are caches: the sequences have different numbers
+    ///     of queries, and tensors are packed, `[total, H, D]`. nil: they all have the same number.
+    ///   - mask: which keys a row sees; nil: those up to its own, within each cache's window. Rows count from each
+    ///     sequence's first query, keys from its first token; the extents are those of the longest.
+    ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. -inf hides a key.
+    ///   - output: `[B, H, L, E]`, apart from the queries, of any storage type.
+    ///   - logSumExp: `[B, H, L]`; nil: not wanted.
+    ///   - sinkShare: `[B, H, L]`; nil: not wanted.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `headGroups`, `offsets`, `cacheShape`, `cacheRange` (a row
+    ///   sees tokens that the cache's window has left behind), `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`
+    ///   or `memory`; the outputs are untouched then.
+    public func attend<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: UnsafeBufferPointer<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil,
+        mask: AttentionMask? = nil, bias: BroadcastTensor<Float>? = nil,
+        into output: UnsafeMutableBufferPointer<Output>,
+        logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinkShare: UnsafeMutableBufferPointer<Float>? = nil
+    ) throws(AttentionError) {
+        let problem = try CachedProblem(
+            self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+        try run(problem, queries, output, logSumExp, sinkShare)
+    }
+
+    // MARK: - Run
+
+    private func run<Input: AttentionScalar, Output: AttentionScalar>(
+        _ problem: CachedProblem, _ queries: UnsafeBufferPointer<Input>, _ output: UnsafeMutableBufferPointer<Output>,
+        _ logSumExp: UnsafeMutableBufferPointer<Float>?, _ sinkShare: UnsafeMutableBufferPointer<Float>?
+    ) throws(AttentionError) {
+        try checkCount("output", output.count, problem.shape.outputCount)
+        if let logSumExp { try checkCount("logSumExp", logSumExp.count, problem.shape.rowCount) }
+        if let sinkShare { try checkCount("sinkShare", sinkShare.count, problem.shape.rowCount) }
+        guard let queries = queries.baseAddress, let output = output.baseAddress, problem.shape.rowCount > 0 else {
+            return
+        }
+        let tensors = CachedTensors(
+            queries: queries, inputStorage: Input.storage, output: output, outputStorage: Output.storage,
+            logSumExp: logSumExp?.baseAddress, sinkShare: sinkShare?.baseAddress)
+        try run(problem, CachedSchedule(problem, self, chunks: nil), tensors) { _ in }
+    }
+
+    private func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
+        guard found == expected else {
+            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
+        }
+    }
+
+    /// Runs a call, then `body` while its memory is there.
+    func run(
+        _ problem: CachedProblem, _ schedule: CachedSchedule, _ tensors: CachedTensors, then body: (CachedRun) -> Void
+    ) throws(AttentionError) {
+        let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
+        defer { workspace.give(back: buffer) }
+        sinks.withUnsafeBufferPointer { sinks in
+            (problem.allowed?.values ?? []).withUnsafeBytes { allowed in
+                (problem.bias?.values ?? []).withUnsafeBufferPointer { bias in
+                    let run = CachedRun(
+                        problem: problem, schedule: schedule, kernels: kernels.functions, tensors: tensors,
+                        sinks: sinks.baseAddress,
+                        allowed: problem.allowed == nil
+                            ? nil : allowed.baseAddress?.assumingMemoryBound(to: UInt8.self),
+                        bias: problem.bias == nil ? nil : bias.baseAddress, memory: buffer.address)
+                    run.run()
+                    body(run)
+                }
+            }
+        }
+        // The caches own the pages, and the run has only addresses of them.
+        withExtendedLifetime(problem) {}
+    }
+}
+
+extension CachedAttention {
+    /// Threads that a call really uses.
+    package func threadsInUse(
+        queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil
+    ) throws(AttentionError) -> Int {
+        let problem = try CachedProblem(
+            self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: nil)
+        return try CachedSchedule(problem, self, chunks: nil).workers
+    }
+}

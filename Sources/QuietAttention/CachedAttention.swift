@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// CachedAttention.swift - attention of new queries over key/value caches: decoding, verifying drafts, prefill in parts.
+
+/// Attention of the last tokens of a sequence over the keys and values of a ``KeyValueCache``: the formula of
+/// ``Attention``, where the keys are already packed.
+///
+///     let attention = try CachedAttention(queryHeads: 32, sink: .softmax1)
+///     try cache.append(keys: k, values: v)
+///     try attention.attend(queries: q, cache: cache, into: &output)
+///
+/// Any number of queries: one to decode, a few to verify a draft, many for a part of a prefill. Any number of sequences
+/// per call, each with a cache of its own length and storage. Query i of n stands at position `count - n + i` of its cache:
+/// append first, then attend.
+///
+/// | tensor | shape | with `queryOffsets` |
+/// |---|---|---|
+/// | queries | `[B, H, L, D]` | `[total, H, D]` |
+/// | output | `[B, H, L, E]` | `[total, H, E]` |
+/// | logSumExp, sinkShare | `[B, H, L]` | `[H, total]` |
+///
+/// B caches, H query heads, L queries of each; D and E of the caches. Query head h reads key/value head h / (H / G).
+///
+/// Unless told otherwise a query sees the keys up to its own, as far back as the cache's window.
+///
+/// Keys and values are read once for all query heads that share them, in work items of whole chunks of 1024 keys, so that
+/// one sequence uses all threads. The bits of a row depend on neither threads nor items, nor on other rows and sequences:
+/// step by step, in parts and all at once give the same. Edge cases are those of ``Attention``; a cache without tokens is
+/// a row that sees no key.
+///
+/// Safe to use from several tasks at once.
+public final class CachedAttention: Sendable {
+    /// Heads of the queries and of the output.
+    public let queryHeads: Int
+    /// What scores are multiplied by; nil: 1 / sqrt(headDimension) of the caches.
+    public let scale: Double?
+    /// The order of dimensions of queries and output; nil: `[batch, heads, sequence, dimension]`, or
+    /// `[total, heads, dimension]` where a call has `queryOffsets`.
+    public let layout: AttentionLayout?
+    /// Most threads that a call uses.
+    public let threads: Int
+    /// The kernels that calls use.
+    public let kernels: KernelSet
+    /// The memory that calls reuse.
+    public let workspace: AttentionWorkspace
+
+    /// One logit per query head.
+    let sinks: [Float]
+    /// Work that makes a further thread worth waking.
+    let nanosecondsPerWorker: Double
+
+    /// - Parameters:
+    ///   - queryHeads: H, 0 and up, a multiple of the caches' key/value heads.
+    ///   - sink: where weight goes that no key deserves; one logit per query head.
+    ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
+    ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` with `queryOffsets`.
+    ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
+    ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
+    ///   - workspace: memory to share with others; nil: its own.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `scale`, `sink`, `sinkCount`, `threads` or `kernelSet`.
+    public convenience init(
+        queryHeads: Int, sink: AttentionSink = .softmax1, scale: Double? = nil, layout: AttentionLayout? = nil,
+        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+    ) throws(AttentionError) {
+        try self.init(
+            queryHeads: queryHeads, sink: sink, scale: scale, layout: layout, threads: threads, kernels: kernels,
+            workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
+    }
+
+    /// With a threshold for threads, which tests lower so that small work is spread as well.
+    init(
+        queryHeads: Int, sink: AttentionSink, scale: Double?, layout: AttentionLayout?, threads: Int?,
+        kernels: KernelSet?, workspace: AttentionWorkspace?, nanosecondsPerWorker: Double
+    ) throws(AttentionError) {
+        guard queryHeads >= 0 else {
+            throw AttentionError(.dimension, "queryHeads", expected: "0 or more", found: "\(queryHeads)")
+        }
+        self.queryHeads = queryHeads
+        sinks = try sink.logits(queryHeads: queryHeads)
+        self.scale = if let scale { try Attention.checked(scale, headDimension: 1) } else { nil }
+        self.layout = layout
+        self.threads = try Attention.checked(threads: threads)
+        self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
+        self.workspace = workspace ?? AttentionWorkspace()
+        self.nanosecondsPerWorker = nanosecondsPerWorker
+    }
+}
+
+extension AttentionSink {
+    /// One logit per query head.
+    func logits(queryHeads: Int) throws(AttentionError) -> [Float] {
+        guard let uniform = try uniformLogit() else { return try checkedLogits(queryHeads: queryHeads) }
+        return [Float](repeating: uniform, count: queryHeads)
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// CachedProblem.swift - one call of attention over caches: its dimensions, and what the rows of each sequence see.
+
+/// Queries, caches and masks of one call that fit together.
+struct CachedProblem {
+    /// Keys of the longest cache; of its tensors only those with rows exist.
+    let shape: AttentionShape
+    let rows: TensorRows
+    let scale: Double
+    let caches: [KeyValueCache]
+    /// One per cache that has queries.
+    let sequences: [SequencePlan]
+    let allowed: BroadcastTensor<Bool>?
+    let bias: BroadcastTensor<Float>?
+
+    /// Query heads per key/value head.
+    var groupHeads: Int { shape.queryHeads / max(shape.keyValueHeads, 1) }
+
+    /// - Parameters:
+    ///   - queryCount: elements of the queries of all sequences.
+    ///   - mask: nil: causal, within each cache's window.
+    init(
+        _ attention: CachedAttention, queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]?,
+        mask: AttentionMask?, bias: BroadcastTensor<Float>?
+    ) throws(AttentionError) {
+        shape = try Self.shape(attention, queryCount, caches, queryOffsets)
+        guard queryCount == shape.queryCount else {
+            let row = attention.queryHeads * shape.headDimension
+            throw AttentionError(
+                .elementCount, "queries",
+                expected: queryOffsets == nil
+                    ? "a multiple of \(caches.count) x \(row) elements" : "\(shape.queryCount) elements",
+                found: "\(queryCount)")
+        }
+        try mask?.check(fits: shape)
+        try bias?.check("bias", fits: shape)
+        rows = TensorRows(shape, attention.layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence))
+        scale = try Attention.checked(attention.scale, headDimension: shape.headDimension)
+        self.caches = caches
+        allowed = mask?.allowed
+        self.bias = bias
+        sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, mask)
+    }
+
+    private static func shape(
+        _ attention: CachedAttention, _ queryCount: Int, _ caches: [KeyValueCache], _ queryOffsets: [Int]?
+    ) throws(AttentionError) -> AttentionShape {
+        guard let first = caches.first else {
+            // Nothing, checked as if there were heads of dimension 1.
+            return try AttentionShape(batch: 0, queryHeads: 0, queries: 0, keys: 0, headDimension: 1)
+        }
+        for (index, cache) in caches.enumerated() where !cache.hasHeads(of: first) {
+            throw AttentionError(
+                .cacheShape, "caches[\(index)]", expected: first.headDescription, found: cache.headDescription)
+        }
+        if let queryOffsets {
+            var keyOffsets = [0]
+            for cache in caches { keyOffsets.append(keyOffsets[keyOffsets.count - 1] + cache.count) }
+            return try AttentionShape(
+                packed: queryOffsets, keyOffsets: keyOffsets, queryHeads: attention.queryHeads,
+                keyValueHeads: first.keyValueHeads, headDimension: first.headDimension,
+                valueDimension: first.valueDimension)
+        }
+        let rows = queryCount / first.headDimension / caches.count
+        return try AttentionShape(
+            batch: caches.count, queryHeads: attention.queryHeads, keyValueHeads: first.keyValueHeads,
+            queries: attention.queryHeads == 0 ? 0 : rows / attention.queryHeads,
+            keys: caches.reduce(0) { max($0, $1.count) }, headDimension: first.headDimension,
+            valueDimension: first.valueDimension)
+    }
+
+    private static func sequences(
+        _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ mask: AttentionMask?
+    ) throws(AttentionError) -> [SequencePlan] {
+        var sequences: [SequencePlan] = []
+        for (item, cache) in caches.enumerated() {
+            let start = queryOffsets?[item] ?? item * shape.queries
+            let queries = queryOffsets.map { $0[item + 1] - start } ?? shape.queries
+            if queries == 0 { continue }
+            let sequence = SequencePlan(
+                item: item, queryStart: start, keyStart: 0, queries: queries, keys: cache.count,
+                keyLength: min(mask?.lengths?[item] ?? cache.count, cache.count),
+                mask: mask ?? cache.window.map(AttentionMask.window) ?? .causal)
+            guard sequence.blocks.isEmpty || sequence.pages.lowerBound >= cache.freedPages else {
+                throw AttentionError(
+                    .cacheRange, "caches[\(item)]",
+                    expected: "tokens from position \(sequence.pages.lowerBound * SequencePlan.block) on",
+                    found: "tokens from position \(cache.positions.lowerBound) on")
+            }
+            sequences.append(sequence)
+        }
+        return sequences
+    }
+}
+
+extension SequencePlan {
+    /// The blocks with a key that some row sees, counted from the first token.
+    var pages: Range<Int> {
+        let origin = keyOrigin / Self.block
+        return origin + blocks.lowerBound..<origin + blocks.upperBound
+    }
+
+    /// The chunks with a key that some row sees, counted from the first token.
+    var chunks: Range<Int> {
+        let origin = keyOrigin / Self.chunk
+        return origin..<origin + (keys + Self.chunk - 1) / Self.chunk
+    }
+
+    /// The end of the keys that some row sees, counted from the first token.
+    var keyEnd: Int { keyOrigin + keys }
+}
+
+extension KeyValueCache {
+    fileprivate func hasHeads(of other: KeyValueCache) -> Bool {
+        keyValueHeads == other.keyValueHeads && headDimension == other.headDimension
+            && valueDimension == other.valueDimension
+    }
+
+    fileprivate var headDescription: String {
+        "\(keyValueHeads) heads with keys of \(headDimension) and values of \(valueDimension)"
+    }
+}

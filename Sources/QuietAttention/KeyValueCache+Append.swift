@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// KeyValueCache+Append.swift - adds tokens to a cache, from arrays, spans and unsafe buffers.
+
+import CKernels
+
+extension KeyValueCache {
+    /// Appends tokens.
+    ///
+    /// - Parameters:
+    ///   - keys: `[G, tokens, D]`, or `[tokens, G, D]` in the layout `batchSequenceHeads`; G ``keyValueHeads``,
+    ///     D ``headDimension``. Their count tells the number of tokens; 0 is none.
+    ///   - values: `[G, tokens, E]` likewise, E ``valueDimension``.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit` or `memory`; the cache is unchanged then.
+    public mutating func append(
+        keys: [Float], values: [Float], layout: AttentionLayout = .batchHeadsSequence
+    ) throws(AttentionError) {
+        try append(keys: keys.span, values: values.span, layout: layout)
+    }
+
+    /// Appends tokens, from memory of any storage type.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit` or `memory`; the cache is unchanged then.
+    public mutating func append<Input: AttentionScalar>(
+        keys: Span<Input>, values: Span<Input>, layout: AttentionLayout = .batchHeadsSequence
+    ) throws(AttentionError) {
+        try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
+            try values.withUnsafeBufferPointer { values throws(AttentionError) in
+                try append(keys: keys, values: values, layout: layout)
+            }
+        }
+    }
+
+    /// Appends tokens, from memory of any storage type.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit` or `memory`; the cache is unchanged then.
+    public mutating func append<Input: AttentionScalar>(
+        keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
+        layout: AttentionLayout = .batchHeadsSequence
+    ) throws(AttentionError) {
+        let tokens = try checkedTokens(keys.count, values.count)
+        guard tokens > 0, let keys = keys.baseAddress, let values = values.baseAddress else { return }
+        let begin = count
+        try makeRoom(tokens)
+        pack(
+            keys: keys, values: values, storage: Input.storage, tokens: tokens, begin: begin,
+            keyRows: rows(layout, tokens, headDimension), valueRows: rows(layout, tokens, valueDimension))
+    }
+
+    private func rows(_ layout: AttentionLayout, _ tokens: Int, _ dimension: Int) -> RowStrides {
+        RowStrides(
+            layout, packed: false, heads: keyValueHeads, sequence: tokens, total: tokens, dimension: dimension)
+    }
+
+    private func checkedTokens(_ keys: Int, _ values: Int) throws(AttentionError) -> Int {
+        // The bytes of a page fit into Int, so these products do.
+        let (tokens, rest) = keys.quotientAndRemainder(dividingBy: keyValueHeads * headDimension)
+        guard rest == 0 else {
+            throw AttentionError(
+                .elementCount, "keys", expected: "a multiple of \(keyValueHeads * headDimension) elements",
+                found: "\(keys)")
+        }
+        let (expected, overflow) = tokens.multipliedReportingOverflow(by: keyValueHeads * valueDimension)
+        guard !overflow, values == expected else {
+            throw AttentionError(
+                .elementCount, "values", expected: "\(expected) elements for \(tokens) tokens", found: "\(values)")
+        }
+        return tokens
+    }
+
+    /// Frees what the window leaves behind, and makes the pages for so many more tokens this cache's own; or changes
+    /// nothing.
+    private mutating func makeRoom(_ tokens: Int) throws(AttentionError) {
+        let freed = max(freedPages, pagesBehindWindow(ofToken: count))
+        let held = count - freed * Self.pageTokens + tokens
+        guard held <= maximumTokens, count + tokens <= AttentionShape.longestSequence else {
+            throw AttentionError(
+                .cacheLimit, "keys", expected: "at most \(maximumTokens) tokens in the cache", found: "\(held)")
+        }
+        var added: [KeyValuePage] = []
+        let sharesLast = count % Self.pageTokens != 0 && !isKnownUniquelyReferenced(&pages[pages.count - 1])
+        if sharesLast { added.append(try KeyValuePage(copying: pages[pages.count - 1], allocate)) }
+        let more = SequencePlan.blocks(of: count + tokens) - SequencePlan.blocks(of: count)
+        for _ in 0..<more { added.append(try KeyValuePage(byteCount: pageBytes, allocate)) }
+
+        if sharesLast { pages.removeLast() }
+        pages.removeFirst(freed - freedPages)
+        pages += added
+        freedPages = freed
+        count += tokens
+    }
+
+    private func pack(
+        keys: UnsafeRawPointer, values: UnsafeRawPointer, storage input: AttentionStorage, tokens: Int, begin: Int,
+        keyRows: RowStrides, valueRows: RowStrides
+    ) {
+        let firstPage = begin / Self.pageTokens
+        let pageCount = SequencePlan.blocks(of: begin + tokens) - firstPage
+        withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: pageCount) { table in
+            for head in 0..<keyValueHeads {
+                for page in 0..<pageCount {
+                    table.initializeElement(at: page, to: block(page: firstPage + page, head: head))
+                }
+                var arguments = qattn_pack_args()
+                arguments.keys = keys + keyRows.offset(start: 0, head: head) * input.byteCount
+                arguments.values = values + valueRows.offset(start: 0, head: head) * input.byteCount
+                arguments.key_stride = keyRows.row
+                arguments.value_stride = valueRows.row
+                arguments.storage = input.kernelStorage
+                arguments.key_begin = begin - firstPage * Self.pageTokens
+                arguments.key_end = arguments.key_begin + tokens
+                arguments.blocks = qattn_blocks(
+                    base: nil, table: UnsafePointer(table.baseAddress), storage: storage.kernelStorage,
+                    head_dim: headDimension, value_dim: valueDimension)
+                kernels.functions.pointee.pack(&arguments)
+            }
+        }
+    }
+}

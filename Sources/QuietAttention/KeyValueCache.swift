@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// KeyValueCache.swift - the keys and values of the tokens so far, packed for the kernels when they are appended.
+
+import CKernels
+
+/// The keys and values of one sequence, to which tokens are appended as they come.
+///
+///     var cache = try KeyValueCache(keyValueHeads: 8, headDimension: 128, storage: .bfloat16)
+///     try cache.append(keys: k, values: v)                        // the prompt, or one token
+///     let attention = try CachedAttention(queryHeads: 32)
+///     let result = try attention.attend(queries: q, cache: cache)
+///     var branch = cache                                          // shares all pages
+///
+/// A value: copies are independent. It is stored in pages of ``pageTokens`` tokens that copies share, so a copy takes a
+/// pointer per page and no keys; when two copies that share a partly filled last page both go on, one of them copies that
+/// page. Pages never move and are never copied to grow. Several tasks may read one cache, or write to copies of it.
+///
+/// *Storage*. 16-bit storage rounds each element to nearest even; what comes in that type is kept exactly. int8 has one
+/// scale per token, head, and of keys and values: with `amax` the largest magnitude of the token's key (value),
+///
+///     scale = amax / 127,    integer = round(x 127 / amax),    |x - scale integer| <= scale / 2, up to rounding in Float
+///
+/// *Positions*. The token appended first has position 0, the next one position ``count``: what rotary position embeddings
+/// are to be computed for. Keys are appended as they are to be multiplied, rotated already. A rotation whose base changes
+/// with the length of the sequence (dynamic NTK scaling) would give every old key a new angle: fix the base before the
+/// first token, for the longest sequence to come.
+///
+/// *Sliding window*. With a ``window`` of w tokens, appending first frees the pages that no new token sees: all but the
+/// last w - 1 tokens before it, and the rest of their first page. So what was appended last can be attended to by all its
+/// own tokens, and taken back by ``truncate(to:)``.
+///
+/// *Bits*. However tokens are appended, together or one by one, and whatever was forked and truncated in between,
+/// attention over a cache gives the same bits; over float32 storage those of ``Attention``.
+public struct KeyValueCache: Sendable {
+    /// How elements are stored.
+    public enum Storage: Sendable, Hashable, CaseIterable {
+        case float32, float16, bfloat16, int8
+
+        var kernelStorage: qattn_storage {
+            switch self {
+            case .float32: QATTN_FLOAT32
+            case .float16: QATTN_FLOAT16
+            case .bfloat16: QATTN_BFLOAT16
+            case .int8: QATTN_INT8
+            }
+        }
+    }
+
+    /// Heads of the keys and values.
+    public let keyValueHeads: Int
+    /// Length of a key.
+    public let headDimension: Int
+    /// Length of a value.
+    public let valueDimension: Int
+    /// How elements are stored.
+    public let storage: Storage
+    /// Tokens that a token sees, itself included; nil: all before it.
+    public let window: Int?
+    /// Most tokens held at once.
+    public let maximumTokens: Int
+    /// The kernels that pack. The packed form is the same for all.
+    public let kernels: KernelSet
+
+    /// Tokens appended and not taken back: the position of the next one.
+    public internal(set) var count = 0
+    /// Those that hold tokens from `freedPages * pageTokens` on.
+    var pages: [KeyValuePage] = []
+    /// Pages that the window has left behind.
+    var freedPages = 0
+    let pageBytes: Int
+    let allocate: KeyValuePage.Allocate
+
+    /// Tokens of a page.
+    public static let pageTokens = QATTN_KEY_BLOCK
+
+    /// An empty cache.
+    ///
+    /// - Parameters:
+    ///   - keyValueHeads: 1 and up.
+    ///   - headDimension: length of a key, 1...1024.
+    ///   - valueDimension: length of a value, 1...1024; nil: as a key.
+    ///   - storage: how elements are stored.
+    ///   - window: tokens that a token sees, itself included, 1 and up; nil: all before it.
+    ///   - maximumTokens: most tokens held at once, 0 and up; nil: as many as there is memory for. A window frees whole
+    ///     pages, so with one up to `window + pageTokens - 2` older tokens are held beside those being appended.
+    ///   - kernels: nil: the best for this CPU, or what `QUIET_ATTENTION_KERNELS` names.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `window`, `overflow` or `kernelSet`.
+    public init(
+        keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, storage: Storage = .float32,
+        window: Int? = nil, maximumTokens: Int? = nil, kernels: KernelSet? = nil
+    ) throws(AttentionError) {
+        try self.init(
+            keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
+            storage: storage, window: window, maximumTokens: maximumTokens, kernels: kernels,
+            allocate: KeyValuePage.systemMemory)
+    }
+
+    /// With memory from elsewhere, which tests let fail.
+    init(
+        keyValueHeads: Int, headDimension: Int, valueDimension: Int?, storage: Storage, window: Int?,
+        maximumTokens: Int?, kernels: KernelSet?, allocate: @escaping KeyValuePage.Allocate
+    ) throws(AttentionError) {
+        let most = AttentionShape.longestSequence
+        // Checks heads and dimensions too.
+        let page = try AttentionShape(
+            queryHeads: keyValueHeads, queries: 0, keys: Self.pageTokens, headDimension: headDimension,
+            valueDimension: valueDimension)
+        guard keyValueHeads >= 1 else {
+            throw AttentionError(.dimension, "keyValueHeads", expected: "1 or more", found: "\(keyValueHeads)")
+        }
+        if let window, window < 1 {
+            throw AttentionError(.window, "window", expected: "1 token or more", found: "\(window)")
+        }
+        if let maximumTokens, maximumTokens < 0 {
+            throw AttentionError(.dimension, "maximumTokens", expected: "0 or more", found: "\(maximumTokens)")
+        }
+        self.keyValueHeads = keyValueHeads
+        self.headDimension = headDimension
+        self.valueDimension = page.valueDimension
+        self.storage = storage
+        self.window = window
+        self.maximumTokens = min(maximumTokens ?? most, most)
+        self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
+        self.allocate = allocate
+        let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, page.valueDimension)
+        let (pageBytes, overflow) = blockBytes.multipliedReportingOverflow(by: keyValueHeads)
+        guard !overflow else {
+            throw AttentionError(
+                .overflow, "keyValueHeads", expected: "a page of at most \(Int.max) bytes",
+                found: "\(keyValueHeads) heads of \(blockBytes) bytes")
+        }
+        self.pageBytes = pageBytes
+    }
+
+    /// Positions of the tokens held: from 0, or from the first token of the oldest page that the window has not left
+    /// behind, up to ``count``.
+    public var positions: Range<Int> { freedPages * Self.pageTokens..<count }
+
+    /// Bytes of all pages held, those shared with copies included.
+    public var byteCount: Int { pages.count * pageBytes }
+
+    /// Bytes of the keys, values and scales of one token.
+    package var bytesPerToken: Int {
+        let elements = keyValueHeads * (headDimension + valueDimension)
+        return switch storage {
+        case .float32: 4 * elements
+        case .float16, .bfloat16: 2 * elements
+        case .int8: elements + keyValueHeads * 2 * MemoryLayout<Float>.size
+        }
+    }
+
+    /// Takes back the tokens from position `length` on.
+    ///
+    /// - Parameter length: 0...``count``. With a window, what the next token sees must still be held: at least back to
+    ///   where the last call to `append` began it is. 0 empties the cache.
+    /// - Throws: ``AttentionError`` of kind `cacheRange`; the cache is unchanged then.
+    public mutating func truncate(to length: Int) throws(AttentionError) {
+        guard (0...count).contains(length) else {
+            throw AttentionError(.cacheRange, "length", expected: "0 to \(count)", found: "\(length)")
+        }
+        guard length == 0 || freedPages <= pagesBehindWindow(ofToken: length) else {
+            throw AttentionError(
+                .cacheRange, "length", expected: "0, or as many tokens as leave the window of \(window ?? 0) whole",
+                found: "\(length), where tokens are held from position \(positions.lowerBound) on")
+        }
+        if length == 0 { freedPages = 0 }
+        pages.removeLast(pages.count - (SequencePlan.blocks(of: length) - freedPages))
+        count = length
+    }
+
+    /// Whole pages before the first token that a token at this position sees.
+    func pagesBehindWindow(ofToken position: Int) -> Int {
+        guard let window else { return 0 }
+        return max(0, position - (min(window, AttentionShape.longestSequence) - 1)) / Self.pageTokens
+    }
+
+    /// The block of page `page`, counted from the first token of the sequence; nil for one that is not held.
+    func block(page: Int, head: Int) -> UnsafeMutableRawPointer? {
+        let index = page - freedPages
+        guard pages.indices.contains(index) else { return nil }
+        return pages[index].address + head * (pageBytes / keyValueHeads)
+    }
+}
