@@ -9,21 +9,24 @@ struct Bench: ParsableCommand {
         abstract: "Time attention over seeded inputs, beside what the machine can do at best.",
         discussion: """
             Inputs have zero mean, unit variance and the same bits on every machine.
+            The pass `decode` reads keys and values from key/value caches, filled beforehand.
             Prints JSON, with among others:
               median_ms, min_ms    of a call, over `runs` runs of `calls_per_run` calls
               gflops               2 pairs (D + Dv) / median_ms; `pairs` tells which
                                    pairs count: all, half (causal) or visible (window)
               fma_peak_gflops      fused multiply-adds at best, on the same threads
               fraction_of_peak     gflops / fma_peak_gflops
-              gbytes_per_s         bytes of the keys and values seen / median_ms
+              gbytes_per_s         bytes of the keys and values seen, and of their scales,
+                                   / median_ms
               read_gbytes_per_s    memory read at best, on the same threads
+              append_ms            decode: to append one token to every cache
               peak_rss_bytes       most memory of the process while it computed
               digest               64-bit FNV-1a over the bits of out, then lse: the
                                    same for all machines, kernel sets and threads
             """)
 
     enum Pass: String, CaseIterable, ExpressibleByArgument {
-        case forward
+        case forward, decode
     }
 
     @Option(help: "What to time.")
@@ -38,10 +41,10 @@ struct Bench: ParsableCommand {
     @Option(help: "Heads of the keys and values. Default: as many as of the queries.")
     var kvHeads: Int?
 
-    @Option(help: "Queries per sequence.")
-    var queries = 1024
+    @Option(help: "Queries per sequence. Default: 1024, or 1 to decode.")
+    var queries: Int?
 
-    @Option(help: "Keys per sequence. Default: as many as queries.")
+    @Option(help: "Keys per sequence. Default: as many as queries, or 4096 to decode.")
     var keys: Int?
 
     @Option(help: "Length D of a query and of a key.")
@@ -61,7 +64,8 @@ struct Bench: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Type that inputs are rounded to: f32, bf16 or f16. Outputs are f32. Default: f32.", valueName: "type"),
+            "Type that inputs are rounded to: f32, bf16 or f16; of the keys and values to decode with, also int8. Outputs are f32. Default: f32.",
+            valueName: "type"),
         transform: Storage.init(parsing:))
     var storage = Storage.f32
 
@@ -79,15 +83,19 @@ struct Bench: ParsableCommand {
 
     private var shape: AttentionShape {
         get throws {
-            try AttentionShape(
-                batch: batch, queryHeads: queryHeads, keyValueHeads: kvHeads, queries: queries, keys: keys ?? queries,
-                headDimension: headDim, valueDimension: valueDim)
+            let queries = queries ?? (pass == .decode ? 1 : 1024)
+            return try AttentionShape(
+                batch: batch, queryHeads: queryHeads, keyValueHeads: kvHeads, queries: queries,
+                keys: keys ?? (pass == .decode ? 4096 : queries), headDimension: headDim, valueDimension: valueDim)
         }
     }
 
     func validate() throws {
         guard seconds > 0, seconds <= 86_400 else {
             throw ValidationError("--seconds: expected more than 0 and at most 86400, got \(seconds)")
+        }
+        guard storage != .int8 || pass == .decode else {
+            throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
         _ = try usage { try shape }
     }
@@ -97,15 +105,44 @@ struct Bench: ParsableCommand {
         let attention = try Attention(
             try shape, sink: sink, mask: options.mask.mask, layout: layout.library, threads: options.threads,
             kernels: try options.kernelSet)
-        let measurement =
-            switch storage {
-            case .f32: try Measurement(of: SeededProblem(attention, seed: seed) { $0 }, seconds: seconds)
-            case .bf16:
-                try Measurement(of: SeededProblem(attention, seed: seed, rounding: BFloat16.init), seconds: seconds)
-            case .f16: try measureFloat16(attention)
+        let report =
+            switch pass {
+            case .forward:
+                BenchReport(
+                    command: self, attention: attention, measurement: try measureForward(attention),
+                    bytesPerToken: bytesPerToken(attention.shape))
+            case .decode: try measureDecode(attention, sink)
             }
-        let report = BenchReport(command: self, attention: attention, measurement: measurement)
         try emit(report.json.text(lines: !json))
+    }
+
+    private func bytesPerToken(_ shape: AttentionShape) -> Int {
+        shape.keyValueHeads * (shape.headDimension + shape.valueDimension) * (storage == .f32 ? 4 : 2)
+    }
+
+    private func measureForward(_ attention: Attention) throws -> Measurement {
+        switch storage {
+        case .f32: try Measurement(of: SeededProblem(attention, seed: seed) { $0 }, seconds: seconds)
+        case .bf16:
+            try Measurement(of: SeededProblem(attention, seed: seed, rounding: BFloat16.init), seconds: seconds)
+        case .f16: try measureFloat16(attention)
+        case .int8: throw ValidationError("--storage: int8 is for the key/value cache")
+        }
+    }
+
+    private func measureDecode(_ attention: Attention, _ sink: AttentionSink) throws -> BenchReport {
+        let decode = try SeededDecode(
+            attention,
+            attention: CachedAttention(
+                queryHeads: queryHeads, sink: sink, layout: attention.layout, threads: attention.threads,
+                kernels: attention.kernels), storage: storage.cache, seed: seed)
+        let measurement = try Measurement(of: decode, seconds: seconds)
+        return BenchReport(
+            command: self, attention: attention, measurement: measurement, bytesPerToken: decode.bytesPerToken,
+            additions: [
+                ("append_ms", .number(try decode.secondsPerAppend(limit: seconds) * 1e3)),
+                ("cache_bytes", .integer(decode.cacheBytes)),
+            ])
     }
 
     private func measureFloat16(_ attention: Attention) throws -> Measurement {
@@ -119,18 +156,23 @@ struct Bench: ParsableCommand {
 
 /// Element types of the inputs.
 enum Storage: String {
-    case f32, bf16, f16
+    case f32, bf16, f16, int8
 
     init(parsing text: String) throws {
         guard let storage = Storage(rawValue: text) else {
-            throw ValidationError(
-                text == "int8"
-                    ? "int8 is for the key/value cache, which only decoding reads" : "expected f32, bf16 or f16")
+            throw ValidationError("expected f32, bf16, f16 or int8")
         }
         self = storage
     }
 
-    var byteCount: Int { self == .f32 ? 4 : 2 }
+    var cache: KeyValueCache.Storage {
+        switch self {
+        case .f32: .float32
+        case .bf16: .bfloat16
+        case .f16: .float16
+        case .int8: .int8
+        }
+    }
 }
 
 /// Orders of dimensions, by their initials.
@@ -150,6 +192,10 @@ struct BenchReport {
     let command: Bench
     let attention: Attention
     let measurement: Measurement
+    /// Of the keys and values of all heads.
+    let bytesPerToken: Int
+    /// Members of the pass's own.
+    var additions: [(name: String, value: JSONValue)] = []
 
     private var shape: AttentionShape { attention.shape }
 
@@ -160,8 +206,7 @@ struct BenchReport {
         if case .window(let width) = command.options.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
         }
-        let rows = Double(shape.batch * shape.keyValueHeads) * Double(seen)
-        return rows * Double((shape.headDimension + shape.valueDimension) * command.storage.byteCount)
+        return Double(shape.batch) * Double(seen) * Double(bytesPerToken)
     }
 
     var json: JSONValue {
@@ -171,7 +216,7 @@ struct BenchReport {
             problem + [
                 ("kernels", .string(attention.kernels.name)),
                 ("threads", .integer(attention.threads)),
-                ("threads_used", .integer(attention.threadsInUse)),
+                ("threads_used", .integer(measurement.threadsInUse)),
                 ("cpu", .string(Machine.cpu)),
                 ("runs", .integer(measurement.runs)),
                 ("calls_per_run", .integer(measurement.callsPerRun)),
@@ -186,7 +231,7 @@ struct BenchReport {
                 ("workspace_bytes", .integer(measurement.workspaceBytes)),
                 ("peak_rss_bytes", .integer(measurement.peakMemory)),
                 ("digest", .string(measurement.digest)),
-            ])
+            ] + additions)
     }
 
     private var problem: [(name: String, value: JSONValue)] {

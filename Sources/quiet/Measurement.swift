@@ -13,6 +13,7 @@ struct Measurement {
     let fmaPeak: Double
     /// 10^9 bytes per second read from memory on the same threads.
     let readBandwidth: Double
+    let threadsInUse: Int
     let workspaceBytes: Int
     let peakMemory: Int
     let digest: String
@@ -23,11 +24,11 @@ struct Measurement {
     /// Reading the clock costs some 50 ns twice: runs this long make that nothing.
     private static let leastSecondsPerRun = 50e-6
 
-    init<Scalar: AttentionScalar>(of problem: SeededProblem<Scalar>, seconds limit: Double) throws {
-        let (threads, kernels) = (problem.attention.threads, problem.attention.kernels)
+    init(of problem: some TimedProblem, seconds limit: Double) throws {
+        let (threads, kernels) = (problem.threads, problem.kernels)
         // The first call waits for memory and threads, the second tells how long a call is.
-        try problem.forward()
-        let once = try timed { try problem.forward() }.seconds
+        try problem.run()
+        let once = try timed { try problem.run() }.seconds
         let calls = max(1, Int((Self.leastSecondsPerRun / max(once, 1e-9)).rounded(.up)))
 
         // Measuring the machine takes no longer than measuring attention; each repeats five times at least.
@@ -41,7 +42,7 @@ struct Measurement {
             let share = limit / Double(Self.turns)
             var spent = 0.0
             while spent < share || turn == Self.turns && times.count < Self.leastRuns {
-                let time = try timed { for _ in 0..<calls { try problem.forward() } }.seconds
+                let time = try timed { for _ in 0..<calls { try problem.run() } }.seconds
                 times.append(time / Double(calls))
                 spent += time
             }
@@ -51,7 +52,8 @@ struct Measurement {
         times.sort()
         (median, minimum) = ((times[(times.count - 1) / 2] + times[times.count / 2]) / 2, times[0])
         (runs, callsPerRun) = (times.count, calls)
-        workspaceBytes = problem.attention.workspace.byteCount
+        workspaceBytes = problem.workspaceBytes
+        threadsInUse = try problem.threadsInUse
         digest = problem.digest
         // Before the bandwidth: what that reads is no memory of attention.
         peakMemory = Machine.peakMemory

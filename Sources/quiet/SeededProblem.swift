@@ -12,23 +12,23 @@ import SeededInputs
     import Glibc
 #endif
 
+/// Streams of the seed.
+enum SeededStream: UInt64 {
+    case queries = 0
+    case keys = 1
+    case values = 2
+    // 3 and 4 are those of masks and biases in the tests.
+    case sinks = 5
+}
+
 /// Queries, keys and values drawn from a seed and rounded to `Scalar`, and buffers for out and lse.
 ///
 /// Rows are drawn in the order [batch, heads, sequence] whatever the layout in memory, and the digest reads them in that
 /// order: a layout changes neither.
-struct SeededProblem<Scalar: AttentionScalar> {
+struct SeededProblem<Scalar: AttentionScalar>: TimedProblem {
     let attention: Attention
     private let queries, keys, values: Buffer<Scalar>
     private let output, logSumExp: Buffer<Float>
-
-    /// Streams of the seed.
-    private enum Stream: UInt64 {
-        case queries = 0
-        case keys = 1
-        case values = 2
-        // 3 and 4 are those of masks and biases in the tests.
-        case sinks = 5
-    }
 
     init(_ attention: Attention, seed: UInt64, rounding round: (Float) -> Scalar) throws {
         let shape = attention.shape
@@ -40,9 +40,11 @@ struct SeededProblem<Scalar: AttentionScalar> {
         output = try Buffer(shape.outputCount)
         logSumExp = try Buffer(shape.rowCount)
 
-        func draw(_ stream: Stream, _ buffer: Buffer<Scalar>, heads: Int, sequence: Int, dimension: Int) {
+        func draw(_ stream: SeededStream, _ buffer: Buffer<Scalar>, heads: Int, sequence: Int, dimension: Int) {
             var generator = SeededGenerator(seed: seed, stream: stream.rawValue)
-            for start in rowStarts(attention, heads: heads, sequence: sequence, dimension: dimension) {
+            for start in rowStarts(
+                attention.layout, batch: shape.batch, heads: heads, sequence: sequence, dimension: dimension)
+            {
                 for index in start..<start + dimension { buffer.elements[index] = round(generator.nextNormal()) }
             }
         }
@@ -53,48 +55,62 @@ struct SeededProblem<Scalar: AttentionScalar> {
 
     /// Logits drawn from the seed, one per query head.
     static func sinkLogits(seed: UInt64, queryHeads: Int) -> [Float] {
-        var generator = SeededGenerator(seed: seed, stream: Stream.sinks.rawValue)
+        var generator = SeededGenerator(seed: seed, stream: SeededStream.sinks.rawValue)
         return generator.normals(queryHeads)
     }
 
-    func forward() throws {
+    var threads: Int { attention.threads }
+    var threadsInUse: Int { attention.threadsInUse }
+    var kernels: KernelSet { attention.kernels }
+    var workspaceBytes: Int { attention.workspace.byteCount }
+
+    func run() throws {
         try attention.forward(
             queries: UnsafeBufferPointer(queries.elements), keys: UnsafeBufferPointer(keys.elements),
             values: UnsafeBufferPointer(values.elements), into: output.elements, logSumExp: logSumExp.elements)
     }
 
-    /// Of the bits of out, then lse.
-    var digest: String {
-        let shape = attention.shape
-        var digest = BitDigest()
-        let (heads, dimension) = (shape.queryHeads, shape.valueDimension)
-        for start in rowStarts(attention, heads: heads, sequence: shape.queries, dimension: dimension) {
-            digest.add(output.elements[start..<start + dimension])
-        }
-        digest.add(logSumExp.elements)
-        return digest.hexadecimal
-    }
+    var digest: String { digestOfRows(output, logSumExp, attention.shape, attention.layout) }
 
-    /// An allocation beyond the machine's memory may succeed and end the process only when it is used.
     private static func checkMemory(_ shape: AttentionShape) throws {
         let inputs = [shape.queryCount, shape.keyCount, shape.valueCount].reduce(0.0) { $0 + Double($1) }
         let outputs = Double(shape.outputCount) + Double(shape.rowCount)
-        let bytes = inputs * Double(MemoryLayout<Scalar>.stride) + outputs * Double(MemoryLayout<Float>.stride)
-        guard bytes < Double(Machine.physicalMemory) else {
-            throw Failure(
-                "inputs and outputs take \(decimal(bytes / 1e9, digits: 1)) GB, the machine has "
-                    + "\(decimal(Double(Machine.physicalMemory) / 1e9, digits: 1)) GB")
-        }
+        try requireMemory(
+            inputs * Double(MemoryLayout<Scalar>.stride) + outputs * Double(MemoryLayout<Float>.stride))
     }
 }
 
+/// An allocation beyond the machine's memory may succeed and end the process only when it is used.
+func requireMemory(_ bytes: Double) throws {
+    guard bytes < Double(Machine.physicalMemory) else {
+        throw Failure(
+            "inputs and outputs take \(decimal(bytes / 1e9, digits: 1)) GB, the machine has "
+                + "\(decimal(Double(Machine.physicalMemory) / 1e9, digits: 1)) GB")
+    }
+}
+
+/// Of the bits of out, then lse; rows in the order [batch, heads, sequence].
+func digestOfRows(
+    _ output: Buffer<Float>, _ logSumExp: Buffer<Float>, _ shape: AttentionShape, _ layout: AttentionLayout
+) -> String {
+    var digest = BitDigest()
+    let (heads, dimension) = (shape.queryHeads, shape.valueDimension)
+    for start in rowStarts(
+        layout, batch: shape.batch, heads: heads, sequence: shape.queries, dimension: dimension)
+    {
+        digest.add(output.elements[start..<start + dimension])
+    }
+    digest.add(logSumExp.elements)
+    return digest.hexadecimal
+}
+
 /// The starts of all rows of a tensor in memory, in the order [batch, heads, sequence].
-private func rowStarts(
-    _ attention: Attention, heads: Int, sequence: Int, dimension: Int
+func rowStarts(
+    _ layout: AttentionLayout, batch: Int, heads: Int, sequence: Int, dimension: Int
 ) -> some Sequence<Int> {
     let (head, row) =
-        attention.layout == .batchHeadsSequence ? (sequence * dimension, dimension) : (dimension, heads * dimension)
-    return (0..<attention.shape.batch * heads * sequence).lazy.map { index in
+        layout == .batchHeadsSequence ? (sequence * dimension, dimension) : (dimension, heads * dimension)
+    return (0..<batch * heads * sequence).lazy.map { index in
         let (outer, position) = index.quotientAndRemainder(dividingBy: sequence)
         let (item, headIndex) = outer.quotientAndRemainder(dividingBy: heads)
         return item * heads * sequence * dimension + headIndex * head + position * row
@@ -102,7 +118,7 @@ private func rowStarts(
 }
 
 /// Memory for a tensor, at a multiple of 64 bytes.
-private final class Buffer<Element: BitwiseCopyable> {
+final class Buffer<Element: BitwiseCopyable> {
     let elements: UnsafeMutableBufferPointer<Element>
 
     init(_ count: Int) throws {
