@@ -64,6 +64,19 @@ public struct AttentionMask: Sendable {
 
     private init(band: Band) { self.band = band }
 
+    /// The same mask, where a row sees no key more than `window` - 1 before the diagonal; nil: no such bound.
+    func within(window: Int?) -> AttentionMask {
+        guard let window else { return self }
+        let narrower: Band =
+            switch band {
+            case .last(let keys): .last(min(keys, window))
+            case .around(let before, let after): .around(before: min(before ?? Int.max, window - 1), after: after)
+            }
+        var mask = AttentionMask(band: narrower)
+        (mask.lengths, mask.allowed) = (lengths, allowed)
+        return mask
+    }
+
     /// Checks windows, lengths and extents against the shape.
     func check(fits shape: AttentionShape) throws(AttentionError) {
         switch band {

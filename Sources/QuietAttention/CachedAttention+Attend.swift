@@ -9,18 +9,18 @@ extension CachedAttention {
     /// - Parameters:
     ///   - queries: `[H, L, D]`, of the last L tokens of the cache.
     ///   - cache: all tokens, those of the queries included.
-    ///   - mask: which keys a row sees; nil: those up to its own, within the cache's window.
+    ///   - mask: which keys a row sees, within the cache's window.
     ///   - bias: `[1, heads or 1, queries or 1, keys]`, added to the scaled scores.
     /// - Throws: as ``attend(queries:caches:queryOffsets:mask:bias:into:logSumExp:sinkShare:)-(UnsafeBufferPointer<Input>,_,_,_,_,_,_,_)``.
     public func attend(
-        queries: [Float], cache: KeyValueCache, mask: AttentionMask? = nil, bias: BroadcastTensor<Float>? = nil
+        queries: [Float], cache: KeyValueCache, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
         try attend(queries: queries, caches: [cache], mask: mask, bias: bias)
     }
 
     /// Computes the output of the last tokens of one cache into an array of its size, `[H, L, E]`.
     public func attend(
-        queries: [Float], cache: KeyValueCache, mask: AttentionMask? = nil, bias: BroadcastTensor<Float>? = nil,
+        queries: [Float], cache: KeyValueCache, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
         into output: inout [Float]
     ) throws(AttentionError) {
         try attend(queries: queries, caches: [cache], mask: mask, bias: bias, into: &output)
@@ -28,7 +28,7 @@ extension CachedAttention {
 
     /// Computes the output, the log-sum-exp and the sink share of the last tokens of several caches.
     public func attend(
-        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
         let problem = try CachedProblem(
@@ -50,7 +50,7 @@ extension CachedAttention {
 
     /// Computes the output of the last tokens of several caches into an array of its size.
     public func attend(
-        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil, into output: inout [Float]
     ) throws(AttentionError) {
         let problem = try CachedProblem(
@@ -68,7 +68,7 @@ extension CachedAttention {
 
     /// Computes the output of the last tokens of several caches. Queries and output may be of different storage types.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
-        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>
     ) throws(AttentionError) {
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
@@ -82,7 +82,7 @@ extension CachedAttention {
     /// Computes the output, the log-sum-exp and the sink share of the last tokens of several caches. Queries and output
     /// may be of different storage types.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
-        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil,
+        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>,
         logSumExp: inout MutableSpan<Float>, sinkShare: inout MutableSpan<Float>
     ) throws(AttentionError) {
@@ -108,7 +108,7 @@ extension CachedAttention {
     ///   - caches: B of them, with the same heads and dimensions, of any lengths and storages.
     ///   - queryOffsets: cumulative, from 0 upwards, one more than there are caches: the sequences have different numbers
     ///     of queries, and tensors are packed, `[total, H, D]`. nil: they all have the same number.
-    ///   - mask: which keys a row sees; nil: those up to its own, within each cache's window. Rows count from each
+    ///   - mask: which keys a row sees, within each cache's window. Rows of a boolean mask count from each
     ///     sequence's first query, keys from its first token; the extents are those of the longest.
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. -inf hides a key.
     ///   - output: `[B, H, L, E]`, apart from the queries, of any storage type.
@@ -119,7 +119,7 @@ extension CachedAttention {
     ///   or `memory`; the outputs are untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
         queries: UnsafeBufferPointer<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil,
-        mask: AttentionMask? = nil, bias: BroadcastTensor<Float>? = nil,
+        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
         into output: UnsafeMutableBufferPointer<Output>,
         logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinkShare: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
@@ -180,7 +180,7 @@ extension CachedAttention {
 extension CachedAttention {
     /// Threads that a call really uses.
     package func threadsInUse(
-        queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask? = nil
+        queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal
     ) throws(AttentionError) -> Int {
         let problem = try CachedProblem(
             self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: nil)

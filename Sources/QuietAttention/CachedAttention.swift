@@ -20,7 +20,7 @@
 ///
 /// B caches, H query heads, L queries of each; D and E of the caches. Query head h reads key/value head h / (H / G).
 ///
-/// Unless told otherwise a query sees the keys up to its own, as far back as the cache's window.
+/// Unless told otherwise a query sees the keys up to its own; whatever the mask, none beyond the cache's window.
 ///
 /// Keys and values are read once for all query heads that share them, in work items of whole chunks of 1024 keys, so that
 /// one sequence uses all threads. The bits of a row depend on neither threads nor items, nor on other rows and sequences:

@@ -18,10 +18,10 @@ struct CachedProblem {
 
     /// - Parameters:
     ///   - queryCount: elements of the queries of all sequences.
-    ///   - mask: nil: causal, within each cache's window.
+    ///   - mask: which keys a row sees, apart from those that each cache's window has left behind.
     init(
         _ attention: CachedAttention, queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]?,
-        mask: AttentionMask?, bias: BroadcastTensor<Float>?
+        mask: AttentionMask, bias: BroadcastTensor<Float>?
     ) throws(AttentionError) {
         shape = try Self.shape(attention, queryCount, caches, queryOffsets)
         guard queryCount == shape.queryCount else {
@@ -32,12 +32,12 @@ struct CachedProblem {
                     ? "a multiple of \(caches.count) x \(row) elements" : "\(shape.queryCount) elements",
                 found: "\(queryCount)")
         }
-        try mask?.check(fits: shape)
+        try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         rows = TensorRows(shape, attention.layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence))
         scale = try Attention.checked(attention.scale, headDimension: shape.headDimension)
         self.caches = caches
-        allowed = mask?.allowed
+        allowed = mask.allowed
         self.bias = bias
         sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, mask)
     }
@@ -70,7 +70,7 @@ struct CachedProblem {
     }
 
     private static func sequences(
-        _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ mask: AttentionMask?
+        _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ mask: AttentionMask
     ) throws(AttentionError) -> [SequencePlan] {
         var sequences: [SequencePlan] = []
         for (item, cache) in caches.enumerated() {
@@ -79,8 +79,8 @@ struct CachedProblem {
             if queries == 0 { continue }
             let sequence = SequencePlan(
                 item: item, queryStart: start, keyStart: 0, queries: queries, keys: cache.count,
-                keyLength: min(mask?.lengths?[item] ?? cache.count, cache.count),
-                mask: mask ?? cache.window.map(AttentionMask.window) ?? .causal)
+                keyLength: min(mask.lengths?[item] ?? cache.count, cache.count),
+                mask: mask.within(window: cache.window))
             guard sequence.blocks.isEmpty || sequence.pages.lowerBound >= cache.freedPages else {
                 throw AttentionError(
                     .cacheRange, "caches[\(item)]",

@@ -101,9 +101,9 @@ public struct KeyValueCache: Sendable {
         maximumTokens: Int?, kernels: KernelSet?, allocate: @escaping KeyValuePage.Allocate
     ) throws(AttentionError) {
         let most = AttentionShape.longestSequence
-        // Checks heads and dimensions too.
-        let page = try AttentionShape(
-            queryHeads: keyValueHeads, queries: 0, keys: Self.pageTokens, headDimension: headDimension,
+        // Of one head: checks the dimensions.
+        let head = try AttentionShape(
+            queryHeads: 1, queries: 0, keys: Self.pageTokens, headDimension: headDimension,
             valueDimension: valueDimension)
         guard keyValueHeads >= 1 else {
             throw AttentionError(.dimension, "keyValueHeads", expected: "1 or more", found: "\(keyValueHeads)")
@@ -116,13 +116,13 @@ public struct KeyValueCache: Sendable {
         }
         self.keyValueHeads = keyValueHeads
         self.headDimension = headDimension
-        self.valueDimension = page.valueDimension
+        self.valueDimension = head.valueDimension
         self.storage = storage
         self.window = window
         self.maximumTokens = min(maximumTokens ?? most, most)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.allocate = allocate
-        let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, page.valueDimension)
+        let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, head.valueDimension)
         let (pageBytes, overflow) = blockBytes.multipliedReportingOverflow(by: keyValueHeads)
         guard !overflow else {
             throw AttentionError(

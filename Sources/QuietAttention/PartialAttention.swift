@@ -18,8 +18,8 @@ import CKernels
 /// associative, to the bit, and the sink, which is in no part, counts once.
 ///
 /// *Sharing a prefix*. Requests that begin with the same tokens can have their queries read those keys together, once:
-/// `partial` of the queries of all requests over the shared cache with the mask `none`, then for each request
-/// ``subscript(_:)``, merged with its own partial over what follows in its branch of the cache.
+/// `partial` of the queries of all requests over the shared cache, which has no window, with the mask `none`; then for
+/// each request ``subscript(_:)``, merged with its own partial over what follows in its branch of the cache.
 ///
 /// *Source*: the merge is that of Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 public struct PartialAttention: Sendable {
@@ -146,11 +146,11 @@ extension CachedAttention {
     ///   - queries: `[H, L, D]`, or `[L, H, D]` in the layout `batchSequenceHeads`.
     ///   - cache: all tokens, those of the queries included unless the mask says otherwise.
     ///   - keys: begins at a multiple of ``PartialAttention/chunkTokens``, ends at one or at the end of the cache; nil: all.
-    ///   - mask: which keys a row sees, counted over the whole cache; nil: those up to its own, within the cache's window.
+    ///   - mask: which keys a row sees, counted over the whole cache and within its window.
     ///   - bias: `[1, heads or 1, queries or 1, keys of the cache]`, added to the scaled scores.
     /// - Throws: ``AttentionError`` of kind `keyRange`, or as for `attend`.
     public func partial(
-        queries: [Float], cache: KeyValueCache, keys: Range<Int>? = nil, mask: AttentionMask? = nil,
+        queries: [Float], cache: KeyValueCache, keys: Range<Int>? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> PartialAttention {
         try partial(queries: queries.span, cache: cache, keys: keys, mask: mask, bias: bias)
@@ -160,7 +160,7 @@ extension CachedAttention {
     ///
     /// - Throws: ``AttentionError`` of kind `keyRange`, or as for `attend`.
     public func partial<Input: AttentionScalar>(
-        queries: Span<Input>, cache: KeyValueCache, keys: Range<Int>? = nil, mask: AttentionMask? = nil,
+        queries: Span<Input>, cache: KeyValueCache, keys: Range<Int>? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> PartialAttention {
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
@@ -169,7 +169,7 @@ extension CachedAttention {
     }
 
     private func partial<Input: AttentionScalar>(
-        queries: UnsafeBufferPointer<Input>, cache: KeyValueCache, keys: Range<Int>?, mask: AttentionMask?,
+        queries: UnsafeBufferPointer<Input>, cache: KeyValueCache, keys: Range<Int>?, mask: AttentionMask,
         bias: BroadcastTensor<Float>?
     ) throws(AttentionError) -> PartialAttention {
         let keys = try Self.checked(keys ?? 0..<cache.count, cache)

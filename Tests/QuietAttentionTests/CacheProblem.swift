@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// CacheProblem.swift - seeded tokens to append to a cache, and what attention over all of them at once gives.
+
+import SeededInputs
+
+@testable import QuietAttention
+
+/// Queries, keys and values of the tokens of one sequence, unit normal: `[heads][tokens][dimension]`.
+struct CacheProblem {
+    var keyValueHeads = 2
+    var group = 3
+    let tokens: Int
+    var headDimension = 5
+    var valueDimension = 18
+    private(set) var queries, keys, values: [Float]
+
+    var queryHeads: Int { keyValueHeads * group }
+
+    init(tokens: Int, seed: UInt64 = 1, _ change: (inout Self) -> Void = { _ in }) {
+        self.tokens = tokens
+        (queries, keys, values) = ([], [], [])
+        change(&self)
+        var generator = SeededGenerator(seed: seed)
+        queries = generator.normals(queryHeads * tokens * headDimension)
+        keys = generator.normals(keyValueHeads * tokens * headDimension)
+        values = generator.normals(keyValueHeads * tokens * valueDimension)
+    }
+
+    /// `[heads][range][dimension]`, or `[range][heads][dimension]`.
+    private func part(_ tensor: [Float], _ range: Range<Int>, heads: Int, layout: AttentionLayout) -> [Float] {
+        let dimension = tensor.count / (heads * tokens)
+        func row(_ head: Int, _ token: Int) -> ArraySlice<Float> {
+            tensor[(head * tokens + token) * dimension..<(head * tokens + token + 1) * dimension]
+        }
+        return layout == .batchHeadsSequence
+            ? (0..<heads).flatMap { head in range.flatMap { row(head, $0) } }
+            : range.flatMap { token in (0..<heads).flatMap { row($0, token) } }
+    }
+
+    func queries(_ range: Range<Int>, layout: AttentionLayout = .batchHeadsSequence) -> [Float] {
+        part(queries, range, heads: queryHeads, layout: layout)
+    }
+
+    func append(
+        _ range: Range<Int>, to cache: inout KeyValueCache, layout: AttentionLayout = .batchHeadsSequence
+    ) throws {
+        try cache.append(
+            keys: part(keys, range, heads: keyValueHeads, layout: layout),
+            values: part(values, range, heads: keyValueHeads, layout: layout), layout: layout)
+    }
+
+    func cache(
+        _ storage: KeyValueCache.Storage = .float32, window: Int? = nil, maximumTokens: Int? = nil,
+        kernels: KernelSet? = nil, appending range: Range<Int>? = nil,
+        allocate: @escaping KeyValuePage.Allocate = KeyValuePage.systemMemory
+    ) throws -> KeyValueCache {
+        var cache = try KeyValueCache(
+            keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
+            storage: storage, window: window, maximumTokens: maximumTokens, kernels: kernels, allocate: allocate)
+        if let range { try append(range, to: &cache) }
+        return cache
+    }
+
+    /// With work spread over all threads however little it is.
+    func attention(
+        _ kernels: KernelSet? = nil, sink: AttentionSink = .softmax1, layout: AttentionLayout? = nil, threads: Int = 1,
+        workspace: AttentionWorkspace? = nil
+    ) throws -> CachedAttention {
+        try CachedAttention(
+            queryHeads: queryHeads, sink: sink, scale: nil, layout: layout, threads: threads, kernels: kernels,
+            workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : ForwardSchedule.nanosecondsPerWorker)
+    }
+
+    /// Attention of the queries in `range` over all tokens up to the last of them, which it packs itself.
+    func forward(_ range: Range<Int>, mask: AttentionMask = .causal, sink: AttentionSink = .softmax1) throws
+        -> AttentionResult
+    {
+        let all = 0..<range.upperBound
+        let attention = try Attention(
+            AttentionShape(
+                queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: range.count, keys: all.count,
+                headDimension: headDimension, valueDimension: valueDimension), sink: sink, mask: mask, threads: 1)
+        return try attention.forward(
+            queries: queries(range), keys: part(keys, all, heads: keyValueHeads, layout: .batchHeadsSequence),
+            values: part(values, all, heads: keyValueHeads, layout: .batchHeadsSequence))
+    }
+
+    /// The same tokens as a cache of that storage holds them; int8 is left as it is.
+    func rounded(to storage: KeyValueCache.Storage) -> CacheProblem {
+        var result = self
+        switch storage {
+        case .float32, .int8: break
+        case .bfloat16:
+            result.keys = keys.map { Float(BFloat16($0)) }
+            result.values = values.map { Float(BFloat16($0)) }
+        case .float16:
+            #if !(os(macOS) && arch(x86_64))
+                result.keys = keys.map { Float(Float16($0)) }
+                result.values = values.map { Float(Float16($0)) }
+            #endif
+        }
+        return result
+    }
+}
+
+extension AttentionResult {
+    /// The bits of one query of several, `[head]` by `[head]`.
+    func bits(ofQuery query: Int, of queries: Int) -> [UInt32] {
+        let heads = logSumExp.count / queries
+        let dimension = output.count / logSumExp.count
+        var picked: [Float] = []
+        for head in 0..<heads {
+            let row = head * queries + query
+            picked += output[row * dimension..<(row + 1) * dimension] + [logSumExp[row], sinkShare[row]]
+        }
+        return picked.map(\.bitPattern)
+    }
+}
+
+/// Memory that is NaN in every storage, and whose scales are.
+let memoryOfNaN: KeyValuePage.Allocate = { byteCount in
+    let address = KeyValuePage.systemMemory(byteCount)
+    address?.initializeMemory(as: UInt8.self, repeating: 0xff, count: byteCount)
+    return address
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// CachedAttentionErrorTests.swift - what attention over caches refuses, and empty work, which it does not.
+
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct CachedAttentionErrorTests {
+    private let problem = CacheProblem(tokens: 70)
+
+    @Test func options() {
+        expectRefusal(.dimension, "queryHeads") { _ = try CachedAttention(queryHeads: -1) }
+        expectRefusal(.scale, "scale") { _ = try CachedAttention(queryHeads: 1, scale: .nan) }
+        expectRefusal(.sinkCount, "sink.logits") { _ = try CachedAttention(queryHeads: 2, sink: .logits([0])) }
+        expectRefusal(.sink, "sink.softmaxN") { _ = try CachedAttention(queryHeads: 2, sink: .softmaxN(-1)) }
+        expectRefusal(.threads, "threads") { _ = try CachedAttention(queryHeads: 2, threads: 0) }
+    }
+
+    @Test func tensors() throws {
+        let cache = try problem.cache(appending: 0..<70)
+        let attention = try problem.attention()
+        let queries = problem.queries(68..<70)
+        let error = expectRefusal(.elementCount, "queries") {
+            _ = try attention.attend(queries: queries + [0], cache: cache)
+        }
+        #expect(error?.expected == "a multiple of 1 x 30 elements")
+        expectRefusal(.elementCount, "queries") {
+            _ = try attention.attend(queries: queries, caches: [cache, cache, cache])
+        }
+        var output = [Float](repeating: 7, count: 5)
+        expectRefusal(.elementCount, "output") { try attention.attend(queries: queries, cache: cache, into: &output) }
+        #expect(output == [7, 7, 7, 7, 7])
+        expectRefusal(.offsets, "queryOffsets") {
+            _ = try attention.attend(queries: queries, caches: [cache], queryOffsets: [1, 2])
+        }
+        expectRefusal(.offsets, "keyOffsets") {
+            _ = try attention.attend(queries: queries, caches: [cache], queryOffsets: [0, 1, 2])
+        }
+        expectRefusal(.elementCount, "queries") {
+            _ = try attention.attend(queries: queries, caches: [cache], queryOffsets: [0, 3])
+        }
+    }
+
+    @Test func caches() throws {
+        let cache = try problem.cache(appending: 0..<70)
+        let attention = try problem.attention()
+        let other = try KeyValueCache(keyValueHeads: 2, headDimension: 5, valueDimension: 5)
+        let error = expectRefusal(.cacheShape, "caches[1]") {
+            _ = try attention.attend(queries: problem.queries(0..<2), caches: [cache, other])
+        }
+        #expect(error?.found == "2 heads with keys of 5 and values of 5")
+        let three = try KeyValueCache(keyValueHeads: 4, headDimension: 5, valueDimension: 18)
+        expectRefusal(.headGroups, "keyValueHeads") {
+            _ = try attention.attend(queries: problem.queries(0..<1), cache: three)
+        }
+    }
+
+    @Test func masks() throws {
+        let cache = try problem.cache(appending: 0..<70)
+        let attention = try problem.attention()
+        let queries = problem.queries(0..<2)
+        expectRefusal(.window, "mask.window") {
+            _ = try attention.attend(queries: queries, cache: cache, mask: .window(0))
+        }
+        expectRefusal(.broadcastExtent, "mask.allowing.keys") {
+            let allowed = try BroadcastTensor([true, true], keys: 2)
+            _ = try attention.attend(queries: queries, cache: cache, mask: .none.allowing(allowed))
+        }
+        expectRefusal(.broadcastExtent, "bias.queries") {
+            let bias = try BroadcastTensor([Float](repeating: 0, count: 210), queries: 3, keys: 70)
+            _ = try attention.attend(queries: queries, cache: cache, bias: bias)
+        }
+        expectRefusal(.keyLengthCount, "mask.keyLengths") {
+            _ = try attention.attend(queries: queries, cache: cache, mask: .none.keyLengths([1, 2]))
+        }
+    }
+
+    @Test func emptyWork() throws {
+        let attention = try problem.attention(threads: 2)
+        #expect(try attention.attend(queries: [], caches: []).output.isEmpty)
+        expectRefusal(.elementCount, "queries") { _ = try attention.attend(queries: [1], caches: []) }
+        let cache = try problem.cache(appending: 0..<70)
+        #expect(try attention.attend(queries: [], cache: cache).output.isEmpty)
+        let nothing = try attention.attend(queries: problem.queries(0..<1), cache: problem.cache())
+        #expect(nothing.output.allSatisfy { $0 == 0 } && nothing.sinkShare.allSatisfy { $0 == 1 })
+        #expect(nothing.logSumExp.allSatisfy { $0 == 0 })
+        let headless = try CachedAttention(queryHeads: 0)
+        #expect(try headless.attend(queries: [], cache: cache).output.isEmpty)
+        expectRefusal(.elementCount, "queries") { _ = try headless.attend(queries: [1], cache: cache) }
+    }
+
+    @Test func callsReuseMemory() throws {
+        let cache = try problem.cache(appending: 0..<70)
+        let attention = try problem.attention()
+        _ = try attention.attend(queries: problem.queries(0..<2), cache: cache)
+        let bytes = attention.workspace.byteCount
+        #expect(bytes > 0)
+        for _ in 0..<3 { _ = try attention.attend(queries: problem.queries(0..<2), cache: cache) }
+        #expect(attention.workspace.byteCount == bytes)
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// KeyValueCacheTests.swift - pages: how a cache grows, shares, copies and frees them, and what it refuses.
+
+import Synchronization
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct KeyValueCacheTests {
+    private let problem = CacheProblem(tokens: 400)
+
+    private func pages(_ cache: KeyValueCache) -> [ObjectIdentifier] { cache.pages.map(ObjectIdentifier.init) }
+
+    // MARK: - Pages
+
+    @Test func growsByPagesThatStayInPlace() throws {
+        var cache = try problem.cache()
+        #expect(cache.count == 0 && cache.positions.isEmpty && cache.byteCount == 0)
+        try problem.append(0..<1, to: &cache)
+        let first = pages(cache)
+        #expect(first.count == 1)
+        // 2 heads of 64 tokens, keys of 5 and values of 18, padded to 32.
+        #expect(cache.byteCount == 2 * 64 * (5 + 32) * 4)
+        #expect(cache.bytesPerToken == 2 * (5 + 18) * 4)
+        try problem.append(1..<64, to: &cache)
+        #expect(pages(cache) == first)
+        try problem.append(64..<200, to: &cache)
+        #expect(pages(cache).count == 4 && pages(cache).first == first[0])
+        #expect(cache.count == 200 && cache.positions == 0..<200)
+    }
+
+    @Test func storagesTakeTheirBytes() throws {
+        let bytes = try KeyValueCache.Storage.allCases.map { storage in
+            try KeyValueCache(keyValueHeads: 8, headDimension: 128, storage: storage).bytesPerToken
+        }
+        #expect(bytes == [8192, 4096, 4096, 2048 + 64])
+        let pages = try KeyValueCache.Storage.allCases.map { storage in
+            var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 16, storage: storage)
+            try cache.append(keys: [Float](repeating: 1, count: 16), values: [Float](repeating: 1, count: 16))
+            return cache.byteCount
+        }
+        #expect(pages == [8192, 4096, 4096, 2048 + 512])
+    }
+
+    @Test func copiesShareAllPagesButTheOneBothWriteTo() throws {
+        var trunk = try problem.cache(appending: 0..<200)
+        let before = pages(trunk)
+        var branch = trunk
+        #expect(pages(branch) == before)
+        try problem.append(200..<210, to: &branch)
+        // One of the two copies the page, whoever writes first; the other goes on in place.
+        #expect(pages(branch).dropLast() == before.dropLast())
+        #expect(pages(branch).last != before.last)
+        try problem.append(200..<300, to: &trunk)
+        #expect(Array(pages(trunk).prefix(4)) == before)
+        #expect(branch.count == 210 && trunk.count == 300)
+    }
+
+    @Test func aFullLastPageIsNotCopied() throws {
+        var trunk = try problem.cache(appending: 0..<128)
+        var branch = trunk
+        try problem.append(128..<129, to: &branch)
+        try problem.append(128..<129, to: &trunk)
+        #expect(Array(pages(branch).prefix(2)) == Array(pages(trunk).prefix(2)))
+        #expect(pages(branch)[2] != pages(trunk)[2])
+    }
+
+    @Test func pagesGoWithTheirLastOwner() throws {
+        weak var page: KeyValuePage?
+        do {
+            let cache = try problem.cache(appending: 0..<10)
+            page = cache.pages[0]
+            #expect(page != nil)
+        }
+        #expect(page == nil)
+    }
+
+    @Test func truncatingFreesPages() throws {
+        var cache = try problem.cache(appending: 0..<200)
+        let before = pages(cache)
+        try cache.truncate(to: 130)
+        #expect(pages(cache) == Array(before.prefix(3)) && cache.count == 130)
+        try cache.truncate(to: 128)
+        #expect(pages(cache) == Array(before.prefix(2)))
+        try cache.truncate(to: 0)
+        #expect(cache.byteCount == 0 && cache.positions == 0..<0)
+        try problem.append(0..<5, to: &cache)
+        #expect(cache.count == 5)
+    }
+
+    // MARK: - Windows
+
+    @Test func aWindowFreesWhatNoNewTokenSees() throws {
+        var cache = try problem.cache(window: 100, appending: 0..<163)
+        // All of them are seen by tokens of this call.
+        #expect(cache.positions == 0..<163)
+        // Token 163 sees keys from 64 on.
+        try problem.append(163..<164, to: &cache)
+        #expect(cache.positions == 64..<164)
+        #expect(cache.byteCount == 2 * 2 * 64 * (5 + 32) * 4)
+        try problem.append(164..<226, to: &cache)
+        #expect(cache.positions == 64..<226)
+        try problem.append(226..<227, to: &cache)
+        #expect(cache.positions == 64..<227)
+        try problem.append(227..<400, to: &cache)
+        #expect(cache.positions == 128..<400)
+    }
+
+    @Test func whatWasAppendedLastCanBeTakenBack() throws {
+        var cache = try problem.cache(window: 100, appending: 0..<300)
+        try problem.append(300..<400, to: &cache)
+        #expect(cache.positions == 192..<400)
+        let full = cache
+        expectRefusal(.cacheRange, "length") { try cache.truncate(to: 290) }
+        #expect(cache.positions == full.positions && pages(cache) == pages(full))
+        try cache.truncate(to: 300)
+        #expect(cache.positions == 192..<300)
+        let attention = try problem.attention()
+        try problem.append(300..<310, to: &cache)
+        let expected = try problem.forward(300..<310, mask: .window(100))
+        #expect(try attention.attend(queries: problem.queries(300..<310), cache: cache).bits == expected.bits)
+        try cache.truncate(to: 0)
+        #expect(cache.positions == 0..<0)
+    }
+
+    @Test func rowsThatSeeFreedTokensAreRefused() throws {
+        var cache = try problem.cache(window: 100, appending: 0..<300)
+        try problem.append(300..<301, to: &cache)
+        let attention = try problem.attention()
+        // Token 290 sees keys from 191 on.
+        let error = expectRefusal(.cacheRange, "caches[0]") {
+            _ = try attention.attend(queries: problem.queries(290..<301), cache: cache)
+        }
+        #expect(
+            error?.description == "caches[0]: expected tokens from position 128 on, got tokens from position 192 on")
+        _ = try attention.attend(queries: problem.queries(291..<301), cache: cache)
+        _ = try attention.attend(queries: problem.queries(200..<301), cache: cache, mask: .window(8))
+    }
+
+    // MARK: - Limits
+
+    @Test func theMaximumIsKept() throws {
+        var cache = try problem.cache(maximumTokens: 130, appending: 0..<100)
+        let before = pages(cache)
+        let error = expectRefusal(.cacheLimit, "keys") { try problem.append(100..<131, to: &cache) }
+        #expect(error?.description == "keys: expected at most 130 tokens in the cache, got 131")
+        #expect(pages(cache) == before && cache.count == 100)
+        try problem.append(100..<130, to: &cache)
+        expectRefusal(.cacheLimit, "keys") { try problem.append(130..<131, to: &cache) }
+        try problem.append(130..<130, to: &cache)
+        // With a window it is a limit of what is held, not of what came.
+        var sliding = try problem.cache(window: 30, maximumTokens: 30 + 64 - 2 + 5)
+        for begin in stride(from: 0, to: 400, by: 5) { try problem.append(begin..<begin + 5, to: &sliding) }
+        expectRefusal(.cacheLimit, "keys") { try problem.append(0..<100, to: &sliding) }
+        #expect(sliding.count == 400)
+    }
+
+    @Test func withoutMemoryNothingChanges() throws {
+        let memory = PagesOfMemory(2)
+        var cache = try problem.cache(.int8, appending: 0..<100, allocate: memory.allocate)
+        var branch = cache
+        let before = pages(cache)
+        // Two pages and a copy of the shared one: one too many.
+        memory.left.withLock { $0 = 2 }
+        let error = expectRefusal(.memory, "cache") { try problem.append(100..<200, to: &branch) }
+        #expect(error?.found == "none")
+        #expect(pages(branch) == before && branch.count == 100)
+        memory.left.withLock { $0 = 2 }
+        try problem.append(100..<150, to: &branch)
+        #expect(memory.left.withLock { $0 } == 0)
+        let expected = try problem.cache(.int8, appending: 0..<150)
+        let (attention, queries) = (try problem.attention(), problem.queries(120..<150))
+        #expect(
+            try attention.attend(queries: queries, cache: branch).bits
+                == attention.attend(queries: queries, cache: expected).bits)
+        expectRefusal(.memory, "cache") { try problem.append(100..<150, to: &cache) }
+        #expect(pages(cache) == before)
+    }
+
+    @Test func memoryThatNoMachineHas() throws {
+        let page = try KeyValueCache(keyValueHeads: 1 << 37, headDimension: 1024)
+        #expect(page.pageBytes >= 1 << 56)
+        expectRefusal(.memory, "cache") {
+            _ = try KeyValuePage(byteCount: page.pageBytes, KeyValuePage.systemMemory)
+        }
+    }
+
+    // MARK: - Arguments
+
+    @Test func dimensions() {
+        for heads in [0, -1] {
+            expectRefusal(.dimension, "keyValueHeads") {
+                _ = try KeyValueCache(keyValueHeads: heads, headDimension: 8)
+            }
+        }
+        for dimension in [0, -1, 1025] {
+            expectRefusal(.dimension, "headDimension") {
+                _ = try KeyValueCache(keyValueHeads: 1, headDimension: dimension)
+            }
+            expectRefusal(.dimension, "valueDimension") {
+                _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, valueDimension: dimension)
+            }
+        }
+        expectRefusal(.overflow, "keyValueHeads") { _ = try KeyValueCache(keyValueHeads: Int.max, headDimension: 8) }
+        expectRefusal(.window, "window") { _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, window: 0) }
+        expectRefusal(.dimension, "maximumTokens") {
+            _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, maximumTokens: -1)
+        }
+        #expect(throws: Never.self) {
+            var cache = try KeyValueCache(
+                keyValueHeads: 1, headDimension: 1, window: Int.max, maximumTokens: Int.max)
+            try cache.append(keys: [1], values: [1])
+        }
+    }
+
+    @Test func countsOfTokens() throws {
+        var cache = try problem.cache(appending: 0..<3)
+        let (key, value) = ([Float](repeating: 0, count: 10), [Float](repeating: 0, count: 36))
+        expectRefusal(.elementCount, "keys") { try cache.append(keys: key + [0], values: value) }
+        expectRefusal(.elementCount, "values") { try cache.append(keys: key, values: value + [0]) }
+        expectRefusal(.elementCount, "values") { try cache.append(keys: key, values: []) }
+        expectRefusal(.elementCount, "values") { try cache.append(keys: [], values: value) }
+        try cache.append(keys: [Float](), values: [])
+        #expect(cache.count == 3)
+    }
+
+    @Test(arguments: [-1, 4, Int.max, Int.min])
+    func lengthsToTruncateTo(_ length: Int) throws {
+        var cache = try problem.cache(appending: 0..<3)
+        expectRefusal(.cacheRange, "length") { try cache.truncate(to: length) }
+        #expect(cache.count == 3)
+    }
+}
+
+/// The system's memory, for so many pages more.
+private final class PagesOfMemory: Sendable {
+    let left: Mutex<Int>
+
+    init(_ pages: Int) { left = Mutex(pages) }
+
+    var allocate: KeyValuePage.Allocate {
+        { [self] byteCount in
+            let page = left.withLock { left in
+                left -= 1
+                return left >= 0
+            }
+            return page ? KeyValuePage.systemMemory(byteCount) : nil
+        }
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// PartialAttentionTests.swift - attention over ranges of keys, merged: the bits of attention over all of them.
+
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct PartialAttentionTests {
+    private static let problem = CacheProblem(tokens: 4200)
+    private static let queries = 4190..<4200
+
+    @Test(arguments: KeyValueCache.Storage.allCases, KernelSet.available)
+    func anyCutAtChunksGivesTheWhole(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+        let problem = CacheProblem(tokens: 2150)
+        let queries = problem.queries(2147..<2150)
+        let cache = try problem.cache(storage, kernels: kernels, appending: 0..<2150)
+        let sink = AttentionSink.logits([0, -.infinity, 2, -3, 100, -100])
+        let attention = try problem.attention(kernels, sink: sink)
+        for mask in [AttentionMask.causal, .window(1500)] {
+            let expected = try attention.attend(queries: queries, cache: cache, mask: mask).bits
+            for cut in [[0, 2150], [0, 1024, 2150], [0, 2048, 2150], [0, 1024, 2048, 2150]] {
+                let parts = try zip(cut, cut.dropFirst()).map {
+                    try attention.partial(queries: queries, cache: cache, keys: $0..<$1, mask: mask)
+                }
+                let merged = try parts.dropFirst().reduce(parts[0]) { try $0.merged(with: $1) }
+                #expect(merged.keys == 0..<2150)
+                #expect(try merged.finish(sink: sink).bits == expected, "\(cut)")
+            }
+        }
+    }
+
+    @Test func mergingIsAssociative() throws {
+        let problem = Self.problem
+        let cache = try problem.cache(appending: 0..<problem.tokens)
+        let attention = try problem.attention(threads: 3)
+        let queries = problem.queries(Self.queries)
+        let parts = try [0..<1024, 1024..<3072, 3072..<4200].map {
+            try attention.partial(queries: queries, cache: cache, keys: $0)
+        }
+        let left = try parts[0].merged(with: parts[1]).merged(with: parts[2])
+        let right = try parts[0].merged(with: parts[1].merged(with: parts[2]))
+        let expected = try problem.forward(Self.queries).bits
+        #expect(try left.finish(sink: .softmax1).bits == expected)
+        #expect(try right.finish(sink: .softmax1).bits == expected)
+    }
+
+    /// The sink has its weight once, however many parts there are.
+    @Test func theSinkCountsOnce() throws {
+        let problem = CacheProblem(tokens: 2048) { $0.valueDimension = 1 }
+        let zeros = [Float](repeating: 0, count: problem.keys.count)
+        var cache = try problem.cache()
+        try cache.append(keys: zeros, values: [Float](repeating: 1, count: problem.values.count))
+        let attention = try problem.attention()
+        let queries = problem.queries(2047..<2048)
+        let parts = try [0..<1024, 1024..<2048].map {
+            try attention.partial(queries: queries, cache: cache, keys: $0)
+        }
+        let result = try parts[0].merged(with: parts[1]).finish(sink: .softmaxN(2048))
+        #expect(result.sinkShare.allSatisfy { $0 == 0.5 })
+        #expect(result.output.allSatisfy { $0 == 0.5 })
+    }
+
+    @Test func requestsReadTheirPrefixTogether() throws {
+        let problem = CacheProblem(tokens: 2048 + 30)
+        let prefix = try problem.cache(.bfloat16, appending: 0..<2048)
+        let attention = try problem.attention(threads: 2)
+        let all = 2048..<2078
+        let shared = try attention.partial(queries: problem.queries(all), cache: prefix, mask: .none)
+        for request in 0..<3 {
+            let range = 2048 + 10 * request..<2048 + 10 * (request + 1)
+            var branch = prefix
+            try problem.append(range, to: &branch)
+            let queries = problem.queries(range)
+            let own = try attention.partial(queries: queries, cache: branch, keys: 2048..<branch.count)
+            let merged = try shared[10 * request..<10 * (request + 1)].merged(with: own)
+            #expect(try merged.finish(sink: .softmax1).bits == attention.attend(queries: queries, cache: branch).bits)
+        }
+    }
+
+    @Test func chunksWithoutAVisibleKey() throws {
+        let problem = Self.problem
+        var cache = try problem.cache(window: 50, appending: 0..<4000)
+        try problem.append(4000..<4200, to: &cache)
+        let attention = try problem.attention()
+        let queries = problem.queries(Self.queries)
+        // Keys that the window has left behind are part of a range that no row sees.
+        let part = try attention.partial(queries: queries, cache: cache)
+        #expect(try part.finish(sink: .softmax1).bits == problem.forward(Self.queries, mask: .window(50)).bits)
+        let nothing = try attention.partial(queries: queries, cache: cache, keys: 0..<2048).finish(sink: .softmaxN(2))
+        #expect(nothing.output.allSatisfy { $0 == 0 } && nothing.sinkShare.allSatisfy { $0 == 1 })
+        let none = try attention.partial(queries: queries, cache: cache, keys: 1024..<1024)
+        #expect(try none.finish(sink: .softmax).logSumExp.allSatisfy { $0 == -.infinity })
+    }
+
+    @Test func emptyParts() throws {
+        let problem = CacheProblem(tokens: 3)
+        let cache = try problem.cache()
+        let attention = try problem.attention()
+        let empty = try attention.partial(queries: problem.queries(0..<1), cache: cache)
+        #expect(try empty.finish(sink: .softmax1).sinkShare.allSatisfy { $0 == 1 })
+        #expect(try attention.partial(queries: [], cache: cache).finish(sink: .softmax1).output.isEmpty)
+    }
+
+    @Test func rangesThatDoNotFollowEachOther() throws {
+        let problem = Self.problem
+        let cache = try problem.cache(appending: 0..<problem.tokens)
+        let attention = try problem.attention()
+        let queries = problem.queries(Self.queries)
+        for keys in [0..<1000, 1..<1024, 5120..<5120, 4096..<5120, -1024..<1024] {
+            expectRefusal(.keyRange, "keys") { _ = try attention.partial(queries: queries, cache: cache, keys: keys) }
+        }
+        let left = try attention.partial(queries: queries, cache: cache, keys: 0..<1024)
+        let right = try attention.partial(queries: queries, cache: cache, keys: 2048..<4200)
+        let error = expectRefusal(.keyRange, "next") { _ = try left.merged(with: right) }
+        #expect(error?.description == "next: expected keys from 1024 on, got keys 2048..<4200")
+        expectRefusal(.keyRange, "next") { _ = try right.merged(with: left) }
+        let other = try attention.partial(queries: problem.queries(0..<1), cache: cache, keys: 1024..<2048)
+        expectRefusal(.partialShape, "next") { _ = try left.merged(with: other) }
+        expectRefusal(.sinkCount, "sink.logits") { _ = try left.finish(sink: .logits([0])) }
+    }
+}
