@@ -37,35 +37,47 @@ typedef struct tile_task {
     size_t head_dim, head_lanes, value_lanes;
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
     uint64_t any, all;           /* of them */
+    block_prefetch next;
     float probabilities[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT)));
     float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
 } tile_task;
 
+/* What a tile's functions are compiled for: constants, all of them. */
+typedef struct tile_kind {
+    size_t rows;
+    qattn_storage storage; /* of the keys and values */
+    bool masked;           /* whether task->visible counts, or the rows see the whole block */
+    bool streams;          /* whether task->next is asked for */
+} tile_kind;
+
 /* 1. t[i][v] = sum_d q'[i][d] k[d][v], d ascending, for vectors [first, first + count) of the keys from `keys` on. */
-QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const char *keys, size_t first, size_t count,
-                              qattn_storage storage, f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
+QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, size_t first, size_t count,
+                              f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
     f32x16 sum[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < kind.rows; i++) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
     }
-    const size_t size = storage_size(storage);
+    const size_t size = storage_size(kind.storage);
     const char *k = keys + first * QATTN_LANES * size;
     const float *q = task->queries;
+    block_prefetch next = task->next;
     for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK * size, q++) {
+        if (kind.streams && block_prefetch_due(d, count * QATTN_LANES * size)) block_prefetch_step(&next);
         f32x16 key[QATTN_VECTORS];
         QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) key[v] = f32x16_load_storage(k + v * QATTN_LANES * size, storage);
+        for (size_t v = 0; v < count; v++) key[v] = f32x16_load_storage(k + v * QATTN_LANES * size, kind.storage);
         QATTN_UNROLL
-        for (size_t i = 0; i < rows; i++) {
+        for (size_t i = 0; i < kind.rows; i++) {
             const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
             QATTN_UNROLL
             for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
         }
     }
+    if (kind.streams) task->next = next;
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < kind.rows; i++) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
     }
@@ -92,18 +104,17 @@ QATTN_INLINE void scale_probabilities(float *probabilities, size_t rows, size_t 
 }
 
 /* 1. and 2. for the `count` vectors of keys from vector `first` of the block on. */
-QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first, size_t count, qattn_storage storage,
-                                     bool masked, const qattn_forward_args *args, const row_place *places,
-                                     size_t block_first) {
+QATTN_INLINE void tile_probabilities(tile_task *task, tile_kind kind, size_t first, size_t count,
+                                     const qattn_forward_args *args, const row_place *places, size_t block_first) {
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
-    const char *keys = task->block.keys + first * QATTN_LANES * storage_size(storage);
+    const char *keys = task->block.keys + first * QATTN_LANES * storage_size(kind.storage);
     QATTN_UNROLL
     for (size_t v = 0; v < count; v += QATTN_VECTORS)
-        tile_scores(task, rows, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, storage, t);
-    if (storage == QATTN_INT8) scale_scores(t, rows, count, task->block.key_scales + first * QATTN_LANES);
-    if (masked) {
+        tile_scores(task, kind, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
+    if (kind.storage == QATTN_INT8) scale_scores(t, kind.rows, count, task->block.key_scales + first * QATTN_LANES);
+    if (kind.masked) {
         QATTN_UNROLL
-        for (size_t i = 0; i < rows; i++) {
+        for (size_t i = 0; i < kind.rows; i++) {
             QATTN_UNROLL
             for (size_t v = 0; v < count; v++) {
                 const uint32_t bits = (uint32_t)(task->visible[i] >> (first + v) * QATTN_LANES) & 0xffff;
@@ -115,52 +126,57 @@ QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first,
         }
     }
     float *const probabilities = task->probabilities + first * QATTN_LANES;
-    tile_softmax(t, rows, count, task->maximum, task->sum, probabilities, task->rescale);
-    if (storage == QATTN_INT8)
-        scale_probabilities(probabilities, rows, count, task->block.value_scales + first * QATTN_LANES);
+    tile_softmax(t, kind.rows, count, task->maximum, task->sum, probabilities, task->rescale);
+    if (kind.storage == QATTN_INT8)
+        scale_probabilities(probabilities, kind.rows, count, task->block.value_scales + first * QATTN_LANES);
 }
 
 /* o[i] += p[i][j] v[j] of one key, for the rows that see it. Others are left out, never multiplied by 0: 0 * NaN is
  * NaN. */
-QATTN_INLINE void tile_value_of_some(const tile_task *task, size_t rows, size_t j, const char *value, size_t count,
-                                     qattn_storage storage, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size_t j, const char *value, size_t count,
+                                     f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < kind.rows; i++) {
         if (!(task->visible[i] >> j & 1)) continue;
         const f32x16 weight = f32x16_splat(task->probabilities[i * QATTN_KEY_BLOCK + j]);
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
             o[i][c] = f32x16_fma(
-                weight, f32x16_load_storage(storage_at(value, (ptrdiff_t)c * QATTN_LANES, storage), storage), o[i][c]);
+                weight, f32x16_load_storage(storage_at(value, (ptrdiff_t)c * QATTN_LANES, kind.storage), kind.storage),
+                o[i][c]);
     }
 }
 
 /* The same for the keys [j, end), which all rows see. */
-QATTN_INLINE void tile_values_of_all(const tile_task *task, size_t rows, size_t j, size_t end, const char *values,
-                                     size_t count, qattn_storage storage, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values,
+                                     size_t count, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+    block_prefetch next = task->next;
     QATTN_UNROLL_4
     for (; j < end; j++) {
+        if (kind.streams && block_prefetch_due(j, count * QATTN_LANES * storage_size(kind.storage)))
+            block_prefetch_step(&next);
         f32x16 value[QATTN_VECTORS];
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
-            value[c] = f32x16_load_storage(values + (j * task->value_lanes + c * QATTN_LANES) * storage_size(storage),
-                                           storage);
+            value[c] = f32x16_load_storage(
+                values + (j * task->value_lanes + c * QATTN_LANES) * storage_size(kind.storage), kind.storage);
         QATTN_UNROLL
-        for (size_t i = 0; i < rows; i++) {
+        for (size_t i = 0; i < kind.rows; i++) {
             const f32x16 weight = f32x16_splat(task->probabilities[i * QATTN_KEY_BLOCK + j]);
             QATTN_UNROLL
             for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
         }
     }
+    if (kind.streams) task->next = next;
 }
 
 /* 3. for `count` vectors of value columns: runs of keys that all rows see, and single keys that some see. */
-QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column, size_t count, qattn_storage storage) {
-    const char *const values = task->block.values + column * storage_size(storage);
+QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, size_t column, size_t count) {
+    const char *const values = task->block.values + column * storage_size(kind.storage);
     float *const out = task->out + column;
     f32x16 o[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < kind.rows; i++) {
         const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
@@ -170,50 +186,49 @@ QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column,
         const size_t j = (size_t)__builtin_ctzll(rest);
         const uint64_t unseen = ~(task->all >> j); /* bit n: not every row sees key j + n */
         if (unseen & 1) {
-            tile_value_of_some(task, rows, j, values + j * task->value_lanes * storage_size(storage), count, storage,
-                               o);
+            tile_value_of_some(task, kind, j, values + j * task->value_lanes * storage_size(kind.storage), count, o);
             rest &= rest - 1;
             continue;
         }
         const size_t end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK);
-        tile_values_of_all(task, rows, j, end, values, count, storage, o);
+        tile_values_of_all(task, kind, j, end, values, count, o);
         rest = end < QATTN_KEY_BLOCK ? rest >> end << end : 0;
     }
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < kind.rows; i++) {
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++) f32x16_store(out + i * task->value_lanes + c * QATTN_LANES, o[i][c]);
     }
 }
 
 /* All value columns, in panels of up to QATTN_VECTORS vectors. */
-QATTN_INLINE void tile_all_values(const tile_task *task, size_t rows, qattn_storage storage) {
+QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t left = (task->value_lanes - column) / QATTN_LANES;
         /* Five vectors make 3 + 2, not 4 + 1: a panel of one has too few independent sums to fill the pipeline. */
         const size_t count = left == QATTN_VECTORS + 1 ? (left + 1) / 2 : qattn_min(left, QATTN_VECTORS);
         switch (count) {
 #if QATTN_VECTORS >= 4
-        case 4: tile_values(task, rows, column, 4, storage); break;
-        case 3: tile_values(task, rows, column, 3, storage); break;
-        case 2: tile_values(task, rows, column, 2, storage); break;
+        case 4: tile_values(task, kind, column, 4); break;
+        case 3: tile_values(task, kind, column, 3); break;
+        case 2: tile_values(task, kind, column, 2); break;
 #endif
-        default: tile_values(task, rows, column, 1, storage); break;
+        default: tile_values(task, kind, column, 1); break;
         }
         column += count * QATTN_LANES;
     }
 }
 
 /* One tile meets one block that all its rows see whole. */
-QATTN_INLINE void tile_full(tile_task *task, size_t rows, qattn_storage storage) {
+QATTN_INLINE void tile_full(tile_task *task, tile_kind kind) {
     task->any = task->all = ~UINT64_C(0);
-    tile_probabilities(task, rows, 0, BLOCK_VECTORS, storage, false, NULL, NULL, 0);
-    tile_all_values(task, rows, storage);
+    tile_probabilities(task, kind, 0, BLOCK_VECTORS, NULL, NULL, 0);
+    tile_all_values(task, kind);
 }
 
 /* One tile meets one block that its rows see by task->visible; columns of 16 keys that no row sees cost nothing. */
-QATTN_INLINE void tile_masked(tile_task *task, size_t rows, qattn_storage storage, const qattn_forward_args *args,
-                              const row_place *places, size_t block_first) {
+QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind, const qattn_forward_args *args, const row_place *places,
+                              size_t block_first) {
     size_t first = (size_t)__builtin_ctzll(task->any) / QATTN_LANES;
     size_t count = BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES - first;
     if (count == 3 && first == 1) { /* vectors 1 + (2 + 3): the row sum's own tree is (0 + 1) + (2 + 3) */
@@ -221,12 +236,12 @@ QATTN_INLINE void tile_masked(tile_task *task, size_t rows, qattn_storage storag
         count = 4;
     }
     switch (count) {
-    case 1: tile_probabilities(task, rows, first, 1, storage, true, args, places, block_first); break;
-    case 2: tile_probabilities(task, rows, first, 2, storage, true, args, places, block_first); break;
-    case 3: tile_probabilities(task, rows, first, 3, storage, true, args, places, block_first); break;
-    default: tile_probabilities(task, rows, first, 4, storage, true, args, places, block_first); break;
+    case 1: tile_probabilities(task, kind, first, 1, args, places, block_first); break;
+    case 2: tile_probabilities(task, kind, first, 2, args, places, block_first); break;
+    case 3: tile_probabilities(task, kind, first, 3, args, places, block_first); break;
+    default: tile_probabilities(task, kind, first, 4, args, places, block_first); break;
     }
-    tile_all_values(task, rows, storage);
+    tile_all_values(task, kind);
 }
 
 /* The two, with a constant number of rows and a constant storage, so that a tile of few rows does not pay for six.
@@ -234,12 +249,12 @@ QATTN_INLINE void tile_masked(tile_task *task, size_t rows, qattn_storage storag
  * have theirs for float32 alone, which is what a forward pass packs; the others gain too little. */
 #define TILE_FULL(rows)                                                                                                \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_full), rows)(tile_task * task) {             \
-        tile_full(task, rows, QATTN_FLOAT32);                                                                          \
+        tile_full(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows < TILE_ROWS});                                \
     }
 #define TILE_MASKED(storage, rows)                                                                                     \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_masked_##storage), rows)(                    \
         tile_task * task, const qattn_forward_args *args, const row_place *places, size_t block_first) {               \
-        tile_masked(task, rows, storage, args, places, block_first);                                                   \
+        tile_masked(task, (tile_kind){rows, storage, .masked = true, .streams = true}, args, places, block_first);     \
     }
 #define TILE_OF(rows)                                                                                                  \
     TILE_FULL(rows)                                                                                                    \
@@ -293,9 +308,12 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
         .head_dim = args->blocks.head_dim,
         .head_lanes = ws->head_lanes,
         .value_lanes = ws->value_lanes};
-    /* The next block comes from memory or L3 while this one is at work: each tile asks for a share of it. */
-    prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){
-        block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL, 0, 1, ws->block_bytes});
+    /* The next block comes from memory or L3 while this one is at work: each tile asks for a share of it before it
+     * starts, or, where tiles are so few that they wait for memory, as it goes. */
+    const char *const following = block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
+    const bool streams = ws->tiles <= STREAMING_TILES;
+    task.next = block_prefetch_begin(streams ? following : NULL, ws->block_bytes);
+    prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
     const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
     const bool ranges_only = !args->mask && !args->bias && args->blocks.storage == QATTN_FLOAT32;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
@@ -308,7 +326,9 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
         task.maximum = ws->chunk.maximum + tile * QATTN_LANES;
         task.sum = ws->chunk.sum + i * QATTN_LANES;
         task.out = ws->chunk.out + i * ws->value_lanes;
-        if (ranges_only && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last) {
+        /* tile_full of six rows does not stream: it is for prefill. */
+        const bool has_full = ranges_only && (count < TILE_ROWS - 1 || !streams);
+        if (has_full && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last) {
             memset(ws->chunk.started + i, true, count);
             TILE_CALL(tile_full, count, &task);
         } else {
