@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cross.c - runs the cases of Tests/Fixtures/digests.txt with every kernel set this CPU offers and compares digests.
  *
- * The table's digests come from the Swift reference, so equal words on two machines mean equal bits, where no Swift runs
- * too. Prints `case set digest` per case and set.
+ * The table's digests come from the Swift reference, so equal words on two machines mean equal bits, where no Swift
+ * runs too. Prints `case set digest` per case and set.
  *
  *     cross digests.txt        exit 0: all equal, 1: some differ, 2: the table cannot be read
  *
- * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in DigestCase.swift:
- * both must say the same. */
+ * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in
+ * DigestCase.swift: both must say the same. */
 #include "CKernels.h"
 
 #include <math.h>
@@ -147,26 +147,48 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
     float *lse = allocate(c->seq_q, sizeof *lse);
     float *sink_share = allocate(c->seq_q, sizeof *sink_share);
     const qattn_pack_args pack = {
-        .keys = in.keys, .values = in.values,
-        .key_stride = (ptrdiff_t)c->head_dim, .value_stride = (ptrdiff_t)c->value_dim,
-        .storage = in.storage, .seq_kv = c->seq_kv, .head_dim = c->head_dim, .value_dim = c->value_dim,
-        .block_begin = 0, .block_end = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK,
-        .packed_keys = packed_keys, .packed_values = packed_values,
+        .keys = in.keys,
+        .values = in.values,
+        .key_stride = (ptrdiff_t)c->head_dim,
+        .value_stride = (ptrdiff_t)c->value_dim,
+        .storage = in.storage,
+        .seq_kv = c->seq_kv,
+        .head_dim = c->head_dim,
+        .value_dim = c->value_dim,
+        .block_begin = 0,
+        .block_end = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK,
+        .packed_keys = packed_keys,
+        .packed_values = packed_values,
     };
     kernels->pack(&pack);
     for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {
         const qattn_forward_args forward = {
-            .queries = in.queries, .query_stride = (ptrdiff_t)c->head_dim, .query_storage = in.storage,
-            .packed_keys = packed_keys, .packed_values = packed_values, .query_begin = begin,
+            .queries = in.queries,
+            .query_stride = (ptrdiff_t)c->head_dim,
+            .query_storage = in.storage,
+            .packed_keys = packed_keys,
+            .packed_values = packed_values,
+            .query_begin = begin,
             .query_end = begin + QATTN_QUERY_BLOCK < c->seq_q ? begin + QATTN_QUERY_BLOCK : c->seq_q,
-            .seq_kv = c->seq_kv, .head_dim = c->head_dim, .value_dim = c->value_dim,
-            .scale = c->scale, .sink = c->sink,
+            .seq_kv = c->seq_kv,
+            .head_dim = c->head_dim,
+            .value_dim = c->value_dim,
+            .scale = c->scale,
+            .sink = c->sink,
             .first_key_offset = c->window > 0 ? own + 1 - c->window : -(ptrdiff_t)c->seq_q,
             .last_key_offset = causal ? own + 1 : (ptrdiff_t)c->seq_kv,
-            .mask = in.mask, .mask_query_stride = (ptrdiff_t)c->seq_kv, .mask_key_stride = 1,
-            .bias = in.bias, .bias_query_stride = (ptrdiff_t)c->seq_kv, .bias_key_stride = 1,
-            .out = out, .out_stride = (ptrdiff_t)c->value_dim, .out_storage = QATTN_FLOAT32,
-            .lse = lse, .sink_share = sink_share, .workspace = workspace,
+            .mask = in.mask,
+            .mask_query_stride = (ptrdiff_t)c->seq_kv,
+            .mask_key_stride = 1,
+            .bias = in.bias,
+            .bias_query_stride = (ptrdiff_t)c->seq_kv,
+            .bias_key_stride = 1,
+            .out = out,
+            .out_stride = (ptrdiff_t)c->value_dim,
+            .out_storage = QATTN_FLOAT32,
+            .lse = lse,
+            .sink_share = sink_share,
+            .workspace = workspace,
         };
         kernels->forward(&forward);
     }
@@ -220,8 +242,7 @@ static int run_line(const char *line) {
     if (sscanf(line, "%31s %lu %zu %zu %zu %zu %lf %f %15s %ld %15s %15s %31s", c.name, &c.seed, &c.seq_q, &c.seq_kv,
                &c.head_dim, &c.value_dim, &c.scale, &c.sink, c.mask, &c.window, c.storage, c.extra, c.expected) != 13)
         return -1;
-    for (size_t i = 0; i < sets; i++)
-        wrong += !report(c.name, available[i], run_forward(&c, available[i]), c.expected);
+    for (size_t i = 0; i < sets; i++) wrong += !report(c.name, available[i], run_forward(&c, available[i]), c.expected);
     return wrong;
 }
 
