@@ -29,7 +29,7 @@ LIMIT_SECONDS = 400  # of one command; then SIGALRM ends the process, and the ta
 
 
 def additive_mask(case):
-    """float32 [batch or 1, 1, queries, keys], 0 where the key is seen and -inf where not; None if `causal` says it all."""
+    """float32 [batch or 1, 1, queries, keys], 0 where the key is seen and -inf where not; None if causal says it."""
     if not case.keyLengths and not case.window and (case.mask == "none" or case.queries == case.keys):
         return None
     seen = case.visible(range(case.queries))[None, None]
