@@ -7,9 +7,9 @@
  *
  *     chunk of 1024 keys          sums start empty, merge into the rows' state at the end
  *       block of 64 keys          packed keys and values of a block stay in L1 or L2 while all tiles use them
- *         tile of 6 rows          1. scores t = q'.k, in registers     keys across lanes, head_dim ascending
+ *         tile of 6 rows          1. scores t = q'.k, in registers     keys across lanes, channels ascending
  *                                 2. softmax: m, l, p (softmax.inl.h)
- *                                 3. o = o a + p v, in registers       value columns across lanes, keys ascending
+ *                                 3. o = o a + sum p v, in registers   value columns across lanes, keys ascending
  *
  * Online softmax: Milakov and Gimelshein 2018; tiling: Dao et al. 2022. */
 #ifndef QATTN_FORWARD_INL_H
@@ -18,6 +18,10 @@
 #include "attention/prefetch.inl.h"
 #include "attention/softmax.inl.h"
 #include "simd/half.h"
+
+/* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after another.
+ */
+enum { QATTN_CHAINS = 4, CHAINS_AT_ONCE = QATTN_VECTORS };
 
 /* The caller's workspace, cut up. */
 typedef struct forward_workspace {
@@ -41,32 +45,42 @@ typedef struct tile_task {
     float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
 } tile_task;
 
-/* 1. t[i][v] = sum_d q'[i][d] k[d][v], d ascending, for vectors [first, first + count) of the keys from `keys` on. */
-QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const float *keys, size_t first, size_t count,
-                              f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
-    f32x16 sum[TILE_ROWS][QATTN_VECTORS];
+/* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
+QATTN_INLINE void tile_channel(const tile_task *task, size_t rows, const float *keys, size_t d, f32x16 sum[TILE_ROWS]) {
+    const f32x16 key = f32x16_load(keys + d * QATTN_KEY_BLOCK);
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < rows; i++)
+        sum[i] = f32x16_fma(f32x16_splat(task->queries[i * task->head_lanes + d]), key, sum[i]);
+}
+
+/* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
+ * halves the rounding errors of one long chain; with registers for all four they run side by side. */
+QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const float *keys, f32x16 t[TILE_ROWS]) {
+    for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
+        const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
+        f32x16 sum[QATTN_CHAINS][TILE_ROWS];
         QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
-    }
-    const float *k = keys + first * QATTN_LANES;
-    const float *q = task->queries;
-    for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK, q++) {
-        f32x16 key[QATTN_VECTORS];
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain++) {
+            QATTN_UNROLL
+            for (size_t i = 0; i < rows; i++) sum[chain][i] = f32x16_splat(0);
+        }
         QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) key[v] = f32x16_load(k + v * QATTN_LANES);
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain += CHAINS_AT_ONCE) {
+            size_t d = begin + chain;
+            for (; d + CHAINS_AT_ONCE <= end; d += QATTN_CHAINS) {
+                QATTN_UNROLL
+                for (size_t x = 0; x < CHAINS_AT_ONCE; x++) tile_channel(task, rows, keys, d + x, sum[chain + x]);
+            }
+            QATTN_UNROLL
+            for (size_t x = 0; x + 1 < CHAINS_AT_ONCE; x++) {
+                if (d + x < end) tile_channel(task, rows, keys, d + x, sum[x]);
+            }
+        }
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) {
-            const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
-            QATTN_UNROLL
-            for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
+            const f32x16 all = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
+            t[i] = begin ? t[i] + all : all;
         }
-    }
-    QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
-        QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
     }
 }
 
@@ -74,10 +88,13 @@ QATTN_INLINE void tile_scores(const tile_task *task, size_t rows, const float *k
 QATTN_INLINE void tile_probabilities(tile_task *task, size_t rows, size_t first, size_t count, bool masked,
                                      const qattn_forward_args *args, size_t row, size_t block_first) {
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
-    const float *keys = task->keys + first * QATTN_LANES;
     QATTN_UNROLL
-    for (size_t v = 0; v < count; v += QATTN_VECTORS)
-        tile_scores(task, rows, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
+    for (size_t v = 0; v < count; v++) {
+        f32x16 scores[TILE_ROWS];
+        tile_scores(task, rows, task->keys + (first + v) * QATTN_LANES, scores);
+        QATTN_UNROLL
+        for (size_t i = 0; i < rows; i++) t[i][v] = scores[i];
+    }
     if (masked) {
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) {
@@ -125,17 +142,17 @@ QATTN_INLINE void tile_values_of_all(const tile_task *task, size_t rows, size_t 
     }
 }
 
-/* 3. for `count` vectors of value columns: runs of keys that all rows see, and single keys that some see. */
+/* 3. for `count` vectors of value columns: the block's own sum, then o = o a + sum. Runs of keys that all rows see, and
+ * single keys that some see. The sum starts at -0, which alone leaves every number as it is when added: so a row that
+ * sees no key of the block keeps its bits. */
 QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column, size_t count) {
     const float *const values = task->values + column;
     float *const out = task->out + column;
     f32x16 o[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
     for (size_t i = 0; i < rows; i++) {
-        const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++)
-            o[i][c] = f32x16_load(out + i * task->value_lanes + c * QATTN_LANES) * rescale;
+        for (size_t c = 0; c < count; c++) o[i][c] = f32x16_splat(-0.0f);
     }
     for (uint64_t rest = task->any; rest;) {
         const size_t j = (size_t)__builtin_ctzll(rest);
@@ -151,8 +168,12 @@ QATTN_INLINE void tile_values(const tile_task *task, size_t rows, size_t column,
     }
     QATTN_UNROLL
     for (size_t i = 0; i < rows; i++) {
+        const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++) f32x16_store(out + i * task->value_lanes + c * QATTN_LANES, o[i][c]);
+        for (size_t c = 0; c < count; c++) {
+            float *const at = out + i * task->value_lanes + c * QATTN_LANES;
+            f32x16_store(at, f32x16_fma(f32x16_load(at), rescale, o[i][c]));
+        }
     }
 }
 
