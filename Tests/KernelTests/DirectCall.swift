@@ -92,7 +92,7 @@ extension DirectCall {
             arguments.sink_share = wantsSums ? sinkShare.start : nil
             // Announced rows are fetched at most, never read: even those that are not there.
             arguments.upcoming.0 = qattn_upcoming_rows(
-                base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 20, row_bytes: 4 * queries.width)
+                base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 10, row_bytes: 4 * queries.width)
             arguments.upcoming.1 = qattn_upcoming_rows(
                 base: UnsafeRawPointer(bitPattern: 64), stride_bytes: -4096, rows: rows, row_bytes: 256)
             arguments.workspace = workspace.start
