@@ -40,7 +40,8 @@ let package = Package(
             linkerSettings: [.linkedLibrary("m")]),
         .target(name: "Safetensors"),
         .target(name: "SeededInputs"),
-        .target(name: "TestSupport", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs"],
+        .target(
+            name: "TestSupport", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs"],
             path: "Tests/TestSupport"),
 
         // MARK: - Tests
@@ -48,7 +49,8 @@ let package = Package(
             name: "KernelTests",
             dependencies: ["CKernels", "QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(
-            name: "PropertyTests", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
+            name: "PropertyTests",
+            dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(name: "QuietAttentionTests", dependencies: ["QuietAttention", "SeededInputs", "TestSupport"]),
         .testTarget(name: "ReferenceTests", dependencies: ["AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(name: "SafetensorsTests", dependencies: ["Safetensors"]),

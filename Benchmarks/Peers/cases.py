@@ -36,7 +36,11 @@ class Case:
     keyLengths: tuple = ()  # keys of each batch item that are not padding
 
     def __post_init__(self):
-        for field, default in (("keyValueHeads", self.queryHeads), ("keys", self.queries), ("valueDimension", self.headDimension)):
+        for field, default in (
+            ("keyValueHeads", self.queryHeads),
+            ("keys", self.queries),
+            ("valueDimension", self.headDimension),
+        ):
             object.__setattr__(self, field, getattr(self, field) or default)
         object.__setattr__(self, "keyLengths", tuple(self.keyLengths))
 

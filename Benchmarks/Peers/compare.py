@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compare.py - other libraries beside `quiet bench`: the same shapes, threads and minutes, taking turns; outputs compared.
+"""compare.py - other libraries beside `quiet bench`: same shapes, threads and minutes, in turns; outputs compared.
 
 Every round gives each variant one turn; a ratio is the median over the rounds of (its time / ours of the same round).
-Before the rounds each variant's output is compared with `quiet attend` on the same tensors, whole, and with the definition
-in float64 on sampled rows. Difference and error are the largest absolute ones over the largest |out|.
+Before the rounds each variant's output is compared with `quiet attend` on the same tensors, whole, and with the
+definition in float64 on sampled rows. Difference and error are the largest absolute ones over the largest |out|.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from cases import BENCHMARKS, CORNERS, Absent, load, require
 sys.path.append(str(BENCHMARKS / "Tables"))
 from machine import described, machine
 
-# Float32 with the coarsest exponential among the peers (20 units in the last place, PyTorch) stays below a fifth of this.
+# Float32 with the coarsest exponential among the peers (20 units in the last place, PyTorch) stays below a fifth.
 TOLERANCE = 1e-5
 HERE = pathlib.Path(__file__).resolve().parent
 PACKAGES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -43,7 +43,12 @@ class Worker:
         command = [sys.executable, HERE / "peers.py", self.package, str(self.threads)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.hello = self.read()
 
@@ -75,13 +80,27 @@ class Quiet:
     def run(self, *words):
         done = subprocess.run([self.binary, *map(str, words)], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
+            raise RuntimeError(
+                done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"
+            )
         return json.loads(done.stdout)
 
     def attend(self, case, inputs, output, softmax):
         require(not case.keyLengths, "the command line has no key lengths")
         sink = "softmax" if softmax else {"softmax1": "softmax1", "learned": "tensor=sinks"}[case.sink]
-        self.run("attend", inputs, "--output", output, "--sink", sink, "--mask", case.mask, "--threads", self.threads, "--json")
+        self.run(
+            "attend",
+            inputs,
+            "--output",
+            output,
+            "--sink",
+            sink,
+            "--mask",
+            case.mask,
+            "--threads",
+            self.threads,
+            "--json",
+        )
         return load_file(output)["out"]
 
     def bench(self, case, seconds):
@@ -123,7 +142,9 @@ def compare(case, quiet, workers, folder, options):
         definition[softmax], ours[softmax] = case.definition(inputs, softmax), None
         try:
             ours[softmax] = quiet.attend(case, files["in.safetensors"], files["out.safetensors"], softmax)
-            row["quiet"]["softmax" if softmax else "softmax_1"] = agreement(case, ours[softmax], definition[softmax], None)
+            row["quiet"]["softmax" if softmax else "softmax_1"] = agreement(
+                case, ours[softmax], definition[softmax], None
+            )
         except (RuntimeError, Absent) as why:
             row["quiet"]["failed" if isinstance(why, RuntimeError) else "absent"] = str(why)
 
@@ -142,7 +163,7 @@ def compare(case, quiet, workers, folder, options):
                 peer.update(reply)
             row["peers"].append(peer)
 
-    if not options.check:
+    if not options.check and "softmax_1" in row["quiet"]:
         take_turns(case, quiet, running, row, options)
     for worker in workers:
         worker.ask(do="forget")
@@ -152,8 +173,7 @@ def compare(case, quiet, workers, folder, options):
 def take_turns(case, quiet, running, row, options):
     begin, turns = time.monotonic(), []
     for _ in range(options.rounds):
-        if "softmax_1" in row["quiet"]:
-            turns.append(quiet.bench(case, options.seconds))
+        turns.append(quiet.bench(case, options.seconds))
         for worker, peer in running:
             time.sleep(0.02)  # threads that spin after the last turn go to sleep
             reply = worker.ask(do="time", variant=peer["variant"], seconds=options.seconds)
@@ -165,13 +185,11 @@ def take_turns(case, quiet, running, row, options):
         if time.monotonic() - begin > options.budget:
             break
     middle = lambda name: statistics.median(turn[name] for turn in turns)
-    if turns:
-        row["quiet"].update({n: middle(n) for n in ("median_ms", "gflops", "fma_peak_gflops", "fraction_of_peak")})
-        row["quiet"].update({"kernels": turns[0]["kernels"], "rounds_ms": [turn["median_ms"] for turn in turns]})
+    row["quiet"].update({n: middle(n) for n in ("median_ms", "gflops", "fma_peak_gflops", "fraction_of_peak")})
+    row["quiet"].update({"kernels": turns[0]["kernels"], "rounds_ms": [turn["median_ms"] for turn in turns]})
     for _, peer in running:
         peer["median_ms"] = statistics.median(peer["rounds_ms"])
-        if turns:
-            peer["ratio"] = statistics.median(p / q for p, q in zip(peer["rounds_ms"], row["quiet"]["rounds_ms"]))
+        peer["ratio"] = statistics.median(p / q for p, q in zip(peer["rounds_ms"], row["quiet"]["rounds_ms"]))
 
 
 def gap(figures):
@@ -198,8 +216,11 @@ def markdown(results):
     notes, agree = [], []
     for row in results["rows"]:
         name, ours = row["case"]["name"], row["quiet"]
-        cells = [f"{ours['median_ms']:.3f}", f"{ours['gflops']:.1f}", f"{ours['fraction_of_peak']:.2f}"]\
-            if "median_ms" in ours else ["", "", ""]
+        cells = (
+            [f"{ours['median_ms']:.3f}", f"{ours['gflops']:.1f}", f"{ours['fraction_of_peak']:.2f}"]
+            if "median_ms" in ours
+            else ["", "", ""]
+        )
         if gap(ours):
             notes.append(f"{name}, QuietAttention: {gap(ours)}")
         for peer in row["peers"]:
@@ -232,7 +253,9 @@ def main():
     parser.add_argument("--budget", type=float, default=150, help="seconds a shape may take; its round is finished")
     parser.add_argument("--check", action="store_true", help="compare outputs only, on small shapes around the corners")
     parser.add_argument("--output", type=pathlib.Path, default=BENCHMARKS / "Results", help="folder of the tables")
-    parser.add_argument("--unavailable", action="append", default=[], help="a package that could not be installed, and why")
+    parser.add_argument(
+        "--unavailable", action="append", default=[], help="a package that could not be installed, and why"
+    )
     options = parser.parse_args()
 
     workers = [Worker(package, options.threads) for package in PACKAGES]
@@ -260,7 +283,9 @@ def main():
     for worker in workers:
         worker.stop()
     print(stem.with_suffix(".md").read_text())
-    differing = [f"{r['case']['name']} {p['variant']}" for r in results["rows"] for p in r["peers"] if not p.get("agrees", True)]
+    differing = [
+        f"{r['case']['name']} {p['variant']}" for r in results["rows"] for p in r["peers"] if not p.get("agrees", True)
+    ]
     if differing:
         sys.exit("outputs differ: " + ", ".join(differing))
 

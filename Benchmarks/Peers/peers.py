@@ -4,12 +4,13 @@
     python peers.py <torch|onnxruntime|openvino> <threads>
 
 reads one JSON command a line and answers one JSON line each:
-    {"do": "prepare", "variant": v, "case": {...}, "inputs": file, "output": file}  -> {"ok": true} or {"absent"|"failed": why}
+    {"do": "prepare", "variant": v, "case": {...}, "inputs": file, "output": file}  -> {"ok": true}
     {"do": "time", "variant": v, "seconds": s}                                      -> {"ms": [...]}
     {"do": "forget"}                                                                -> {"ok": true}
+or {"absent": why}, {"failed": why}.
 
-A variant is what a user of that library would write to get softmax or softmax_1. Inputs are turned into the library's own
-layout before any timing; whatever the variant itself has to copy at each call is timed.
+A variant is what a user of that library would write to get softmax or softmax_1. Inputs are turned into the library's
+own layout before any timing; whatever the variant itself has to copy at each call is timed.
 """
 
 import json
@@ -28,13 +29,10 @@ LIMIT_SECONDS = 400  # of one command; then SIGALRM ends the process, and the ta
 
 
 def additive_mask(case):
-    """float32 [batch or 1, 1, queries, keys]: 0 where the key is seen, -inf where not; None if all are seen or causal does it."""
-    if case.mask != "none" and case.queries != case.keys or case.window:
-        seen = case.visible(range(case.queries))[None, None]
-    elif case.keyLengths:
-        seen = np.ones((1, 1, case.queries, case.keys), bool)
-    else:
+    """float32 [batch or 1, 1, queries, keys], 0 where the key is seen and -inf where not; None if causal says it."""
+    if not case.keyLengths and not case.window and (case.mask == "none" or case.queries == case.keys):
         return None
+    seen = case.visible(range(case.queries))[None, None]
     if case.keyLengths:
         seen = seen & (np.arange(case.keys) < np.array(case.keyLengths)[:, None])[:, None, None, :]
     return np.where(seen, np.float32(0), np.float32(-np.inf))
@@ -112,7 +110,10 @@ class OnnxRuntime:
     def session(self, case, inputs, operator, optional, constants, outputs, **attributes):
         """A model of one com.microsoft node over [batch, sequence, heads * dim]; returns the call that runs it."""
         helper, types = self.onnx.helper, self.onnx.TensorProto
-        feeds = {n: np.ascontiguousarray(inputs[n].transpose(0, 2, 1, 3)).reshape(case.batch, inputs[n].shape[2], -1) for n in "qkv"}
+        feeds = {
+            n: np.ascontiguousarray(inputs[n].transpose(0, 2, 1, 3)).reshape(case.batch, inputs[n].shape[2], -1)
+            for n in "qkv"
+        }
         out_shapes = {"out": [case.batch, case.queries, case.queryHeads * case.valueDimension]}
         out_shapes.update({n: [case.batch, case.keyValueHeads, case.keys, case.headDimension] for n in outputs[1:]})
         tensor = lambda name, shape: helper.make_tensor_value_info(name, types.FLOAT, shape)
@@ -153,7 +154,14 @@ class OnnxRuntime:
             constants = {"padding": kept.astype(np.int32)}
         causal = int(case.mask == "causal")
         return self.session(
-            case, inputs, "MultiHeadAttention", optional, constants, ["out"], num_heads=case.queryHeads, unidirectional=causal
+            case,
+            inputs,
+            "MultiHeadAttention",
+            optional,
+            constants,
+            ["out"],
+            num_heads=case.queryHeads,
+            unidirectional=causal,
         )
 
     def grouped(self, case, inputs, softmax, head_sink=False):
@@ -198,7 +206,9 @@ class OpenVino:
         def repeated(node, array):  # the operator has no grouped heads: the graph repeats them, as exported models do
             batch, heads, keys, dim = array.shape
             shape = opset13.constant([batch, heads, case.group, keys, dim])
-            wide = opset13.broadcast(opset13.unsqueeze(node, opset13.constant(2)), shape, broadcast_spec="BIDIRECTIONAL")
+            wide = opset13.broadcast(
+                opset13.unsqueeze(node, opset13.constant(2)), shape, broadcast_spec="BIDIRECTIONAL"
+            )
             return opset13.reshape(wide, opset13.constant([batch, heads * case.group, keys, dim]), False)
 
         operands = [parameters[0]]
@@ -206,7 +216,10 @@ class OpenVino:
         operands += parameters[3:]
         if not softmax:  # inputs 3, 4 and 5 are mask, scale and sink; the Python wrapper of the operator has no sink
             operands += [] if len(operands) == 4 else [opset13.constant(np.float32(0))]
-            operands += [opset13.constant(np.float32(case.scale)), opset13.constant(inputs["sinks"][None, :, None, None])]
+            operands += [
+                opset13.constant(np.float32(case.scale)),
+                opset13.constant(inputs["sinks"][None, :, None, None]),
+            ]
         causal = case.mask == "causal" and mask is None
         node = NodeFactory("opset13").create("ScaledDotProductAttention", operands, {"causal": causal})
         settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}

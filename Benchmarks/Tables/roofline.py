@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""roofline.py - the picture: each shape of the grid against what memory and multiply-adds allow, both axes logarithmic."""
+"""roofline.py - the picture: each shape of the grid against what memory and multiply-adds allow; logarithmic axes."""
 
 import math
 
@@ -9,7 +9,9 @@ OURS, THEIRS, LINE = "#0b5fa5", "#b4651d", "#444"
 
 
 def text(x, y, words, size=12, anchor="start", color="#222", turn=""):
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{color}"{turn}>{words}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{color}"{turn}>{words}</text>'
+    )
 
 
 def line(x1, y1, x2, y2, color=LINE, width=1.0):
@@ -39,7 +41,15 @@ class Axes:
             _, y = self.place(self.x[0], 2.0**power)
             marks += [line(LEFT, y, RIGHT, y, "#e4e4e4"), text(LEFT - 6, y + 4, f"{2.0**power:g}", 11, "end")]
         middle = (TOP + BOTTOM) / 2
-        marks.append(text((LEFT + RIGHT) / 2, BOTTOM + 36, "float operations per byte of queries, keys, values and output", 12, "middle"))
+        marks.append(
+            text(
+                (LEFT + RIGHT) / 2,
+                BOTTOM + 36,
+                "float operations per byte of queries, keys, values and output",
+                12,
+                "middle",
+            )
+        )
         marks.append(text(20, middle, "GFLOP/s", 12, "middle", turn=f' transform="rotate(-90 20 {middle:.0f})"'))
         return marks
 
@@ -62,7 +72,10 @@ def points(axes, rows):
     for number, row in enumerate(rows, 1):
         unfused = row["gflops"] * row["median_ms"] / row["openblas_ms"]
         (x, y), (_, low) = axes.place(row["flops_per_byte"], row["gflops"]), axes.place(row["flops_per_byte"], unfused)
-        marks += [line(x, y, x, low, "#cfcfcf"), f'<circle cx="{x:.1f}" cy="{low:.1f}" r="3.5" fill="white" stroke="{THEIRS}"/>']
+        marks += [
+            line(x, y, x, low, "#cfcfcf"),
+            f'<circle cx="{x:.1f}" cy="{low:.1f}" r="3.5" fill="white" stroke="{THEIRS}"/>',
+        ]
         marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{OURS}"/>')
         aside, height = x + 6, y + 4
         while any(abs(aside - a) < 14 and abs(height - h) < 11 for a, h in taken):
@@ -73,7 +86,10 @@ def points(axes, rows):
         marks.append(text(RIGHT + 24, side, f"{number}  {row['name']}", 12, color=OURS))
         marks.append(text(WIDTH - 20, side, f"{row['fraction_of_peak']:.2f}", 12, "end"))
     marks.append(text(WIDTH - 20, TOP + 44, "of peak", 12, "end"))
-    marks += [f'<circle cx="{RIGHT + 28}" cy="{TOP + 2}" r="4" fill="{OURS}"/>', text(RIGHT + 40, TOP + 6, "QuietAttention")]
+    marks += [
+        f'<circle cx="{RIGHT + 28}" cy="{TOP + 2}" r="4" fill="{OURS}"/>',
+        text(RIGHT + 40, TOP + 6, "QuietAttention"),
+    ]
     marks += [f'<circle cx="{RIGHT + 28}" cy="{TOP + 20}" r="3.5" fill="white" stroke="{THEIRS}"/>']
     return marks + [text(RIGHT + 40, TOP + 24, "unfused, OpenBLAS")]
 
@@ -84,9 +100,13 @@ def roofline(grid):
     peak = max(row["fma_peak_gflops"] for row in rows)
     unfused = [row["gflops"] * row["median_ms"] / row["openblas_ms"] for row in rows]
     # From an eighth of where the ceilings meet, so that both are seen.
-    axes = Axes([peak / bandwidth / 8, *(row["flops_per_byte"] for row in rows)], [peak, *unfused, *(row["gflops"] for row in rows)])
+    axes = Axes(
+        [peak / bandwidth / 8, *(row["flops_per_byte"] for row in rows)],
+        [peak, *unfused, *(row["gflops"] for row in rows)],
+    )
     about = grid["machine"]
-    marks = [text(LEFT, 22, f"{about['cpu']}, {grid['threads']} thread{'s' * (grid['threads'] > 1)}, commit {about['commit']}, {about['date']}", 12)]
+    threads = f"{grid['threads']} thread{'s' * (grid['threads'] > 1)}"
+    marks = [text(LEFT, 22, f"{about['cpu']}, {threads}, commit {about['commit']}, {about['date']}")]
     marks += axes.grid() + ceilings(axes, peak, bandwidth) + points(axes, rows)
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
     return "\n".join([opening, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *marks, "</svg>"]) + "\n"

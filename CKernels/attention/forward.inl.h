@@ -7,9 +7,9 @@
  *
  *     chunk of 1024 keys          sums start empty, merge into the rows' state at the end
  *       block of 64 keys          packed keys and values of a block stay in L1 or L2 while all tiles use them
- *         tile of 6 rows          1. scores t = q'.k, in registers     keys across lanes, head_dim ascending
+ *         tile of 6 rows          1. scores t = q'.k, in registers     keys across lanes, channels ascending
  *                                 2. softmax: m, l, p (softmax.inl.h)
- *                                 3. o = o a + p v, in registers       value columns across lanes, keys ascending
+ *                                 3. o = o a + sum p v, in registers   value columns across lanes, keys ascending
  *
  * Online softmax: Milakov and Gimelshein 2018; tiling: Dao et al. 2022. */
 #ifndef QATTN_FORWARD_INL_H
@@ -18,6 +18,10 @@
 #include "attention/blocks.inl.h"
 #include "attention/prefetch.inl.h"
 #include "attention/softmax.inl.h"
+
+/* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after another.
+ */
+enum { QATTN_CHAINS = 4, CHAINS_AT_ONCE = QATTN_VECTORS };
 
 /* The caller's workspace, cut up, and what else a call knows from its start. */
 typedef struct forward_workspace {
@@ -50,37 +54,49 @@ typedef struct tile_kind {
     bool streams;          /* whether task->next is asked for */
 } tile_kind;
 
-/* 1. t[i][v] = sum_d q'[i][d] k[d][v], d ascending, for vectors [first, first + count) of the keys from `keys` on. */
-QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, size_t first, size_t count,
-                              f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
-    f32x16 sum[TILE_ROWS][QATTN_VECTORS];
+/* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
+QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char *keys, size_t d,
+                               f32x16 sum[TILE_ROWS]) {
+    const f32x16 key = f32x16_load_storage(keys + d * QATTN_KEY_BLOCK * storage_size(kind.storage), kind.storage);
     QATTN_UNROLL
-    for (size_t i = 0; i < kind.rows; i++) {
-        QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_splat(0);
-    }
-    const size_t size = storage_size(kind.storage);
-    const char *k = keys + first * QATTN_LANES * size;
-    const float *q = task->queries;
+    for (size_t i = 0; i < kind.rows; i++)
+        sum[i] = f32x16_fma(f32x16_splat(task->queries[i * task->head_lanes + d]), key, sum[i]);
+}
+
+/* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
+ * halves the rounding errors of one long chain; with registers for all four they run side by side. */
+QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
     block_prefetch next = task->next;
-    for (size_t d = 0; d < task->head_dim; d++, k += QATTN_KEY_BLOCK * size, q++) {
-        if (kind.streams && block_prefetch_due(d, count * QATTN_LANES * size)) block_prefetch_step(&next);
-        f32x16 key[QATTN_VECTORS];
+    for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
+        const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
+        f32x16 sum[QATTN_CHAINS][TILE_ROWS];
         QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) key[v] = f32x16_load_storage(k + v * QATTN_LANES * size, kind.storage);
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain++) {
+            QATTN_UNROLL
+            for (size_t i = 0; i < kind.rows; i++) sum[chain][i] = f32x16_splat(0);
+        }
+        QATTN_UNROLL
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain += CHAINS_AT_ONCE) {
+            size_t d = begin + chain;
+            for (; d + CHAINS_AT_ONCE <= end; d += QATTN_CHAINS) {
+                if (kind.streams &&
+                    block_prefetch_due(d / QATTN_CHAINS, CHAINS_AT_ONCE * QATTN_LANES * storage_size(kind.storage)))
+                    block_prefetch_step(&next);
+                QATTN_UNROLL
+                for (size_t x = 0; x < CHAINS_AT_ONCE; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
+            }
+            QATTN_UNROLL
+            for (size_t x = 0; x + 1 < CHAINS_AT_ONCE; x++) {
+                if (d + x < end) tile_channel(task, kind, keys, d + x, sum[x]);
+            }
+        }
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) {
-            const f32x16 query = f32x16_splat(q[i * task->head_lanes]);
-            QATTN_UNROLL
-            for (size_t v = 0; v < count; v++) sum[i][v] = f32x16_fma(query, key[v], sum[i][v]);
+            const f32x16 all = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
+            t[i] = begin ? t[i] + all : all;
         }
     }
     if (kind.streams) task->next = next;
-    QATTN_UNROLL
-    for (size_t i = 0; i < kind.rows; i++) {
-        QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) t[i][first + v] = sum[i][v];
-    }
 }
 
 /* int8: a score counts by the scale of its key, a weight by the scale of its value. What stands in the scales of keys
@@ -107,10 +123,14 @@ QATTN_INLINE void scale_probabilities(float *probabilities, size_t rows, size_t 
 QATTN_INLINE void tile_probabilities(tile_task *task, tile_kind kind, size_t first, size_t count,
                                      const qattn_forward_args *args, const row_place *places, size_t block_first) {
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
-    const char *keys = task->block.keys + first * QATTN_LANES * storage_size(kind.storage);
+    const char *const keys = task->block.keys + first * QATTN_LANES * storage_size(kind.storage);
     QATTN_UNROLL
-    for (size_t v = 0; v < count; v += QATTN_VECTORS)
-        tile_scores(task, kind, keys, v, count - v < QATTN_VECTORS ? count - v : QATTN_VECTORS, t);
+    for (size_t v = 0; v < count; v++) {
+        f32x16 scores[TILE_ROWS];
+        tile_scores(task, kind, keys + v * QATTN_LANES * storage_size(kind.storage), scores);
+        QATTN_UNROLL
+        for (size_t i = 0; i < kind.rows; i++) t[i][v] = scores[i];
+    }
     if (kind.storage == QATTN_INT8) scale_scores(t, kind.rows, count, task->block.key_scales + first * QATTN_LANES);
     if (kind.masked) {
         QATTN_UNROLL
@@ -170,17 +190,17 @@ QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, 
     if (kind.streams) task->next = next;
 }
 
-/* 3. for `count` vectors of value columns: runs of keys that all rows see, and single keys that some see. */
+/* 3. for `count` vectors of value columns: the block's own sum, then o = o a + sum. Runs of keys that all rows see, and
+ * single keys that some see. The sum starts at -0, which alone leaves every number as it is when added: so a row that
+ * sees no key of the block keeps its bits. */
 QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, size_t column, size_t count) {
     const char *const values = task->block.values + column * storage_size(kind.storage);
     float *const out = task->out + column;
     f32x16 o[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
-        const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++)
-            o[i][c] = f32x16_load(out + i * task->value_lanes + c * QATTN_LANES) * rescale;
+        for (size_t c = 0; c < count; c++) o[i][c] = f32x16_splat(-0.0f);
     }
     for (uint64_t rest = task->any; rest;) {
         const size_t j = (size_t)__builtin_ctzll(rest);
@@ -196,8 +216,12 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, size_t column, si
     }
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
+        const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++) f32x16_store(out + i * task->value_lanes + c * QATTN_LANES, o[i][c]);
+        for (size_t c = 0; c < count; c++) {
+            float *const at = out + i * task->value_lanes + c * QATTN_LANES;
+            f32x16_store(at, f32x16_fma(f32x16_load(at), rescale, o[i][c]));
+        }
     }
 }
 
@@ -229,18 +253,24 @@ QATTN_INLINE void tile_full(tile_task *task, tile_kind kind) {
 /* One tile meets one block that its rows see by task->visible; columns of 16 keys that no row sees cost nothing. */
 QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind, const qattn_forward_args *args, const row_place *places,
                               size_t block_first) {
-    size_t first = (size_t)__builtin_ctzll(task->any) / QATTN_LANES;
-    size_t count = BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES - first;
-    if (count == 3 && first == 1) { /* vectors 1 + (2 + 3): the row sum's own tree is (0 + 1) + (2 + 3) */
-        first = 0;
-        count = 4;
+    /* Caches of 16-bit and int8 values wait for memory: they compute whole blocks, which takes a quarter of the code.
+     */
+    size_t first = 0, count = BLOCK_VECTORS;
+    if (kind.storage == QATTN_FLOAT32) {
+        first = (size_t)__builtin_ctzll(task->any) / QATTN_LANES;
+        count -= (size_t)__builtin_clzll(task->any) / QATTN_LANES + first;
+        if (count == 3 && first == 1) { /* vectors 1 + (2 + 3): the row sum's own tree is (0 + 1) + (2 + 3) */
+            first = 0;
+            count = BLOCK_VECTORS;
+        }
+        switch (count) {
+        case 1: tile_probabilities(task, kind, first, 1, args, places, block_first); break;
+        case 2: tile_probabilities(task, kind, first, 2, args, places, block_first); break;
+        case 3: tile_probabilities(task, kind, first, 3, args, places, block_first); break;
+        default: break;
+        }
     }
-    switch (count) {
-    case 1: tile_probabilities(task, kind, first, 1, args, places, block_first); break;
-    case 2: tile_probabilities(task, kind, first, 2, args, places, block_first); break;
-    case 3: tile_probabilities(task, kind, first, 3, args, places, block_first); break;
-    default: tile_probabilities(task, kind, first, 4, args, places, block_first); break;
-    }
+    if (count == BLOCK_VECTORS) tile_probabilities(task, kind, 0, BLOCK_VECTORS, args, places, block_first);
     tile_all_values(task, kind);
 }
 
@@ -263,7 +293,6 @@ QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind, const qattn_forwa
     TILE_MASKED(QATTN_BFLOAT16, rows)                                                                                  \
     TILE_MASKED(QATTN_INT8, rows)
 TILE_OF(1)
-TILE_OF(2)
 TILE_OF(4)
 TILE_OF(6)
 #undef TILE_OF
@@ -271,8 +300,7 @@ TILE_OF(6)
 #undef TILE_FULL
 #define TILE_CALL(name, rows, ...)                                                                                     \
     ((rows) > 4   ? QATTN_PASTE(QATTN_FUNCTION(name), 6)(__VA_ARGS__)                                                  \
-     : (rows) > 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 4)(__VA_ARGS__)                                                  \
-     : (rows) > 1 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__)                                                  \
+     : (rows) > 1 ? QATTN_PASTE(QATTN_FUNCTION(name), 4)(__VA_ARGS__)                                                  \
                   : QATTN_PASTE(QATTN_FUNCTION(name), 1)(__VA_ARGS__))
 
 /* One tile of `count` rows from row i on meets one block that they see in part, or whole. */

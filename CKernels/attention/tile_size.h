@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tile_size.h - the sizes that the kernels are cut to. None of them changes a bit of any result but QATTN_KEY_BLOCK,
- * QATTN_KEY_CHUNK and QATTN_LANES of CKernels.h, which are the arithmetic contract. */
+ * QATTN_KEY_CHUNK, QATTN_CHANNEL_BLOCK and QATTN_LANES of CKernels.h, which are the arithmetic contract. */
 #ifndef QATTN_TILE_SIZE_H
 #define QATTN_TILE_SIZE_H
 

@@ -23,12 +23,13 @@
 #include <stdint.h>
 
 enum {
-    QATTN_LANES = 16,       /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
-    QATTN_KEY_BLOCK = 64,   /* keys that share one rescaling of a row */
-    QATTN_KEY_CHUNK = 1024, /* keys summed from an empty state; chunks merge from left to right */
-    QATTN_QUERY_BLOCK = 96, /* most rows of one call to forward: what stays in cache while the keys pass by */
-    QATTN_UPCOMING = 4,     /* tensors that forward may be told about in advance */
-    QATTN_ALIGNMENT = 64    /* bytes, for packed keys, packed values and workspace */
+    QATTN_LANES = 16,          /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
+    QATTN_CHANNEL_BLOCK = 128, /* channels of head_dim summed from 0, in four chains of every fourth */
+    QATTN_KEY_BLOCK = 64,      /* keys that share one rescaling of a row, and whose values are summed from 0 */
+    QATTN_KEY_CHUNK = 1024,    /* keys summed from an empty state; chunks merge from left to right */
+    QATTN_QUERY_BLOCK = 96,    /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_UPCOMING = 4,        /* tensors that forward may be told about in advance */
+    QATTN_ALIGNMENT = 64       /* bytes, for packed keys, packed values and workspace */
 };
 
 /* QATTN_INT8 is for packed keys and values alone: one symmetric scale per token and head, value = integer * scale. */

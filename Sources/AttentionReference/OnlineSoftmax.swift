@@ -5,6 +5,8 @@
 let keyBlock = 64
 /// Keys that are summed from an empty state: keys 0 to 1023, 1024 to 2047 and so on.
 let keyChunk = 1024
+/// Channels of query and key whose products are summed from 0.
+let channelBlock = 128
 /// Partial sums of a row's denominator.
 let laneCount = 16
 
@@ -51,14 +53,17 @@ struct OnlineSoftmax {
             lanes[lane] = fma(lanes[lane], rescale, firstPair + secondPair)
         }
 
-        // 4. The numerator, key by key. Others are skipped, not multiplied by zero: 0 * NaN is NaN.
-        output.withUnsafeMutableBufferPointer { output in
-            for d in output.indices { output[d] = output[d] * rescale }
+        // 4. The numerator, key by key, from an empty sum: 64 roundings of small numbers instead of 1024 of growing ones.
+        // The sum starts at -0, which alone leaves every number as it is. Other keys are skipped, not multiplied by
+        // zero: 0 * NaN is NaN.
+        var blockOutput = [Float](repeating: -0.0, count: output.count)
+        blockOutput.withUnsafeMutableBufferPointer { blockOutput in
             for j in 0..<count where isVisible[j] {
-                let (weight, value) = (weights[j], values + j * output.count)
-                for d in output.indices { output[d] = fma(weight, value[d], output[d]) }
+                let (weight, value) = (weights[j], values + j * blockOutput.count)
+                for d in blockOutput.indices { blockOutput[d] = fma(weight, value[d], blockOutput[d]) }
             }
         }
+        for d in output.indices { output[d] = fma(output[d], rescale, blockOutput[d]) }
         maximum = newMaximum
     }
 

@@ -109,7 +109,7 @@ public final class Attention: Sendable {
     }
 
     /// The sink logit of a query head, -inf for softmax.
-    public func sinkLogit(queryHead: Int) -> Float { headSinks.isEmpty ? uniformSink : headSinks[queryHead] }
+    func sinkLogit(queryHead: Int) -> Float { headSinks.isEmpty ? uniformSink : headSinks[queryHead] }
 
     /// Pairs of query and key, over batch and heads, that are seen before any boolean mask or bias.
     package var visiblePairs: Double {

@@ -42,11 +42,20 @@ struct ForwardRun: @unchecked Sendable {
     func runGroups(_ numbers: Range<Int>, slot: Int, worker: Int) {
         for number in numbers {
             let group = schedule.group(number)
+            let next = number + 1 < numbers.upperBound ? schedule.group(number + 1) : nil
             if !group.sequence.blocks.isEmpty { pack(group, blocks: group.sequence.blocks, slot: slot) }
             for head in 0..<schedule.groupHeads {
-                compute(group, head: head, rows: 0..<group.sequence.queries, slot: slot, worker: worker)
+                let rows = QueryRows(group: group, head: head, rows: 0..<group.sequence.queries)
+                let following =
+                    head + 1 < schedule.groupHeads
+                    ? first(of: group, head: head + 1) : next.map { first(of: $0, head: 0) }
+                compute(rows, then: following, nextGroup: next, slot: slot, worker: worker)
             }
         }
+    }
+
+    private func first(of group: Group, head: Int) -> QueryRows {
+        QueryRows(group: group, head: head, rows: 0..<min(QATTN_QUERY_BLOCK, group.sequence.queries))
     }
 
     func pack(_ group: Group, blocks: Range<Int>, slot: Int) {
@@ -65,15 +74,32 @@ struct ForwardRun: @unchecked Sendable {
         attention.kernels.functions.pointee.pack(&arguments)
     }
 
-    /// Computes rows of one query head, counted within the group, in calls of as many as the kernel takes.
-    func compute(_ group: Group, head: Int, rows: Range<Int>, slot: Int, worker: Int) {
-        let queryHead = group.keyValueHead * schedule.groupHeads + head
+    /// Computes rows of one query head, in calls of as many as the kernel takes.
+    ///
+    /// - Parameters:
+    ///   - following: the rows that this worker takes up after these.
+    ///   - nextGroup: the group that this worker packs after it has computed all of this one.
+    func compute(_ rows: QueryRows, then following: QueryRows?, nextGroup: Group?, slot: Int, worker: Int) {
+        let group = rows.group
+        let queryHead = group.keyValueHead * schedule.groupHeads + rows.head
         var arguments = forwardArguments(group.sequence, queryHead: queryHead, slot: slot, worker: worker)
+        let end = rows.rows.upperBound
+        let calls = (group.sequence.queries + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
         withUnsafePointer(to: attention.sinkLogit(queryHead: queryHead)) { sink in
             arguments.sinks = sink
-            for begin in stride(from: rows.lowerBound, to: rows.upperBound, by: QATTN_QUERY_BLOCK) {
+            for begin in stride(from: rows.rows.lowerBound, to: end, by: QATTN_QUERY_BLOCK) {
                 arguments.row_begin = begin
-                arguments.row_end = min(begin + QATTN_QUERY_BLOCK, rows.upperBound)
+                arguments.row_end = min(begin + QATTN_QUERY_BLOCK, end)
+                let next =
+                    arguments.row_end < end
+                    ? QueryRows(
+                        group: group, head: rows.head,
+                        rows: arguments.row_end..<min(arguments.row_end + QATTN_QUERY_BLOCK, end)) : following
+                if let next { announce(next, in: &arguments) }
+                if let nextGroup {
+                    let call = rows.head * calls + begin / QATTN_QUERY_BLOCK
+                    announceKeys(of: nextGroup, part: call, of: calls * schedule.groupHeads, in: &arguments)
+                }
                 attention.kernels.functions.pointee.forward(&arguments)
             }
         }

@@ -127,14 +127,23 @@ extension ForwardRun {
             return
         }
         state.waitToCompute(group: group.number, packItems: packItems)
-        // The last rows see most keys under a causal mask: longest first, so that all workers end together.
-        let (blockFromLast, head) = (item - packItems).quotientAndRemainder(dividingBy: schedule.groupHeads)
-        let queries = group.sequence.queries
-        let begin = ((queries - 1) / schedule.itemRows - blockFromLast) * schedule.itemRows
+        let computeItem = item - packItems
         compute(
-            group, head: head, rows: begin..<min(begin + schedule.itemRows, queries), slot: slot, worker: worker)
+            queryRows(of: group, item: computeItem)!,
+            then: queryRows(of: group, item: computeItem + schedule.workers), nextGroup: nil, slot: slot, worker: worker
+        )
         state.finishedComputeItem(
             of: ForwardSchedule.computeItems(of: group.sequence, rows: schedule.itemRows, heads: schedule.groupHeads),
             next: group.number + schedule.slots)
+    }
+
+    /// The rows of a compute item; nil past the group's last one. The last rows see most keys under a causal mask: longest
+    /// first, so that all workers end together.
+    private func queryRows(of group: Group, item: Int) -> QueryRows? {
+        let (blockFromLast, head) = item.quotientAndRemainder(dividingBy: schedule.groupHeads)
+        let queries = group.sequence.queries
+        let begin = ((queries - 1) / schedule.itemRows - blockFromLast) * schedule.itemRows
+        guard begin >= 0 else { return nil }
+        return QueryRows(group: group, head: head, rows: begin..<min(begin + schedule.itemRows, queries))
     }
 }

@@ -45,7 +45,7 @@ func decimal(_ value: Double, digits: Int, format: Character = "f") -> String {
 }
 
 /// A JSON value. Objects keep the order of their members.
-enum JSONValue {
+indirect enum JSONValue {
     case string(String)
     case integer(Int)
     /// Seven to nine significant digits, as many as a Float needs; what is not finite becomes null.

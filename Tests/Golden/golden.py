@@ -218,7 +218,7 @@ tail = {"Q": Qa, "K": Ka, "V": Va, "Lk": 5, "padded_to": 8, "O_f64": o64(ok["O"]
 xa = [2., -1., 0.5, 0., -3.]; ga = [1., 2., -1., 0.5, 4.]; x = [F(a) for a in xa]; g = [F(a) for a in ga]
 oth = []
 def add(name, f, grad, **kw):
-    d = dict(name=name, x=xa, dp=ga, **kw); p = f(x); put(d, "p", p); put(d, "dx", grad(p)); 
+    d = dict(name=name, x=xa, dp=ga, **kw); p = f(x); put(d, "p", p); put(d, "dx", grad(p));
     for i in range(len(x)):                       # finite-difference check at 70 digits
         h = mp.mpf(10) ** -25; a = list(x); b = list(x); a[i] += h; b[i] -= h
         fa = mp.fsum([u * v for u, v in zip(f(a), g)]); fb = mp.fsum([u * v for u, v in zip(f(b), g)])

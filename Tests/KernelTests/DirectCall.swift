@@ -29,6 +29,8 @@ struct DirectCall: Sendable {
     var keyStride = 1
     /// Rows per call of the forward function, 96 at most.
     var rowsPerCall = Int(QATTN_QUERY_BLOCK)
+    /// Whether lse and sink shares are asked for; if not, they come back as NaN.
+    var wantsSums = true
     /// The kernels that pack; nil: those that compute.
     var packing: KernelTable?
 }
@@ -85,8 +87,13 @@ extension DirectCall {
             arguments.out = out.start
             arguments.out_strides.query = out.stride
             arguments.out_storage = outStorage.kernelStorage
-            arguments.lse = logSumExp.start
-            arguments.sink_share = sinkShare.start
+            arguments.lse = wantsSums ? logSumExp.start : nil
+            arguments.sink_share = wantsSums ? sinkShare.start : nil
+            // Announced rows are fetched at most, never read: even those that are not there.
+            arguments.upcoming.0 = qattn_upcoming_rows(
+                base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 10, row_bytes: 4 * queries.width)
+            arguments.upcoming.1 = qattn_upcoming_rows(
+                base: UnsafeRawPointer(bitPattern: 64), stride_bytes: -4096, rows: rows, row_bytes: 256)
             arguments.workspace = workspace.start
             kernels.functions.pointee.forward(&arguments)
         }

@@ -32,4 +32,12 @@ import Testing
             try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")
         }
     }
+
+    @Test("lse and sink share are not written unasked", arguments: KernelTable.available, shapes)
+    func optionalSums(kernels: KernelTable, shape: AttentionCase) throws {
+        let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
+        let actual = try DirectCall(wantsSums: false).run(problem, kernels)
+        try requireSameBits("out", actual.output, problem.reference.output, "\(kernels) \(shape)")
+        #expect(actual.logSumExp.allSatisfy(\.isNaN) && actual.sinkShare.allSatisfy(\.isNaN))
+    }
 }

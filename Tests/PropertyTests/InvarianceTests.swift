@@ -63,7 +63,7 @@ import Testing
     /// Work that is enough for several threads.
     @Test("threads", arguments: kernelSets)
     func threads(kernels: KernelSet) throws {
-        try forAll(AttentionCase.self, cases: caseCount / 6) { original in
+        try forAll(AttentionCase.self, cases: caseCount / 12) { original in
             var shape = original
             shape.queries = max(100, shape.queries)
             shape.keys = max(400, shape.keys)

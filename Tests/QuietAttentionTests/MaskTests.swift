@@ -99,6 +99,34 @@ import Testing
         #expect(try problem.run(Attention(shape)).bits != expected.bits)
     }
 
+    /// Every batch item, head and row has entries of its own: each head alone gives the same.
+    @Test func entriesBelongToTheirHeads() throws {
+        let shape = try AttentionShape(
+            batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 3, keys: 70, headDimension: 4, valueDimension: 2)
+        let problem = Problem(shape)
+        let entries = 2 * 4 * 3 * 70
+        let biasValues = (0..<entries).map { Float($0 * 7 % 23) / 8 }
+        let allowedValues = (0..<entries).map { $0 * 11 % 17 > 4 }
+        let bias = try BroadcastTensor(biasValues, batch: 2, heads: 4, queries: 3, keys: 70)
+        let allowed = try BroadcastTensor(allowedValues, batch: 2, heads: 4, queries: 3, keys: 70)
+        let whole = try problem.run(Attention(shape, mask: .none.allowing(allowed), bias: bias))
+
+        let single = try AttentionShape(queryHeads: 1, queries: 3, keys: 70, headDimension: 4, valueDimension: 2)
+        for head in 0..<8 {
+            let own = head * 3 * 70..<(head + 1) * 3 * 70
+            let attention = try Attention(
+                single, mask: .none.allowing(BroadcastTensor(Array(allowedValues[own]), queries: 3, keys: 70)),
+                bias: BroadcastTensor(Array(biasValues[own]), queries: 3, keys: 70))
+            let keyHead = head / 2
+            let result = try attention.forward(
+                queries: Array(problem.queries[head * 12..<(head + 1) * 12]),
+                keys: Array(problem.keys[keyHead * 280..<(keyHead + 1) * 280]),
+                values: Array(problem.values[keyHead * 140..<(keyHead + 1) * 140]))
+            #expect(bits(result.output) == bits(Array(whole.output[head * 6..<(head + 1) * 6])))
+            #expect(bits(result.logSumExp) == bits(Array(whole.logSumExp[head * 3..<(head + 1) * 3])))
+        }
+    }
+
     @Test func biasOfMinusInfinityHides() throws {
         let shape = try AttentionShape(queryHeads: 2, queries: 70, keys: 70, headDimension: 4)
         let problem = Problem(shape)

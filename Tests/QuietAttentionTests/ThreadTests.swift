@@ -24,7 +24,7 @@ extension Attention {
     static let shapes = [
         try! AttentionShape(queryHeads: 1, queries: 200, keys: 300, headDimension: 8),
         try! AttentionShape(batch: 3, queryHeads: 6, keyValueHeads: 3, queries: 33, keys: 129, headDimension: 5),
-        try! AttentionShape(batch: 40, queryHeads: 2, queries: 3, keys: 4, headDimension: 3),
+        try! AttentionShape(batch: 60, queryHeads: 2, queries: 20, keys: 70, headDimension: 3),
         try! AttentionShape(queryHeads: 8, keyValueHeads: 1, queries: 1, keys: 1100, headDimension: 4),
         try! AttentionShape(batch: 2, queryHeads: 3, queries: 5, keys: 0, headDimension: 4),
         try! AttentionShape(

@@ -16,26 +16,45 @@ struct QuietProcess {
     }
 
     init(_ arguments: [String], environment: [String: String] = [:]) throws {
-        let process = Process()
-        process.executableURL = try Self.executable()
-        process.arguments = arguments
+        let folder = try TemporaryFolder()
         var variables = ProcessInfo.processInfo.environment.merging(environment) { $1 }
         // Under AddressSanitizer the parser of arguments is found to leak when it refuses an option of a group.
         variables["ASAN_OPTIONS"] = [variables["ASAN_OPTIONS"], "detect_leaks=0"].compactMap(\.self).joined(
             separator: ":")
-        process.environment = variables
-        let (output, diagnostics) = (Pipe(), Pipe())
-        process.standardOutput = output
-        process.standardError = diagnostics
-        try process.run()
-        // Neither fills its pipe before the other is read: both are short.
-        self.output = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        self.diagnostics = String(decoding: diagnostics.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
+
+        let status = try Self.run(
+            try Self.executable().path, arguments, variables: variables.map { "\($0)=\($1)" },
+            output: folder("output"), diagnostics: folder("diagnostics"))
         // A signal is no status: a trap must not look like an orderly failure.
-        try #require(
-            process.terminationReason == .exit, "quiet \(arguments) ended with signal \(process.terminationStatus)")
-        status = process.terminationStatus
+        try #require(status & 0x7f == 0, "quiet \(arguments) ended with signal \(status & 0x7f)")
+        self.status = (status >> 8) & 0xff
+        output = String(decoding: try bytes(ofFile: folder("output")), as: UTF8.self)
+        diagnostics = String(decoding: try bytes(ofFile: folder("diagnostics")), as: UTF8.self)
+    }
+
+    /// Returns what waitpid reports. Not Foundation's Process, in which LeakSanitizer finds leaks.
+    private static func run(
+        _ path: String, _ arguments: [String], variables: [String], output: String, diagnostics: String
+    ) throws -> Int32 {
+        #if canImport(Darwin)
+            var actions: posix_spawn_file_actions_t?
+        #else
+            var actions = posix_spawn_file_actions_t()
+        #endif
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT, 0o600)
+        posix_spawn_file_actions_addopen(&actions, 2, diagnostics, O_WRONLY | O_CREAT, 0o600)
+
+        let words = ([path] + arguments).map { strdup($0) }
+        let settings = variables.map { strdup($0) }
+        defer { for text in words + settings { free(text) } }
+        var process = pid_t()
+        let error = posix_spawn(&process, path, &actions, nil, words + [nil], settings + [nil])
+        try #require(error == 0, "\(path): \(String(cString: strerror(error)))")
+        var status: Int32 = 0
+        while waitpid(process, &status, 0) < 0 { try #require(errno == EINTR) }
+        return status
     }
 
     /// The members of the JSON object that was printed.

@@ -16,6 +16,9 @@ extension AttentionCase: PropertyCase {
         var result = AttentionCase(
             queries: queries, keys: keys, headDimension: generator.next(in: 1...20),
             valueDimension: generator.next(in: 1...36))
+        if generator.chance(1, outOf: 8) {
+            result.headDimension = generator.element(of: Sizes.headDimensions.filter { $0 < 200 })
+        }
         result.batch = generator.next(in: 1...2)
         result.keyValueHeads = generator.next(in: 1...2)
         result.group = generator.next(in: 1...3)

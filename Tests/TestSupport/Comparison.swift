@@ -51,7 +51,7 @@ private func place(_ index: Int, in extents: [Int]) -> String {
         places.append(rest % extent)
         rest /= extent
     }
-    return "\(places.reversed()) (element \(index))"
+    return "\([Int](places.reversed())) (element \(index))"
 }
 
 /// `|actual - expected| / |expected|` in the 2-norm; NaN or infinity in either makes the result NaN. Where `expected` is

@@ -22,7 +22,9 @@ private struct Prepared: @unchecked Sendable {
 
 let benchmarks: @Sendable () -> Void = {
     Benchmark.defaultConfiguration = .init(
-        metrics: [.wallClock, Metric.rate, Metric.fraction, Metric.ratio, Metric.workspace], warmupIterations: 0,
+        metrics: [.wallClock, Metric.rate, Metric.fraction, Metric.ratio, Metric.workspace],
+        units: [Metric.rate: .count, Metric.ratio: .count, Metric.fraction: .count, Metric.workspace: .count],
+        warmupIterations: 0,
         maxDuration: .seconds(3))
     let environment = ProcessInfo.processInfo.environment
     let threads = environment["ATTENTION_BENCHMARK_THREADS"].flatMap { Int($0) } ?? 1

@@ -15,8 +15,9 @@
         SET##_vector chain[CHAINS], factor = 0.5f, addend = 0.25f;                                                     \
         UNROLL(int i = 0; i < CHAINS; i++) chain[i] = (float)i;                                                        \
         __asm__ volatile("" : "+m"(factor), "+m"(addend)); /* unknown, so that nothing folds */                        \
-        for (size_t n = 0; n < rounds; n++)                                                                            \
-            UNROLL(int i = 0; i < CHAINS; i++) { chain[i] = chain[i] * factor + addend; }                              \
+        for (size_t n = 0; n < rounds; n++) UNROLL(int i = 0; i < CHAINS; i++) {                                       \
+                chain[i] = chain[i] * factor + addend;                                                                 \
+            }                                                                                                          \
         UNROLL(int i = 1; i < CHAINS; i++) chain[0] += chain[i];                                                       \
         __asm__ volatile("" : "+m"(chain[0])); /* used, so that nothing is left out */                                 \
         return (double)rounds * CHAINS * LANES * 2;                                                                    \
@@ -27,14 +28,13 @@
         const size_t stream = count / (8 * LANES) * LANES;                                                             \
         SET##_vector sum[8];                                                                                           \
         UNROLL(int i = 0; i < 8; i++) sum[i] = 0.0f;                                                                   \
-        for (size_t n = 0; n < stream; n += LANES)                                                                     \
-            UNROLL(int i = 0; i < 8; i++) { sum[i] += *(const SET##_unaligned *)(data + (size_t)i * stream + n); }     \
+        for (size_t n = 0; n < stream; n += LANES) UNROLL(int i = 0; i < 8; i++) {                                     \
+                sum[i] += *(const SET##_unaligned *)(data + (size_t)i * stream + n);                                   \
+            }                                                                                                          \
         UNROLL(int i = 1; i < 8; i++) sum[0] += sum[i];                                                                \
         float total = 0;                                                                                               \
-        for (int i = 0; i < LANES; i++)                                                                                \
-            total += sum[0][i];                                                                                        \
-        for (size_t n = 8 * stream; n < count; n++)                                                                    \
-            total += data[n];                                                                                          \
+        for (int i = 0; i < LANES; i++) total += sum[0][i];                                                            \
+        for (size_t n = 8 * stream; n < count; n++) total += data[n];                                                  \
         return total;                                                                                                  \
     }
 
@@ -44,18 +44,14 @@ DEFINE_CEILINGS(v3, __attribute__((target("arch=x86-64-v3"))), 8, 12)
 DEFINE_CEILINGS(base, , 4, 12)
 
 double ceilings_multiply_add(size_t rounds) {
-    if (__builtin_cpu_supports("x86-64-v4"))
-        return v4_multiply_add(rounds);
-    if (__builtin_cpu_supports("x86-64-v3"))
-        return v3_multiply_add(rounds);
+    if (__builtin_cpu_supports("x86-64-v4")) return v4_multiply_add(rounds);
+    if (__builtin_cpu_supports("x86-64-v3")) return v3_multiply_add(rounds);
     return base_multiply_add(rounds);
 }
 
 float ceilings_read(const float *data, size_t count) {
-    if (__builtin_cpu_supports("x86-64-v4"))
-        return v4_read(data, count);
-    if (__builtin_cpu_supports("x86-64-v3"))
-        return v3_read(data, count);
+    if (__builtin_cpu_supports("x86-64-v4")) return v4_read(data, count);
+    if (__builtin_cpu_supports("x86-64-v3")) return v3_read(data, count);
     return base_read(data, count);
 }
 #else
