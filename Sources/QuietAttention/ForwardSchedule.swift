@@ -81,8 +81,11 @@ struct ForwardSchedule: Sendable {
         firstTickets = takesWholeGroups ? [] : first
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
-        slots = Self.slots(workers: workers, whole: takesWholeGroups, groups: groups, items: items)
-        memory = try Memory(shape, keys: sequences.reduce(0) { max($0, $1.keys) }, slots: slots, workers: workers)
+        let keys = sequences.reduce(0) { max($0, $1.keys) }
+        slots = Self.slots(
+            workers: workers, whole: takesWholeGroups, groups: groups, items: items,
+            slotBytes: Memory.packedKeyBytes(shape, keys: keys) + Memory.packedValueBytes(shape, keys: keys))
+        memory = try Memory(shape, keys: keys, slots: slots, workers: workers)
     }
 
     /// Estimates of how long the work takes on one thread.
@@ -124,12 +127,14 @@ struct ForwardSchedule: Sendable {
         return rows
     }
 
-    /// Slots so that workers who finished a group need not wait for the others before they pack the next one.
-    private static func slots(workers: Int, whole: Bool, groups: Int, items: Int) -> Int {
+    /// Slots so that workers who finished a group need not wait for the others before they pack the next ones: on a busy
+    /// machine a worker may lose its CPU for the time of several small groups.
+    private static func slots(workers: Int, whole: Bool, groups: Int, items: Int, slotBytes: Int) -> Int {
         if workers == 1 { return 1 }
         if whole { return workers }
         let itemsPerGroup = max(1, items / max(groups, 1))
-        return max(1, min(groups, max(2, 1 + (2 * workers + itemsPerGroup - 1) / itemsPerGroup)))
+        let ahead = slotBytes <= 1 << 20 ? 4 : 2
+        return max(1, min(groups, max(ahead, 1 + (2 * workers + itemsPerGroup - 1) / itemsPerGroup)))
     }
 
     // MARK: - Items
@@ -198,8 +203,8 @@ struct ForwardSchedule: Sendable {
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
         init(_ shape: AttentionShape, keys: Int, slots: Int, workers: Int) throws(AttentionError) {
-            keyBytes = Self.bytes(ofFloats: qattn_packed_key_count(keys, shape.headDimension))
-            let valueBytes = Self.bytes(ofFloats: qattn_packed_value_count(keys, shape.valueDimension))
+            keyBytes = Self.packedKeyBytes(shape, keys: keys)
+            let valueBytes = Self.packedValueBytes(shape, keys: keys)
             workspaceBytes = Self.aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
             slotBytes = keyBytes + valueBytes
             // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
@@ -212,6 +217,14 @@ struct ForwardSchedule: Sendable {
             workspaces = slotsBytes
             counters = workspaces + workers * workspaceBytes
             byteCount = counters + (workers > 1 ? Self.counterCount(slots: slots) * Self.counterStride : 0)
+        }
+
+        static func packedKeyBytes(_ shape: AttentionShape, keys: Int) -> Int {
+            bytes(ofFloats: qattn_packed_key_count(keys, shape.headDimension))
+        }
+
+        static func packedValueBytes(_ shape: AttentionShape, keys: Int) -> Int {
+            bytes(ofFloats: qattn_packed_value_count(keys, shape.valueDimension))
         }
 
         private static func aligned(_ bytes: Int) -> Int {
