@@ -10,10 +10,10 @@ let package = Package(
     products: [
         .library(name: "QuietAttention", targets: ["QuietAttention"]),
         .library(name: "AttentionReference", targets: ["AttentionReference"]),
-        .executable(name: "quiet", targets: ["quiet"]),
     ],
     dependencies: [
-        // The command line only: a package that uses the libraries does not resolve it.
+        // For the command line only. `quiet` is no declared product, and so a package that uses the libraries does not
+        // resolve this; `swift run quiet` finds the target all the same.
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
     ],
     targets: [

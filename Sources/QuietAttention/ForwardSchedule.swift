@@ -81,8 +81,11 @@ struct ForwardSchedule: Sendable {
         firstTickets = takesWholeGroups ? [] : first
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
-        slots = Self.slots(workers: workers, whole: takesWholeGroups, groups: groups, items: items)
-        memory = try Memory(shape, keys: sequences.reduce(0) { max($0, $1.keys) }, slots: slots, workers: workers)
+        let keys = sequences.reduce(0) { max($0, $1.keys) }
+        slots = Self.slots(
+            workers: workers, whole: takesWholeGroups, groups: groups, items: items,
+            slotBytes: Memory.packedBytes(shape, keys: keys))
+        memory = try Memory(shape, keys: keys, slots: slots, workers: workers)
     }
 
     /// Estimates of how long the work takes on one thread.
@@ -124,12 +127,14 @@ struct ForwardSchedule: Sendable {
         return rows
     }
 
-    /// Slots so that workers who finished a group need not wait for the others before they pack the next one.
-    private static func slots(workers: Int, whole: Bool, groups: Int, items: Int) -> Int {
+    /// Slots so that workers who finished a group need not wait for the others before they pack the next ones: on a busy
+    /// machine a worker may lose its CPU for the time of several small groups.
+    private static func slots(workers: Int, whole: Bool, groups: Int, items: Int, slotBytes: Int) -> Int {
         if workers == 1 { return 1 }
         if whole { return workers }
         let itemsPerGroup = max(1, items / max(groups, 1))
-        return max(1, min(groups, max(2, 1 + (2 * workers + itemsPerGroup - 1) / itemsPerGroup)))
+        let ahead = slotBytes <= 1 << 20 ? 4 : 2
+        return max(1, min(groups, max(ahead, 1 + (2 * workers + itemsPerGroup - 1) / itemsPerGroup)))
     }
 
     // MARK: - Items
@@ -198,9 +203,8 @@ struct ForwardSchedule: Sendable {
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
         init(_ shape: AttentionShape, keys: Int, slots: Int, workers: Int) throws(AttentionError) {
-            let blockBytes = qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
             workspaceBytes = Self.aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
-            slotBytes = SequencePlan.blocks(of: keys) * blockBytes
+            slotBytes = Self.packedBytes(shape, keys: keys)
             // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
             let (slotsBytes, overflow) = slotBytes.multipliedReportingOverflow(by: slots)
             guard !overflow, slotsBytes < Int.max / 2 else {
@@ -211,6 +215,11 @@ struct ForwardSchedule: Sendable {
             workspaces = slotsBytes
             counters = workspaces + workers * workspaceBytes
             byteCount = counters + (workers > 1 ? Self.counterCount(slots: slots) * Self.counterStride : 0)
+        }
+
+        /// Of the packed keys and values of one group.
+        static func packedBytes(_ shape: AttentionShape, keys: Int) -> Int {
+            SequencePlan.blocks(of: keys) * qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
         }
 
         private static func aligned(_ bytes: Int) -> Int {
