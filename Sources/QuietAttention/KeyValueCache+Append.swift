@@ -76,17 +76,52 @@ extension KeyValueCache {
             throw AttentionError(
                 .cacheLimit, "keys", expected: "at most \(maximumTokens) tokens in the cache", found: "\(held)")
         }
-        var added: [KeyValuePage] = []
         let sharesLast = count % Self.pageTokens != 0 && !isKnownUniquelyReferenced(&pages[pages.count - 1])
-        if sharesLast { added.append(try KeyValuePage(copying: pages[pages.count - 1], allocate)) }
-        let more = SequencePlan.blocks(of: count + tokens) - SequencePlan.blocks(of: count)
-        for _ in 0..<more { added.append(try KeyValuePage(byteCount: pageBytes, allocate)) }
-
-        if sharesLast { pages.removeLast() }
-        pages.removeFirst(freed - freedPages)
+        let grown = SequencePlan.blocks(of: count + tokens) - SequencePlan.blocks(of: count)
+        let added = try takePages(grown + (sharesLast ? 1 : 0))
+        if sharesLast {
+            let shared = pages.removeLast()
+            added[0].address.copyMemory(from: shared.address, byteCount: pageBytes)
+        }
+        if freed > freedPages {
+            // What the window leaves behind is of use for tokens to come.
+            let room = max(0, pagesAhead - spares.count)
+            spares += pages.prefix(min(freed - freedPages, room))
+            pages.removeFirst(freed - freedPages)
+        }
         pages += added
         freedPages = freed
         count += tokens
+    }
+
+    /// Spare pages worth holding: allocating many together is what makes large pages of memory.
+    private var pagesAhead: Int { max(1, pages.count / 8) }
+
+    /// Pages that are this cache's own: spares that no copy of the cache has too, and new ones.
+    private mutating func takePages(_ count: Int) throws(AttentionError) -> [KeyValuePage] {
+        var taken: [KeyValuePage] = []
+        while taken.count < count, var spare = spares.popLast() {
+            // The copy that comes last to a spare page finds it its own.
+            if isKnownUniquelyReferenced(&spare) { taken.append(spare) }
+        }
+        if taken.count == count { return taken }
+        let missing = count - taken.count
+        // As many as make a large page.
+        let together = (AlignedMemory.largePage - 1) / pageBytes + 1
+        let ahead = max(missing, min(pagesAhead, together))
+        var allocated: [KeyValuePage] = []
+        while allocated.count < ahead {
+            let extent = min(together, ahead - allocated.count)
+            do {
+                allocated += try KeyValuePage.pages(extent, byteCount: pageBytes, allocate)
+            } catch {
+                spares = taken
+                throw error
+            }
+        }
+        taken += allocated.prefix(missing)
+        spares = Array(allocated.dropFirst(missing).reversed())
+        return taken
     }
 
     private func pack(

@@ -13,7 +13,8 @@ import CKernels
 ///
 /// A value: copies are independent. It is stored in pages of ``pageTokens`` tokens that copies share, so a copy takes a
 /// pointer per page and no keys; when two copies that share a partly filled last page both go on, one of them copies that
-/// page. Pages never move and are never copied to grow. Several tasks may read one cache, or write to copies of it.
+/// page. Pages never move and are never copied to grow; room for an eighth more than is held, up to 2 MB, is allocated
+/// ahead. Several tasks may read one cache, or write to copies of it.
 ///
 /// *Storage*. 16-bit storage rounds each element to nearest even; what comes in that type is kept exactly. int8 has one
 /// scale per token, head, and of keys and values: with `amax` the largest magnitude of the token's key (value),
@@ -65,10 +66,12 @@ public struct KeyValueCache: Sendable {
     public internal(set) var count = 0
     /// Those that hold tokens from `freedPages * pageTokens` on.
     var pages: [KeyValuePage] = []
+    /// Pages for tokens to come: allocated with others, or left behind by the window.
+    var spares: [KeyValuePage] = []
     /// Pages that the window has left behind.
     var freedPages = 0
     let pageBytes: Int
-    let allocate: KeyValuePage.Allocate
+    let allocate: AlignedMemory.Allocate
 
     /// Tokens of a page.
     public static let pageTokens = QATTN_KEY_BLOCK
@@ -92,13 +95,13 @@ public struct KeyValueCache: Sendable {
         try self.init(
             keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
             storage: storage, window: window, maximumTokens: maximumTokens, kernels: kernels,
-            allocate: KeyValuePage.systemMemory)
+            allocate: AlignedMemory.allocate)
     }
 
     /// With memory from elsewhere, which tests let fail.
     init(
         keyValueHeads: Int, headDimension: Int, valueDimension: Int?, storage: Storage, window: Int?,
-        maximumTokens: Int?, kernels: KernelSet?, allocate: @escaping KeyValuePage.Allocate
+        maximumTokens: Int?, kernels: KernelSet?, allocate: @escaping AlignedMemory.Allocate
     ) throws(AttentionError) {
         let most = AttentionShape.longestSequence
         // Of one head: checks the dimensions.
@@ -136,8 +139,8 @@ public struct KeyValueCache: Sendable {
     /// behind, up to ``count``.
     public var positions: Range<Int> { freedPages * Self.pageTokens..<count }
 
-    /// Bytes of all pages held, those shared with copies included.
-    public var byteCount: Int { pages.count * pageBytes }
+    /// Bytes of all pages held, those shared with copies and those for tokens to come included.
+    public var byteCount: Int { (pages.count + spares.count) * pageBytes }
 
     /// Bytes of the keys, values and scales of one token.
     package var bytesPerToken: Int {
@@ -163,7 +166,7 @@ public struct KeyValueCache: Sendable {
                 .cacheRange, "length", expected: "0, or as many tokens as leave the window of \(window ?? 0) whole",
                 found: "\(length), where tokens are held from position \(positions.lowerBound) on")
         }
-        if length == 0 { freedPages = 0 }
+        if length == 0 { (freedPages, spares) = (0, []) }
         pages.removeLast(pages.count - (SequencePlan.blocks(of: length) - freedPages))
         count = length
     }
