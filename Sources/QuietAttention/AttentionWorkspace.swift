@@ -1,16 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AttentionWorkspace.swift - memory that calls reuse.
 
-import CKernels
 import Synchronization
-
-#if canImport(Darwin)
-    import Darwin
-#elseif canImport(Glibc)
-    import Glibc
-#elseif canImport(Musl)
-    import Musl
-#endif
 
 /// Memory for packed keys and values that calls take, use and return: after the first call of a size, none allocates.
 ///
@@ -55,7 +46,7 @@ public final class AttentionWorkspace: Sendable {
             pool.byteCount -= pool.idle.reduce(0) { $0 + $1.byteCount }
             return pool.idle
         }
-        for buffer in idle { free(buffer.address) }
+        for buffer in idle { AlignedMemory.free(buffer.address) }
     }
 
     /// A buffer of at least so many bytes, aligned for the kernels, contents irrelevant.
@@ -68,8 +59,8 @@ public final class AttentionWorkspace: Sendable {
             return (nil, outgrown)
         }
         if let found { return found }
-        free(outgrown?.address)
-        guard let address = Self.allocate(byteCount: byteCount) else {
+        if let outgrown { AlignedMemory.free(outgrown.address) }
+        guard let address = AlignedMemory.allocate(byteCount) else {
             throw AttentionError(.memory, "workspace", expected: "\(byteCount) bytes of memory", found: "none")
         }
         pool.withLock { $0.byteCount += byteCount }
@@ -78,12 +69,5 @@ public final class AttentionWorkspace: Sendable {
 
     func give(back buffer: Buffer) {
         pool.withLock { $0.idle.append(buffer) }
-    }
-
-    /// nil when there is no such memory; no 64-bit system has addresses for 2^56 bytes.
-    private static func allocate(byteCount: Int) -> UnsafeMutableRawPointer? {
-        var address: UnsafeMutableRawPointer?
-        guard byteCount < 1 << 56, posix_memalign(&address, QATTN_ALIGNMENT, byteCount) == 0 else { return nil }
-        return address
     }
 }

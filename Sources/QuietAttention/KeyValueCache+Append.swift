@@ -78,20 +78,24 @@ extension KeyValueCache {
         }
         let sharesLast = count % Self.pageTokens != 0 && !isKnownUniquelyReferenced(&pages[pages.count - 1])
         let grown = SequencePlan.blocks(of: count + tokens) - SequencePlan.blocks(of: count)
-        var added = try takePages(grown + (sharesLast ? 1 : 0))
+        let added = try takePages(grown + (sharesLast ? 1 : 0))
         if sharesLast {
             let shared = pages.removeLast()
             added[0].address.copyMemory(from: shared.address, byteCount: pageBytes)
         }
         if freed > freedPages {
-            // What the window leaves behind is of use for tokens to come, one page for a page.
-            spares += pages.prefix(min(freed - freedPages, grown))
+            // What the window leaves behind is of use for tokens to come.
+            let room = max(0, pagesAhead - spares.count)
+            spares += pages.prefix(min(freed - freedPages, room))
             pages.removeFirst(freed - freedPages)
         }
         pages += added
         freedPages = freed
         count += tokens
     }
+
+    /// Spare pages worth holding: allocating many together is what makes large pages of memory.
+    private var pagesAhead: Int { max(1, pages.count / 8) }
 
     /// Pages that are this cache's own: spares that no copy of the cache has too, and new ones.
     private mutating func takePages(_ count: Int) throws(AttentionError) -> [KeyValuePage] {
@@ -102,12 +106,18 @@ extension KeyValueCache {
         }
         if taken.count == count { return taken }
         let missing = count - taken.count
-        let together = max(1, (AlignedMemory.largePage + pageBytes - 1) / pageBytes)
-        let ahead = max(missing, min(pages.count / 8, together))
+        // As many as make a large page.
+        let together = (AlignedMemory.largePage - 1) / pageBytes + 1
+        let ahead = max(missing, min(pagesAhead, together))
         var allocated: [KeyValuePage] = []
         while allocated.count < ahead {
             let extent = min(together, ahead - allocated.count)
-            allocated += try KeyValuePage.pages(extent, byteCount: pageBytes, allocate)
+            do {
+                allocated += try KeyValuePage.pages(extent, byteCount: pageBytes, allocate)
+            } catch {
+                spares = taken
+                throw error
+            }
         }
         taken += allocated.prefix(missing)
         spares = Array(allocated.dropFirst(missing).reversed())

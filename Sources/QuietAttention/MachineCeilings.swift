@@ -30,14 +30,15 @@ package enum MachineCeilings {
     /// - Parameter seconds: how long to measure, about.
     package static func readBandwidth(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double {
         let count = (256 << 20) / MemoryLayout<Float>.stride
-        let data = [Float](repeating: 1, count: count)
-        let best = data.withUnsafeBufferPointer { buffer in
-            nonisolated(unsafe) let data = buffer
-            return bestSeconds(within: seconds) {
-                DispatchQueue.concurrentPerform(iterations: threads) { thread in
-                    let part = count / threads * thread..<count / threads * (thread + 1)
-                    _ = kernels.functions.pointee.read_probe(data.baseAddress! + part.lowerBound, part.count)
-                }
+        // As caches and workspaces are: in large pages, which are read faster.
+        guard let address = AlignedMemory.allocate(count * MemoryLayout<Float>.stride) else { return .nan }
+        defer { AlignedMemory.free(address) }
+        nonisolated(unsafe) let data = address.bindMemory(to: Float.self, capacity: count)
+        data.initialize(repeating: 1, count: count)
+        let best = bestSeconds(within: seconds) {
+            DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                let part = count / threads * thread..<count / threads * (thread + 1)
+                _ = kernels.functions.pointee.read_probe(data + part.lowerBound, part.count)
             }
         }
         return Double(count / threads * threads * MemoryLayout<Float>.stride) / best / 1e9

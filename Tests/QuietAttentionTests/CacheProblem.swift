@@ -52,7 +52,7 @@ struct CacheProblem {
     func cache(
         _ storage: KeyValueCache.Storage = .float32, window: Int? = nil, maximumTokens: Int? = nil,
         kernels: KernelSet? = nil, appending range: Range<Int>? = nil,
-        allocate: @escaping KeyValuePage.Allocate = KeyValuePage.systemMemory
+        allocate: @escaping AlignedMemory.Allocate = AlignedMemory.allocate
     ) throws -> KeyValueCache {
         var cache = try KeyValueCache(
             keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
@@ -118,8 +118,8 @@ extension AttentionResult {
 }
 
 /// Memory that is NaN in every storage, and whose scales are.
-let memoryOfNaN: KeyValuePage.Allocate = { byteCount in
-    let address = KeyValuePage.systemMemory(byteCount)
+let memoryOfNaN: AlignedMemory.Allocate = { byteCount in
+    let address = AlignedMemory.allocate(byteCount)
     address?.initializeMemory(as: UInt8.self, repeating: 0xff, count: byteCount)
     return address
 }

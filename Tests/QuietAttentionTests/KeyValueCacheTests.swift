@@ -88,7 +88,39 @@ import Testing
         #expect(cache.count == 5)
     }
 
+    @Test func anEighthIsAllocatedAhead() throws {
+        let problem = CacheProblem(tokens: 5000)
+        var cache = try problem.cache(appending: 0..<4096)
+        #expect(cache.byteCount == 64 * cache.pageBytes)
+        try problem.append(4096..<4097, to: &cache)
+        #expect(cache.byteCount == (64 + 8) * cache.pageBytes)
+        var branch = cache
+        // Spare pages of both are used by the one that comes last to them.
+        for begin in stride(from: 4097, to: 4961, by: 96) {
+            try problem.append(begin..<begin + 96, to: &branch)
+            try problem.append(begin..<begin + 96, to: &cache)
+        }
+        #expect(Set(pages(cache)).intersection(pages(branch)) == Set(pages(cache).prefix(64)))
+        let (attention, queries) = (try problem.attention(), problem.queries(4960..<4961))
+        let expected = try problem.forward(4960..<4961).bits
+        #expect(try attention.attend(queries: queries, cache: cache).bits == expected)
+        #expect(try attention.attend(queries: queries, cache: branch).bits == expected)
+        try cache.truncate(to: 0)
+        #expect(cache.byteCount == 0)
+    }
+
     // MARK: - Windows
+
+    @Test func aWindowUsesItsPagesAgain() throws {
+        let problem = CacheProblem(tokens: 2000)
+        let memory = LimitedMemory(8)
+        var cache = try problem.cache(window: 200, allocate: memory.allocate)
+        for token in 0..<2000 { try problem.append(token..<token + 1, to: &cache) }
+        #expect(cache.byteCount <= 6 * cache.pageBytes)
+        let attention = try problem.attention()
+        let expected = try problem.forward(1999..<2000, mask: .window(200)).bits
+        #expect(try attention.attend(queries: problem.queries(1999..<2000), cache: cache).bits == expected)
+    }
 
     @Test func aWindowFreesWhatNoNewTokenSees() throws {
         var cache = try problem.cache(window: 100, appending: 0..<163)
@@ -97,7 +129,8 @@ import Testing
         // Token 163 sees keys from 64 on.
         try problem.append(163..<164, to: &cache)
         #expect(cache.positions == 64..<164)
-        #expect(cache.byteCount == 2 * 2 * 64 * (5 + 32) * 4)
+        // The page left behind is for tokens to come.
+        #expect(cache.byteCount == 3 * cache.pageBytes)
         try problem.append(164..<226, to: &cache)
         #expect(cache.positions == 64..<226)
         try problem.append(226..<227, to: &cache)
@@ -156,18 +189,16 @@ import Testing
     }
 
     @Test func withoutMemoryNothingChanges() throws {
-        let memory = PagesOfMemory(2)
+        let memory = LimitedMemory(1)
         var cache = try problem.cache(.int8, appending: 0..<100, allocate: memory.allocate)
         var branch = cache
         let before = pages(cache)
-        // Two pages and a copy of the shared one: one too many.
-        memory.left.withLock { $0 = 2 }
         let error = expectRefusal(.memory, "cache") { try problem.append(100..<200, to: &branch) }
-        #expect(error?.found == "none")
-        #expect(pages(branch) == before && branch.count == 100)
-        memory.left.withLock { $0 = 2 }
+        // A copy of the shared page, and two more.
+        #expect(error?.description == "cache: expected memory for 3 pages of 5760 bytes, got none")
+        #expect(pages(branch) == before && branch.count == 100 && branch.byteCount == cache.byteCount)
+        memory.left.withLock { $0 = 1 }
         try problem.append(100..<150, to: &branch)
-        #expect(memory.left.withLock { $0 } == 0)
         let expected = try problem.cache(.int8, appending: 0..<150)
         let (attention, queries) = (try problem.attention(), problem.queries(120..<150))
         #expect(
@@ -181,7 +212,7 @@ import Testing
         let page = try KeyValueCache(keyValueHeads: 1 << 37, headDimension: 1024)
         #expect(page.pageBytes >= 1 << 56)
         expectRefusal(.memory, "cache") {
-            _ = try KeyValuePage(byteCount: page.pageBytes, KeyValuePage.systemMemory)
+            _ = try KeyValuePage.pages(1, byteCount: page.pageBytes, AlignedMemory.allocate)
         }
     }
 
@@ -232,19 +263,19 @@ import Testing
     }
 }
 
-/// The system's memory, for so many pages more.
-private final class PagesOfMemory: Sendable {
+/// The system's memory, so many times more.
+private final class LimitedMemory: Sendable {
     let left: Mutex<Int>
 
-    init(_ pages: Int) { left = Mutex(pages) }
+    init(_ allocations: Int) { left = Mutex(allocations) }
 
-    var allocate: KeyValuePage.Allocate {
+    var allocate: AlignedMemory.Allocate {
         { [self] byteCount in
-            let page = left.withLock { left in
+            let some = left.withLock { left in
                 left -= 1
                 return left >= 0
             }
-            return page ? KeyValuePage.systemMemory(byteCount) : nil
+            return some ? AlignedMemory.allocate(byteCount) : nil
         }
     }
 }
