@@ -284,7 +284,8 @@ QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind, const qattn_forwa
 #define TILE_MASKED(storage, rows)                                                                                     \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_masked_##storage), rows)(                    \
         tile_task * task, const qattn_forward_args *args, const row_place *places, size_t block_first) {               \
-        tile_masked(task, (tile_kind){rows, storage, .masked = true, .streams = true}, args, places, block_first);     \
+        tile_masked(task, (tile_kind){rows, storage, .masked = true, .streams = rows < TILE_ROWS}, args, places,       \
+                    block_first);                                                                                      \
     }
 #define TILE_OF(rows)                                                                                                  \
     TILE_FULL(rows)                                                                                                    \
@@ -293,11 +294,15 @@ QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind, const qattn_forwa
     TILE_MASKED(QATTN_BFLOAT16, rows)                                                                                  \
     TILE_MASKED(QATTN_INT8, rows)
 TILE_OF(1)
+TILE_FULL(2)
+TILE_MASKED(QATTN_FLOAT32, 2)
 TILE_OF(4)
 TILE_OF(6)
 #undef TILE_OF
 #undef TILE_MASKED
 #undef TILE_FULL
+#define TILE_CALL_FLOAT32(name, rows, ...)                                                                             \
+    ((rows) == 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__) : TILE_CALL(name, rows, __VA_ARGS__))
 #define TILE_CALL(name, rows, ...)                                                                                     \
     ((rows) > 4   ? QATTN_PASTE(QATTN_FUNCTION(name), 6)(__VA_ARGS__)                                                  \
      : (rows) > 1 ? QATTN_PASTE(QATTN_FUNCTION(name), 4)(__VA_ARGS__)                                                  \
@@ -321,7 +326,7 @@ QATTN_INLINE void tile_partly(tile_task *task, const qattn_forward_args *args, c
     }
     if (!task->any) return;
     switch (args->blocks.storage) {
-    case QATTN_FLOAT32: TILE_CALL(tile_masked_QATTN_FLOAT32, count, task, args, places, block_first); break;
+    case QATTN_FLOAT32: TILE_CALL_FLOAT32(tile_masked_QATTN_FLOAT32, count, task, args, places, block_first); break;
     case QATTN_FLOAT16: TILE_CALL(tile_masked_QATTN_FLOAT16, count, task, args, places, block_first); break;
     case QATTN_BFLOAT16: TILE_CALL(tile_masked_QATTN_BFLOAT16, count, task, args, places, block_first); break;
     case QATTN_INT8: TILE_CALL(tile_masked_QATTN_INT8, count, task, args, places, block_first); break;
@@ -339,7 +344,7 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
     /* The next block comes from memory or L3 while this one is at work: each tile asks for a share of it before it
      * starts, or, where tiles are so few that they wait for memory, as it goes. */
     const char *const following = block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
-    const bool streams = ws->tiles <= STREAMING_TILES;
+    const bool streams = ws->rows <= STREAMING_ROWS;
     task.next = block_prefetch_begin(streams ? following : NULL, ws->block_bytes);
     prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
     const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
@@ -354,11 +359,9 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
         task.maximum = ws->chunk.maximum + tile * QATTN_LANES;
         task.sum = ws->chunk.sum + i * QATTN_LANES;
         task.out = ws->chunk.out + i * ws->value_lanes;
-        /* tile_full of six rows does not stream: it is for prefill. */
-        const bool has_full = ranges_only && (count < TILE_ROWS - 1 || !streams);
-        if (has_full && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last) {
+        if (ranges_only && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last) {
             memset(ws->chunk.started + i, true, count);
-            TILE_CALL(tile_full, count, &task);
+            TILE_CALL_FLOAT32(tile_full, count, &task);
         } else {
             tile_partly(&task, args, ws, i, count, block_first);
         }
@@ -401,8 +404,11 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
     const size_t value_dim = args->blocks.value_dim;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
         const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
-        float sinks[QATTN_LANES] = {0}, factor[QATTN_LANES], lse[QATTN_LANES], share[QATTN_LANES];
-        for (size_t r = 0; r < count; r++) sinks[row_lane(r)] = args->sinks[ws->places[first + r].head];
+        const size_t head = ws->places[first].head, last_head = ws->places[first + count - 1].head;
+        float sinks[QATTN_LANES], factor[QATTN_LANES], lse[QATTN_LANES], share[QATTN_LANES];
+        f32x16_store(sinks, f32x16_splat(args->sinks[head]));
+        for (size_t r = 0; last_head != head && r < count; r++)
+            sinks[row_lane(r)] = args->sinks[ws->places[first + r].head];
         tile_totals(state.maximum + tile * QATTN_LANES, state.sum + first * QATTN_LANES, sinks, factor,
                     args->lse ? lse : NULL, args->sink_share ? share : NULL);
         for (size_t r = 0; r < count; r++) {

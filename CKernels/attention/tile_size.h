@@ -12,9 +12,8 @@ enum {
     TILE_ROWS = 6,
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
-    /* With more tiles than this the multiply-adds take longer than the memory: 12 rows make 12 in the time of 4 bytes.
-     */
-    STREAMING_TILES = 2
+    /* So few rows, those of one tile lower than six, wait for memory: 4 multiply-adds take less time than 4 bytes. */
+    STREAMING_ROWS = 4
 };
 
 static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }
