@@ -11,7 +11,7 @@ extension CachedAttention {
     ///   - cache: all tokens, those of the queries included.
     ///   - mask: which keys a row sees, within the cache's window.
     ///   - bias: `[1, heads or 1, queries or 1, keys]`, added to the scaled scores.
-    /// - Throws: as ``attend(queries:caches:queryOffsets:mask:bias:into:logSumExp:sinkShare:)-(UnsafeBufferPointer<Input>,_,_,_,_,_,_,_)``.
+    /// - Throws: ``AttentionError``, of the kinds that the method for unsafe buffers names.
     public func attend(
         queries: [Float], cache: KeyValueCache, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
