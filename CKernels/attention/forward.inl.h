@@ -276,7 +276,8 @@ QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind, const qattn_forwa
 
 /* The two, with a constant number of rows and a constant storage, so that a tile of few rows does not pay for six.
  * Functions of their own: what the compiler keeps in registers must not depend on what surrounds them. Whole blocks
- * have theirs for float32 alone, which is what a forward pass packs; the others gain too little. */
+ * and tiles of two rows have theirs for float32 alone, which is what a forward pass packs; the others gain too little.
+ */
 #define TILE_FULL(rows)                                                                                                \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_full), rows)(tile_task * task) {             \
         tile_full(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows < TILE_ROWS});                                \

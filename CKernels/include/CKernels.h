@@ -62,7 +62,8 @@ typedef struct qattn_pack_args {
 } qattn_pack_args;
 
 /* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
- * to answer. Never needed for the result; base may be NULL. */
+ * to answer. Never needed for the result; base may be NULL. Costs time in proportion to the rows: name what the next
+ * call needs. */
 typedef struct qattn_upcoming_rows {
     const void *base;
     ptrdiff_t stride_bytes;
