@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // AttentionWorkspace.swift - memory that calls reuse.
 
-import Synchronization
-
 /// Memory for packed keys and values that calls take, use and return: after the first call of a size, none allocates.
 ///
 /// One workspace serves any number of ``Attention`` objects of any shapes, and calls from several tasks at once: each
@@ -28,7 +26,7 @@ public final class AttentionWorkspace: Sendable {
         }
     }
 
-    private let pool = Mutex(Pool())
+    private let pool = Lock(Pool())
 
     public init() {}
 

@@ -3,7 +3,6 @@
 
 import CKernels
 import QuietAttention
-import Synchronization
 import TestSupport
 import Testing
 
@@ -11,7 +10,7 @@ import Testing
 let kernelSets = KernelSet.available
 
 /// The names of the sets that a comparison ran.
-private let setsCompared = Mutex<Set<String>>([])
+private let setsCompared = Lock<Set<String>>([])
 
 /// Throws unless the kernel set gives the reference's bits for the case.
 func requireReferenceBits(_ shape: AttentionCase, _ kernels: KernelSet, threads: Int = 1) throws {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // KeyValueCacheTests.swift - pages: how a cache grows, shares, copies and frees them, and what it refuses.
 
-import Synchronization
 import Testing
 
 @testable import QuietAttention
@@ -265,9 +264,9 @@ import Testing
 
 /// The system's memory, so many times more.
 private final class LimitedMemory: Sendable {
-    let left: Mutex<Int>
+    let left: Lock<Int>
 
-    init(_ allocations: Int) { left = Mutex(allocations) }
+    init(_ allocations: Int) { left = Lock(allocations) }
 
     var allocate: AlignedMemory.Allocate {
         { [self] byteCount in

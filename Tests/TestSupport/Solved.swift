@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Solved.swift - a case's data and the reference's results, computed once however many kernel sets are compared with it.
 
-import Synchronization
+import QuietAttention
 
 /// A case, its data, and what every kernel set has to give.
 public struct Solved: Sendable {
@@ -21,7 +21,7 @@ extension AttentionCase {
 
 private final class SolvedCases: Sendable {
     static let shared = SolvedCases()
-    private let entries = Mutex<[AttentionCase: Entry]>([:])
+    private let entries = Lock<[AttentionCase: Entry]>([:])
 
     func entry(_ key: AttentionCase) -> Entry {
         entries.withLock { entries in
@@ -33,7 +33,7 @@ private final class SolvedCases: Sendable {
     }
 
     final class Entry: Sendable {
-        private let solved = Mutex<Solved?>(nil)
+        private let solved = Lock<Solved?>(nil)
 
         func value(_ compute: () -> Solved) -> Solved {
             solved.withLock { solved in
