@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""find-coefficients.py - finds the float32 coefficients of exp2 and log2 for the kernels and the reference.
+"""find-coefficients.py - finds the float32 coefficients of exp2, log2 and tanh for the kernels and the reference.
 
     Scripts/find-coefficients.py            writes the two files below
     Scripts/find-coefficients.py --check    finds the coefficients again and compares, writes nothing
@@ -9,11 +9,13 @@ Writes CKernels/simd/coefficients.h and Sources/AttentionReference/Coefficients.
 
     exp2   2^f ~ (((((c6 f + c5) f + c4) f + c3) f + c2) f + c1) f + 1     f in [-1/2, 1/2]
     log2   log2(1 + u) ~ u (((... (c8 u + c7) u ...) u + c1) u + c0)       u in [sqrt(1/2) - 1, sqrt(2) - 1]
+    tanh   tanh(y) ~ y P(y^2) / Q(y^2), P and Q of degree 4                y in [-9, 9]
 
-both by Horner's rule with one fused multiply-add in binary32 per coefficient. A Remez exchange in 40 digits gives the
-real coefficients. Rounding them costs more than the polynomial's own error, so pairs of the rounded coefficients are
-then moved by a few units in the last place, as long as the largest error of the binary32 evaluation falls. The search
-looks at some arguments; every round then goes through all of them and adds the worst to those looked at.
+all by Horner's rule with one fused multiply-add in binary32 per coefficient. A Remez exchange in 40 digits gives the
+real coefficients. Rounding them costs more than the polynomial's own error, so for exp2 and log2 pairs of the rounded
+coefficients are then moved by a few units in the last place, as long as the largest error of the binary32 evaluation
+falls. The search looks at some arguments; every round then goes through all of them and adds the worst to those looked
+at. Those of tanh are rounded and left so.
 """
 
 import argparse
@@ -162,6 +164,52 @@ class Log2:
         return worst
 
 
+class Tanh:
+    """tanh(y) = y P(y^2) / Q(y^2): the least largest relative error on [0, 9], where tanh rounds to 1."""
+
+    DEGREE = 4
+    LIMIT = 9
+
+    def __init__(self):
+        count = 2 * self.DEGREE + 2
+        grid = [mpmath.mpf(self.LIMIT) * (i or mpmath.mpf(1) / 50) / 400 for i in range(401)]
+        nodes = [self.LIMIT * (1 - mpmath.cos(mpmath.pi * (i + mpmath.mpf(1) / 2) / count)) / 2 for i in range(count)]
+        error, q = mpmath.mpf(0), [mpmath.mpf(1)]
+        for _ in range(20):
+            for _ in range(5):
+                p, q, error = self.exchange(nodes, q, error)
+            errors = [mpmath.polyval(p, y * y) / mpmath.polyval(q, y * y) * y / mpmath.tanh(y) - 1 for y in grid]
+            nodes = [grid[i] for i in alternating_extrema(errors)]
+            if len(nodes) != count:
+                raise ArithmeticError("the error does not alternate: use a finer grid")
+        self.numerator, self.denominator = ([np.float32(float(c)) for c in x] for x in (p, q))
+        self.quotient_error = abs(error)
+
+    def exchange(self, nodes, q, error):
+        """P, Q (highest first, Q ends with 1) and e with P - f Q (1 +- e) = 0 at the nodes; q and error from before."""
+        count = len(nodes)
+        system, values = mpmath.matrix(count, count), mpmath.matrix(count, 1)
+        for i, y in enumerate(nodes):
+            f, z, sign = mpmath.tanh(y) / y, y * y, (-1) ** i
+            for k in range(self.DEGREE + 1):
+                system[i, k] = z**k
+            for k in range(1, self.DEGREE + 1):
+                system[i, self.DEGREE + k] = -f * z**k * (1 + sign * error)
+            slope = f * sign * mpmath.polyval(q, z)
+            system[i, count - 1] = -slope
+            values[i] = f * (1 + sign * error) - slope * error
+        x = list(mpmath.lu_solve(system, values))
+        return x[self.DEGREE :: -1], x[2 * self.DEGREE : self.DEGREE : -1] + [mpmath.mpf(1)], x[-1]
+
+    def largest_error(self):
+        """In units in the last place, over every 97th float from 2^-12 on; below, tanh(y) is y."""
+        y = floats_between(2.0**-12, float(self.LIMIT), 97)
+        z, exact = to_float32(y * y), np.tanh(y)
+        quotient = to_float32(to_float32(y * horner(self.numerator, z)) / horner(self.denominator, z))
+        unit = 2.0 ** (np.floor(np.log2(exact)) - 23)
+        return float((np.abs(quotient - exact) / unit).max())
+
+
 def moved(coefficient, units):
     return np.int32(int(np.float32(coefficient).view(np.int32)) + units).view(np.float32)
 
@@ -221,13 +269,13 @@ def c_array(name, coefficients):
     return f"static const float {name}[{len(coefficients)}] = {{\n{lines}}};\n"
 
 
-def swift_constants(coefficients):
+def swift_constants(coefficients, name="c"):
     degree = len(coefficients) - 1
-    return "".join(f"    static let c{degree - k}: Float = {hexadecimal(c)}\n" for k, c in enumerate(coefficients))
+    return "".join(f"    static let {name}{degree - k}: Float = {hexadecimal(c)}\n" for k, c in enumerate(coefficients))
 
 
 def generate():
-    exp2_problem, log2_problem = Exp2(), Log2()
+    exp2_problem, log2_problem, tanh = Exp2(), Log2(), Tanh()
     exp2, exp2_error = search(exp2_problem)
     log2, log2_error = search(log2_problem)
     facts = {
@@ -236,6 +284,8 @@ def generate():
         "log2_error": f"{log2_error:.2f}",
         "log2_absolute": f"{Log2.absolute_error(log2):.1e}",
         "log2_polynomial": mpmath.nstr(log2_problem.polynomial_error, 2),
+        "tanh_error": f"{tanh.largest_error():.2f}",
+        "tanh_quotient": mpmath.nstr(tanh.quotient_error, 2),
     }
     header = C_TEMPLATE.format(
         **facts,
@@ -244,6 +294,8 @@ def generate():
         ln2_float=hexadecimal(np.float32(LN2)),
         exp2=c_array("qattn_exp2_coefficients", exp2),
         log2=c_array("qattn_log2_coefficients", log2),
+        tanh_p=c_array("qattn_tanh_numerator", tanh.numerator),
+        tanh_q=c_array("qattn_tanh_denominator", tanh.denominator),
     )
     swift = SWIFT_TEMPLATE.format(
         **facts,
@@ -252,13 +304,15 @@ def generate():
         ln2_float=hexadecimal(np.float32(LN2)),
         exp2=swift_constants(exp2),
         log2=swift_constants(log2),
+        tanh_p=swift_constants(tanh.numerator, "p"),
+        tanh_q=swift_constants(tanh.denominator, "q"),
     )
     return {C_HEADER: header, SWIFT_FILE: swift}
 
 
 C_TEMPLATE = """\
 /* SPDX-License-Identifier: Apache-2.0 */
-/* coefficients.h - coefficients of exp2 and log2. Written by Scripts/find-coefficients.py: change that. */
+/* coefficients.h - coefficients of exp2, log2 and tanh. Written by Scripts/find-coefficients.py: change that. */
 #ifndef QATTN_COEFFICIENTS_H
 #define QATTN_COEFFICIENTS_H
 
@@ -273,12 +327,17 @@ C_TEMPLATE = """\
  * Largest error: {log2_polynomial} in real numbers, {log2_error} ulp by Horner's rule with fma in float32, and
  * {log2_absolute} max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e. */
 {log2}
+/* tanh(y) = y P(y^2) / Q(y^2), y in [-9, 9]; beyond, tanh rounds to 1. Highest power first.
+ * Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in float32. */
+#define QATTN_TANH_LIMIT 9
+{tanh_p}
+{tanh_q}
 #endif
 """
 
 SWIFT_TEMPLATE = """\
 // SPDX-License-Identifier: Apache-2.0
-// Coefficients.swift - coefficients of exp2 and log2. Written by Scripts/find-coefficients.py: change that.
+// Coefficients.swift - coefficients of exp2, log2 and tanh. Written by Scripts/find-coefficients.py: change that.
 
 /// log2(e).
 let log2e: Double = {log2e}
@@ -297,6 +356,13 @@ enum Exp2Coefficients {{
 /// {log2_absolute} max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e.
 enum Log2Coefficients {{
 {log2}}}
+
+/// tanh(y) = y P(y^2) / Q(y^2) for y in [-9, 9]; P = (((p4 z + p3) z + p2) z + p1) z + p0, and Q likewise.
+/// Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in Float.
+enum TanhCoefficients {{
+    /// Beyond, tanh rounds to 1.
+    static let limit: Float = 9
+{tanh_p}{tanh_q}}}
 """
 
 

@@ -23,9 +23,10 @@ typedef struct row_state {
 /* x, or 0 where x is -inf: what may be subtracted. */
 QATTN_INLINE f32x16 finite_reference(f32x16 x) { return x == -__builtin_inff() ? f32x16_splat(0) : x; }
 
-/* From the scores t of vectors [0, count) of a block: p, the rows' new m and l, and rescale = a. */
-QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, float *maximum,
-                               float *sum, float *probabilities, float *rescale) {
+/* From the scores t of vectors [0, count) of a block: the rows' new m, rescale = a, and what is subtracted from the
+ * scores, which is returned. Row i is in lane row_lane(i) of all. */
+QATTN_INLINE f32x16 tile_maximum(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, float *maximum,
+                                 float *rescale) {
     f32x16 row_max[TILE_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) {
@@ -37,11 +38,24 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, 
     const f32x16 old_max = f32x16_load(maximum);
     const f32x16 new_max = f32x16_max(rows_max(row_max), old_max);
     const f32x16 reference = finite_reference(new_max);
-    float references[QATTN_LANES];
-    f32x16_store(references, reference);
     f32x16_store(maximum, new_max);
     f32x16_store(rescale, f32x16_exp2(old_max - reference));
+    return reference;
+}
 
+/* l = l a + the weights of `count` vectors of a block. Vectors beyond count are +0 and leave the sum as it is. */
+QATTN_INLINE void add_to_sum(float *sum, float rescale, const f32x16 p[BLOCK_VECTORS], size_t count) {
+    f32x16 block_sum = count > 1 ? p[0] + p[1] : p[0];
+    if (count > 2) block_sum += count > 3 ? p[2] + p[3] : p[2];
+    f32x16 *const row_sum = (f32x16 *)sum;
+    *row_sum = f32x16_fma(*row_sum, f32x16_splat(rescale), block_sum);
+}
+
+/* From the scores t of vectors [0, count) of a block: p, the rows' new m and l, and rescale = a. */
+QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, float *maximum,
+                               float *sum, float *probabilities, float *rescale) {
+    float references[QATTN_LANES];
+    f32x16_store(references, tile_maximum(t, rows, count, maximum, rescale));
     QATTN_UNROLL
     for (size_t i = 0; i < rows; i++) {
         const f32x16 row_reference = f32x16_splat(references[row_lane(i)]);
@@ -53,11 +67,7 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, 
             else if (i + 1 < rows) f32x16_in_order(&p[v], &t[i + 1][0]);
             f32x16_store(probabilities + i * QATTN_KEY_BLOCK + v * QATTN_LANES, p[v]);
         }
-        /* Vectors beyond count are +0 and leave the sum as it is. */
-        f32x16 block_sum = count > 1 ? p[0] + p[1] : p[0];
-        if (count > 2) block_sum += count > 3 ? p[2] + p[3] : p[2];
-        f32x16 *const row_sum = (f32x16 *)(sum + i * QATTN_LANES);
-        *row_sum = f32x16_fma(*row_sum, f32x16_splat(rescale[row_lane(i)]), block_sum);
+        add_to_sum(sum + i * QATTN_LANES, rescale[row_lane(i)], p, count);
     }
 }
 
@@ -96,21 +106,34 @@ QATTN_INLINE void merge_row(row_sums row, bool *started, row_sums chunk, size_t 
     *row.maximum = new_max[0];
 }
 
-/* The sinks join the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). Of row i, in
- * lane row_lane(i): its sink; factor, by which its out is multiplied; lse and sink_share, where not NULL. */
-QATTN_INLINE void tile_totals(const float *maximum, const float *sum, const float *sinks, float *factor, float *lse,
-                              float *sink_share) {
+/* What the sums of a tile's rows come to, row i in lane row_lane(i): what their out is multiplied by, and the rest. */
+typedef struct row_totals {
+    float maximum[QATTN_LANES], factor[QATTN_LANES], lse[QATTN_LANES], sink_share[QATTN_LANES];
+} row_totals;
+
+/* The rows' l, from their 16 lanes each. */
+QATTN_INLINE f32x16 tile_lane_sums(const float *sum) {
     f32x16 lanes[TILE_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
+    return rows_sum(lanes);
+}
+
+/* The sinks join the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). lse and
+ * sink_share are computed if asked for. */
+QATTN_INLINE void tile_totals(const float *maximum, const float *sum, const float *sinks, row_totals *totals, bool lse,
+                              bool sink_share) {
     const f32x16 m = f32x16_load(maximum), s2 = f32x16_load(sinks) * QATTN_LOG2E_F, zero = f32x16_splat(0);
     const f32x16 reference = finite_reference(f32x16_max(m, s2));
     const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
-    const f32x16 l = f32x16_fma(rows_sum(lanes), e, es);
+    const f32x16 l = f32x16_fma(tile_lane_sums(sum), e, es);
+    f32x16_store(totals->maximum, finite_reference(m));
     /* l is 0 only where there is no sink and no score above -inf. */
-    f32x16_store(factor, l == 0 ? zero : e / l);
-    if (lse) f32x16_store(lse, l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F);
-    if (sink_share) f32x16_store(sink_share, l == 0 ? zero : es / l);
+    f32x16_store(totals->factor, l == 0 ? zero : e / l);
+    if (lse)
+        f32x16_store(totals->lse,
+                     l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F);
+    if (sink_share) f32x16_store(totals->sink_share, l == 0 ? zero : es / l);
 }
 
 #endif

@@ -70,6 +70,17 @@ typedef struct qattn_upcoming_rows {
     size_t rows, row_bytes;
 } qattn_upcoming_rows;
 
+/* How the scores x of a row's visible keys become weights p; Documentation/Systems.md. c is the row's entry in
+ * row_constants. Only the softmaxes have a sink, lse and sink_share. */
+typedef enum qattn_normaliser {
+    QATTN_SOFTMAX,                /* e^x[j] / (e^s + sum_k e^x[k]) */
+    QATTN_CLIPPED_SOFTMAX,        /* clip((zeta - c) softmax[j] + c, 0, 1), in two passes over the keys; no states */
+    QATTN_SIGMOID,                /* 1 / (1 + e^-(x[j] + c)) */
+    QATTN_SOFTPICK,               /* max(e^x[j] - 1, 0) / (sum_k |e^x[k] - 1| + c), all times e^-max(0, max x) */
+    QATTN_RELU_SQUARED,           /* max(x[j], 0)^2 / c */
+    QATTN_NORMALISED_RELU_SQUARED /* max(x[j], 0)^2 / (c + sum_k max(x[k], 0)^2) */
+} qattn_normaliser;
+
 /* A tensor over heads and queries of a call, and for masks and biases over keys: element strides from (0, 0, 0). */
 typedef struct qattn_strides {
     ptrdiff_t head, query, key;
@@ -90,7 +101,18 @@ typedef struct qattn_forward_args {
     qattn_blocks blocks;
     size_t heads, queries, row_begin, row_end;
     size_t seq_kv;
+    /* x[i][j] = cap(scale * row_factors[i] * q[i].k[j]) - alibi_slopes * |i + alibi_offset - j| + bias[i][j], where
+     * cap(x) = softcap * tanh(x / softcap) */
     double scale;
+    const double *row_factors; /* or NULL: 1 */
+    qattn_strides row_factor_strides;
+    double softcap;            /* 0: none */
+    const float *alibi_slopes; /* [heads], or NULL: none */
+    ptrdiff_t alibi_offset;
+    qattn_normaliser normaliser;
+    const float *row_constants; /* c of the normaliser; NULL for QATTN_SOFTMAX */
+    qattn_strides row_constant_strides;
+    float zeta;         /* of QATTN_CLIPPED_SOFTMAX */
     const float *sinks; /* [heads] */
     ptrdiff_t first_key_offset, last_key_offset;
     const uint8_t *mask; /* or NULL */
@@ -125,16 +147,21 @@ typedef struct qattn_kernels {
      * lse and sink_share as forward would have: args as for forward, with states and all chunks from chunk_begin to
      * chunk_end. */
     void (*finish)(const qattn_forward_args *args);
+    /* The finished scores x of the rows against the keys of one block, -inf where a row does not see the key:
+     * scores[row - row_begin][QATTN_KEY_BLOCK], in base 2 (times log2 e), or as they are for the squared ones. Outputs,
+     * sinks and states are not used. */
+    void (*scores)(const qattn_forward_args *args, size_t block, float *scores);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
      * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away.
      */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
     float (*read_probe)(const float *data, size_t count);
-    /* out[i] = 2^x[i] for x[i] <= 1, and log2(x[i]) for positive normal x[i], as every kernel computes them: for tests.
-     */
+    /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
+     * them: for tests. */
     void (*exp2)(const float *x, float *out, size_t count);
     void (*log2)(const float *x, float *out, size_t count);
+    void (*tanh)(const float *x, float *out, size_t count);
 } qattn_kernels;
 
 /* The kernel sets this CPU can run, best first; count receives how many, at least 1 (portable is always there).

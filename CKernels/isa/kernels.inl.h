@@ -10,9 +10,11 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .pack = QATTN_FUNCTION(pack),
     .forward = QATTN_FUNCTION(forward),
     .finish = QATTN_FUNCTION(finish),
+    .scores = QATTN_FUNCTION(scores),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
     .read_probe = QATTN_FUNCTION(read_probe),
     .exp2 = QATTN_FUNCTION(exp2),
     .log2 = QATTN_FUNCTION(log2),
+    .tanh = QATTN_FUNCTION(tanh),
 };

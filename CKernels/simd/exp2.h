@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* exp2.h - 2^x and log2(x) on 16 lanes, with the same bits on every instruction set.
+/* exp2.h - 2^x, log2(x) and tanh(x) on 16 lanes, with the same bits on every instruction set.
  *
  *             valid for                                  error      special values
- *   exp2      x <= 1                                     <= 1 ulp   0 below -125, so no result is subnormal; NaN stays
+ *   exp2      x <= 126                                   <= 1 ulp   0 below -125, so no result is subnormal; NaN stays
+ *   exp2m1    |x| <= 1/2                                 1e-8 + 1 ulp   2^x - 1, without its cancellation near 0
  *   log2      x positive and normal                      see coefficients.h   +inf and NaN stay
+ *   tanh      any x                                      see coefficients.h   NaN stays
  *
- * Both are Horner chains of fma over the coefficients of simd/coefficients.h (Scripts/find-coefficients.py). */
+ * All are Horner chains of fma over the coefficients of simd/coefficients.h (Scripts/find-coefficients.py). */
 #ifndef QATTN_EXP2_H
 #define QATTN_EXP2_H
 
@@ -37,6 +39,20 @@ QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
 #endif
 }
 
+QATTN_INLINE f32x16 f32x16_exp2m1(f32x16 x) {
+    /* The polynomial of exp2 ends with a constant term of 1: what is left without it is the difference. */
+    const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
+    return x * f32x16_horner(x, qattn_exp2_coefficients, count - 1);
+}
+
+QATTN_INLINE f32x16 f32x16_tanh(f32x16 x) {
+    const int count = sizeof qattn_tanh_numerator / sizeof *qattn_tanh_numerator;
+    const f32x16 limit = f32x16_splat(QATTN_TANH_LIMIT);
+    const f32x16 below = x > limit ? limit : x, y = below < -limit ? -limit : below;
+    const f32x16 z = y * y;
+    return y * f32x16_horner(z, qattn_tanh_numerator, count) / f32x16_horner(z, qattn_tanh_denominator, count);
+}
+
 QATTN_INLINE f32x16 f32x16_log2(f32x16 x) {
     const int count = sizeof qattn_log2_coefficients / sizeof *qattn_log2_coefficients;
     /* x = 2^e z with z in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2), rounded. */
@@ -62,6 +78,7 @@ QATTN_INLINE f32x16 f32x16_log2(f32x16 x) {
     }
 QATTN_MAP(exp2)
 QATTN_MAP(log2)
+QATTN_MAP(tanh)
 #undef QATTN_MAP
 
 #endif

@@ -33,6 +33,8 @@ QATTN_INLINE void f32x16_in_order(f32x16 *first, f32x16 *second) {
 /* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
 QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }
 
+QATTN_INLINE f32x16 f32x16_abs(f32x16 x) { return __builtin_elementwise_abs(x); }
+
 #if defined(__x86_64__) && !defined(QATTN_AVX2) && !defined(QATTN_AVX512)
 /* a * b + c, rounded once, where no instruction does it. The product of two floats is exact in double, and a double sum
  * that is rounded to odd (an inexact sum with an even last bit moves one step towards the exact value's side) has

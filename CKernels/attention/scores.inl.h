@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* scores.inl.h - what happens to the scores of a tile between the products and the weights, in this order:
+ *
+ *     softcap   t = cap tanh(t / cap)                the division is part of q' already: products arrive as t / cap
+ *     ALiBi     t = t - slope |i + alibi_offset - j|
+ *     bias      t = t + bias
+ *     mask      t = -inf where row i does not see key j
+ *
+ * Scores are in the units of the normaliser: base 2 (times log2 e) where it takes powers, else as they are. */
+#ifndef QATTN_SCORES_INL_H
+#define QATTN_SCORES_INL_H
+
+#include "attention/mask.inl.h"
+#include "simd/exp2.h"
+
+/* Whether the normaliser takes the scores themselves instead of powers. */
+QATTN_INLINE bool takes_scores(const qattn_forward_args *args) {
+    return args->normaliser == QATTN_RELU_SQUARED || args->normaliser == QATTN_NORMALISED_RELU_SQUARED;
+}
+
+/* What natural units are multiplied by. */
+QATTN_INLINE float score_unit(const qattn_forward_args *args) { return takes_scores(args) ? 1 : QATTN_LOG2E_F; }
+
+/* What a query is multiplied by. */
+QATTN_INLINE float query_factor(const qattn_forward_args *args, row_place row) {
+    double factor = args->scale;
+    if (args->row_factors) factor *= args->row_factors[row_offset(args->row_factor_strides, row)];
+    if (args->softcap != 0) return (float)(factor / args->softcap);
+    return (float)(takes_scores(args) ? factor : factor * QATTN_LOG2E);
+}
+
+/* Whether scores are finished as soon as they are multiplied out, masks aside. */
+QATTN_INLINE bool scores_are_plain(const qattn_forward_args *args) {
+    return args->softcap == 0 && !args->alibi_slopes && !args->bias;
+}
+
+/* What finishing scores takes: of a call, and of a row against a block. */
+typedef struct score_finish {
+    const qattn_forward_args *args;
+    float unit, cap;
+} score_finish;
+
+typedef struct row_finish {
+    row_place place;
+    size_t block_first;
+    uint64_t visible;
+    float slope, distance; /* of key block_first */
+} row_finish;
+
+QATTN_INLINE score_finish begin_finish(const qattn_forward_args *args) {
+    const float unit = score_unit(args);
+    const double cap = args->softcap * (takes_scores(args) ? 1 : QATTN_LOG2E);
+    return (score_finish){.args = args, .unit = unit, .cap = (float)cap};
+}
+
+QATTN_INLINE row_finish begin_row_finish(const score_finish *finish, row_place place, uint64_t visible,
+                                         size_t block_first) {
+    row_finish row = {.place = place, .block_first = block_first, .visible = visible};
+    if (finish->args->alibi_slopes) {
+        row.slope = finish->args->alibi_slopes[place.head] * finish->unit;
+        row.distance = (float)((ptrdiff_t)place.query + finish->args->alibi_offset - (ptrdiff_t)block_first);
+    }
+    return row;
+}
+
+/* t - slope |distance - first - r| for lane r; distances within a block are exact. */
+QATTN_INLINE f32x16 alibi_lanes(f32x16 t, float slope, float distance, size_t first) {
+    const f32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return f32x16_fma(f32x16_splat(-slope), f32x16_abs(distance - (float)first - lane), t);
+}
+
+/* A row's scores against a block. */
+QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, f32x16 t[BLOCK_VECTORS]) {
+    const qattn_forward_args *const args = finish->args;
+    if (args->softcap != 0) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < BLOCK_VECTORS; v++) {
+            t[v] = finish->cap * f32x16_tanh(t[v]);
+            if (v + 1 < BLOCK_VECTORS) f32x16_in_order(&t[v], &t[v + 1]);
+        }
+    }
+    if (args->alibi_slopes) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < BLOCK_VECTORS; v++) t[v] = alibi_lanes(t[v], row.slope, row.distance, v * QATTN_LANES);
+    }
+    if (args->bias) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < BLOCK_VECTORS; v++) {
+            const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
+            if (bits)
+                t[v] = f32x16_fma(bias_lanes(args, row.place, row.block_first + v * QATTN_LANES, bits),
+                                  f32x16_splat(finish->unit), t[v]);
+        }
+    }
+    if (row.visible == ~UINT64_C(0)) return;
+    QATTN_UNROLL
+    for (size_t v = 0; v < BLOCK_VECTORS; v++) {
+        const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
+        t[v] = f32x16_select(bits, t[v], f32x16_splat(-__builtin_inff()));
+    }
+}
+
+#endif
