@@ -568,6 +568,8 @@ QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forwar
         f32x16_store(sinks, f32x16_splat(args->sinks[places[0].head]));
         for (size_t r = 0; places[count - 1].head != places[0].head && r < count; r++)
             sinks[row_lane(r)] = args->sinks[places[r].head];
+        for (size_t r = 0; args->normaliser == QATTN_SOFTMAX && args->row_constants && r < count; r++)
+            sinks[row_lane(r)] += row_constant(args, places[r]);
         tile_totals(maximum, sum, sinks, &totals, args->lse, args->sink_share);
         for (size_t r = 0; args->lse && r < count; r++) {
             if (!state.started[first + r]) totals.lse[row_lane(r)] = sinks[row_lane(r)];

@@ -73,7 +73,7 @@ typedef struct qattn_upcoming_rows {
 /* How the scores x of a row's visible keys become weights p; Documentation/Systems.md. c is the row's entry in
  * row_constants. Only the softmaxes have a sink, lse and sink_share. */
 typedef enum qattn_normaliser {
-    QATTN_SOFTMAX,                /* e^x[j] / (e^s + sum_k e^x[k]) */
+    QATTN_SOFTMAX,                /* e^x[j] / (e^s + sum_k e^x[k]); c, if there are row_constants, is added to s */
     QATTN_CLIPPED_SOFTMAX,        /* clip((zeta - c) softmax[j] + c, 0, 1), in two passes over the keys; no states */
     QATTN_SIGMOID,                /* 1 / (1 + e^-(x[j] + c)) */
     QATTN_SOFTPICK,               /* max(e^x[j] - 1, 0) / (sum_k |e^x[k] - 1| + c), all times e^-max(0, max x) */

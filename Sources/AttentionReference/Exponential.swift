@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exponential.swift - exp2 and log2 in Float, made of operations that give the same bits on every machine.
+// Exponential.swift - exp2, log2 and tanh in Float, made of operations that give the same bits on every machine.
 
-/// The two functions that the attention of this package is made of. A C library's own differ between platforms; these
-/// use only IEEE 754 additions, multiplications and fused multiply-adds, in the order written here.
+/// The functions that the attention of this package is made of. A C library's own differ between platforms; these
+/// use only IEEE 754 additions, multiplications, divisions and fused multiply-adds, in the order written here.
 public enum ReferenceMath {
     /// 2^x, at most 1 ulp from the true value.
     ///
@@ -11,7 +11,7 @@ public enum ReferenceMath {
     /// `P` has degree 6, by Horner's rule with a fused multiply-add per degree. Its constant term is exactly 1, so
     /// integers have exact results.
     ///
-    /// - Parameter x: -infinity to 1. The forward pass uses x <= 0.
+    /// - Parameter x: -infinity to 126. Softmax uses x <= 0.
     ///
     /// Edge cases: below -125, -infinity included, the result is +0, which keeps every result normal. NaN gives NaN.
     public static func exp2(_ x: Float) -> Float {
@@ -21,15 +21,46 @@ public enum ReferenceMath {
         let roundToInteger: Float = 0x1.8p23
         let n = (x + roundToInteger) - roundToInteger
         let f = x - n
+        let p = fma(exp2Slope(f), f, Exp2Coefficients.c0)
+        // n is in -125...126, so 2^n is a normal number, and so is p * 2^n: p >= 0.707, and for n = -125 f >= 0.
+        return p * Float(bitPattern: UInt32(Int32(n) + 127) << 23)
+    }
+
+    /// (2^f - 1) / f for f in [-1/2, 1/2].
+    private static func exp2Slope(_ f: Float) -> Float {
         var p = Exp2Coefficients.c6
         p = fma(p, f, Exp2Coefficients.c5)
         p = fma(p, f, Exp2Coefficients.c4)
         p = fma(p, f, Exp2Coefficients.c3)
         p = fma(p, f, Exp2Coefficients.c2)
-        p = fma(p, f, Exp2Coefficients.c1)
-        p = fma(p, f, Exp2Coefficients.c0)
-        // n is in -125...1, so 2^n is a normal number, and so is p * 2^n: p >= 0.707, and for n = -125 f >= 0.
-        return p * Float(bitPattern: UInt32(Int32(n) + 127) << 23)
+        return fma(p, f, Exp2Coefficients.c1)
+    }
+
+    /// 2^x - 1 for x in [-1/2, 1/2], without the cancellation that subtracting 1 from 2^x has near 0.
+    static func exp2m1(_ x: Float) -> Float { x * exp2Slope(x) }
+
+    /// tanh(x), within 5.3 ulp of the true value.
+    ///
+    ///     tanh(y) = y P(y^2) / Q(y^2), y = x in [-9, 9]; beyond, tanh rounds to 1
+    ///
+    /// `P` and `Q` have degree 4, by Horner's rule.
+    ///
+    /// Edge case: NaN gives NaN.
+    public static func tanh(_ x: Float) -> Float {
+        let limit = TanhCoefficients.limit
+        let y = x > limit ? limit : x < -limit ? -limit : x
+        let z = y * y
+        var p = TanhCoefficients.p4
+        p = fma(p, z, TanhCoefficients.p3)
+        p = fma(p, z, TanhCoefficients.p2)
+        p = fma(p, z, TanhCoefficients.p1)
+        p = fma(p, z, TanhCoefficients.p0)
+        var q = TanhCoefficients.q4
+        q = fma(q, z, TanhCoefficients.q3)
+        q = fma(q, z, TanhCoefficients.q2)
+        q = fma(q, z, TanhCoefficients.q1)
+        q = fma(q, z, TanhCoefficients.q0)
+        return y * p / q
     }
 
     /// log2(x), within 7.3e-8 max(1, |log2(x)|) of the true value, and exact where x is a power of two.

@@ -27,19 +27,44 @@ extension ReferenceProblem {
 
     private func forward(_ row: Row) -> (output: [Float], logSumExp: Float, sinkShare: Float) {
         let scores = scores(row)
-        var state: OnlineSoftmax?
+        let nothing = [Float](repeating: 0, count: valueDimension)
+        switch normaliser {
+        case .softmax:
+            let sink = row.sink + row.constant
+            return sums(row, scores, .softmax)?.finish(sink: sink) ?? (nothing, sink, sink == -.infinity ? 0 : 1)
+        case .clippedSoftmax(let zeta):
+            // Two passes: a weight is clipped after it has been divided, which takes the sum of all.
+            guard let first = sums(row, scores, .softmax) else {
+                return (nothing, row.sink, row.sink == -.infinity ? 0 : 1)
+            }
+            let (factor, logSumExp, sinkShare) = first.totals(sink: row.sink)
+            let clipped = RowNormaliser.clippedSoftmax(
+                maximum: first.finiteReference(first.maximum), factor: factor, gamma: row.constant, zeta: zeta)
+            return (sums(row, scores, clipped)?.finish() ?? nothing, logSumExp, sinkShare)
+        case .sigmoid: return (sums(row, scores, .sigmoid(bias: row.constant))?.finish() ?? nothing, 0, 0)
+        case .softpick: return (sums(row, scores, .softpick(epsilon: row.constant))?.finish() ?? nothing, 0, 0)
+        case .reluSquared: return (sums(row, scores, .reluSquared(divisor: row.constant))?.finish() ?? nothing, 0, 0)
+        case .normalisedReluSquared:
+            return (sums(row, scores, .normalisedReluSquared(sink: row.constant))?.finish() ?? nothing, 0, 0)
+        }
+    }
+
+    /// The sums over all keys that the row sees, chunk by chunk; nil if it sees none.
+    private func sums(_ row: Row, _ scores: [Float], _ normaliser: RowNormaliser) -> OnlineSums? {
+        var state: OnlineSums?
         for first in stride(from: 0, to: keys, by: keyChunk) {
-            guard let chunk = softmax(row, scores, keys: first..<min(first + keyChunk, keys)) else { continue }
+            let range = first..<min(first + keyChunk, keys)
+            guard let chunk = chunkSums(row, scores, normaliser, keys: range) else { continue }
             if state == nil { state = chunk } else { state?.merge(chunk) }
         }
-        if let state { return state.finish(sink: row.sink) }
-        let nothing = [Float](repeating: 0, count: valueDimension)
-        return (nothing, row.sink, row.sink == -.infinity ? 0 : 1)
+        return state
     }
 
     /// The state of the row after one chunk of keys, from the empty state; nil if it sees none of them.
-    private func softmax(_ row: Row, _ scores: [Float], keys chunk: Range<Int>) -> OnlineSoftmax? {
-        var state = OnlineSoftmax(valueDimension: valueDimension)
+    private func chunkSums(
+        _ row: Row, _ scores: [Float], _ normaliser: RowNormaliser, keys chunk: Range<Int>
+    ) -> OnlineSums? {
+        var state = OnlineSums(normaliser, valueDimension: valueDimension)
         var seesAny = false
         for first in stride(from: chunk.lowerBound, to: chunk.upperBound, by: keyBlock) {
             let block = first..<min(first + keyBlock, chunk.upperBound)
@@ -56,18 +81,34 @@ extension ReferenceProblem {
         return seesAny ? state : nil
     }
 
-    /// t[j] = log2(e) (scale q.k[j] + bias[j]) for the keys that the row sees, and 0 for the others. Scores are in base
-    /// 2 so that a weight is a power of two, which is cheaper and more accurate than a power of e.
+    /// The finished scores of the keys that the row sees, and 0 for the others:
+    ///
+    ///     t[j] = unit (cap(scale factor q.k[j]) - slope |position - j| + bias[j])
+    ///
+    /// unit is log2(e) for normalisers that take powers, so that a weight is a power of two, which is cheaper and more
+    /// accurate than a power of e; otherwise 1. Whatever multiplies every product is in the query already.
     private func scores(_ row: Row) -> [Float] {
-        let factor = Float(scale * log2e)
-        let query = (0..<headDimension).map { row.query[$0] * factor }
+        let unit: Double = normaliser.takesScores ? 1 : log2e
+        let unitFloat: Float = normaliser.takesScores ? 1 : log2eFloat
+        let factor = scale * row.factor
+        let queryFactor = Float(softcap.map { factor / $0 } ?? (normaliser.takesScores ? factor : factor * log2e))
+        let query = (0..<headDimension).map { row.query[$0] * queryFactor }
         var scores = [Float](repeating: 0, count: keys)
         for j in 0..<keys where row.isVisible[j] {
             var score = dot(query, row.keys + j * headDimension, count: headDimension)
-            if let bias = row.bias { score = fma(bias[j], log2eFloat, score) }
+            if let softcap { score = Float(softcap * unit) * ReferenceMath.tanh(score) }
+            if alibiSlopes != nil { score = fma(-(row.slope * unitFloat), distance(row.position, j), score) }
+            if let bias = row.bias { score = fma(bias[j], unitFloat, score) }
             scores[j] = score
         }
         return scores
+    }
+
+    /// |position - key| in Float, rounded for the key's block: exact below 2^24.
+    private func distance(_ position: Int, _ key: Int) -> Float {
+        let blockFirst = key / keyBlock * keyBlock
+        let lane = key % laneCount
+        return abs((Float(position - blockFirst) - Float(key - blockFirst - lane)) - Float(lane))
     }
 }
 

@@ -44,11 +44,53 @@ extension ReferenceProblem {
     ) -> (output: [Scalar], logSumExp: Scalar, sinkShare: Scalar) {
         let visible = (0..<keys).filter { row.isVisible[$0] }
         let scores = visible.map { j in
-            let score = Scalar(scale) * Scalar.dot(row.query, row.keys + j * headDimension, count: headDimension)
+            var score = Scalar(scale * row.factor)
+            score *= Scalar.dot(row.query, row.keys + j * headDimension, count: headDimension)
+            if let softcap { score = Scalar(softcap) * Scalar.hyperbolicTangent(score / Scalar(softcap)) }
+            score -= Scalar(row.slope) * Scalar(abs(row.position - j))
             return score + (row.bias.map { Scalar($0[j]) } ?? 0)
         }
+        let (weights, logSumExp, sinkShare) = weights(scores, row)
         var output = [Scalar](repeating: 0, count: valueDimension)
-        let sink = Scalar(row.sink)
+        for (weight, j) in zip(weights, visible) {
+            Scalar.add(weight, times: row.values + j * valueDimension, to: &output)
+        }
+        return (output, logSumExp, sinkShare)
+    }
+
+    /// The weights of the scores by the normaliser's formula.
+    private func weights<Scalar: FormulaScalar>(
+        _ scores: [Scalar], _ row: Row
+    ) -> (weights: [Scalar], logSumExp: Scalar, sinkShare: Scalar) {
+        let c = Scalar(row.constant)
+        func divided(_ weights: [Scalar], by divisor: Scalar) -> ([Scalar], Scalar, Scalar) {
+            (weights.map { divisor == 0 ? 0 : $0 / divisor }, 0, 0)
+        }
+        switch normaliser {
+        case .softmax: return softmax(scores, sink: Scalar(row.sink) + c)
+        case .clippedSoftmax(let zeta):
+            var result = softmax(scores, sink: Scalar(row.sink))
+            result.weights = result.weights.map { ((Scalar(zeta) - c) * $0 + c).clamped(to: 0...1) }
+            return result
+        case .sigmoid: return divided(scores.map { 1 / (1 + Scalar.exponential(-($0 + c))) }, by: 1)
+        case .softpick:
+            let maximum = scores.reduce(0) { max($0, $1) }
+            let scaled = scores.map {
+                $0 < 1
+                    ? Scalar.exponentialMinusOne($0) * Scalar.exponential(-maximum)
+                    : Scalar.exponential($0 - maximum) - Scalar.exponential(-maximum)
+            }
+            return divided(scaled.map { max($0, 0) }, by: scaled.reduce(0) { $0 + abs($1) } + c)
+        case .reluSquared: return divided(scores.map { max($0, 0) * max($0, 0) }, by: c)
+        case .normalisedReluSquared:
+            let squares = scores.map { max($0, 0) * max($0, 0) }
+            return divided(squares, by: squares.reduce(c, +))
+        }
+    }
+
+    private func softmax<Scalar: FormulaScalar>(
+        _ scores: [Scalar], sink: Scalar
+    ) -> (weights: [Scalar], logSumExp: Scalar, sinkShare: Scalar) {
         let maximum = scores.reduce(sink) { $1.isNaN ? $1 : max($0, $1) }
         // -infinity - -infinity is NaN, so scores that are all -infinity are compared with 0.
         let reference = maximum == -.infinity ? 0 : maximum
@@ -57,10 +99,7 @@ extension ReferenceProblem {
         let sum = weights.reduce(sinkWeight, +)
         // The sum is 0 only where no key has a weight and there is no sink. Then every share is 0.
         let divisor = sum == 0 ? 1 : sum
-        for (weight, j) in zip(weights, visible) {
-            Scalar.add(weight / divisor, times: row.values + j * valueDimension, to: &output)
-        }
-        return (output, reference + Scalar.logarithm(sum), sinkWeight / divisor)
+        return (weights.map { $0 / divisor }, reference + Scalar.logarithm(sum), sinkWeight / divisor)
     }
 }
 
@@ -68,7 +107,9 @@ extension ReferenceProblem {
 /// optimisation, as tests run it.
 private protocol FormulaScalar: BinaryFloatingPoint & Sendable {
     static func exponential(_ x: Self) -> Self
+    static func exponentialMinusOne(_ x: Self) -> Self
     static func logarithm(_ x: Self) -> Self
+    static func hyperbolicTangent(_ x: Self) -> Self
     /// sum_d a[d] b[d].
     static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Self
     /// output[d] += weight * value[d].
@@ -77,7 +118,9 @@ private protocol FormulaScalar: BinaryFloatingPoint & Sendable {
 
 extension Double: FormulaScalar {
     fileprivate static func exponential(_ x: Double) -> Double { exp(x) }
+    fileprivate static func exponentialMinusOne(_ x: Double) -> Double { expm1(x) }
     fileprivate static func logarithm(_ x: Double) -> Double { log(x) }
+    fileprivate static func hyperbolicTangent(_ x: Double) -> Double { tanh(x) }
 
     fileprivate static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Double {
         var sum = 0.0
@@ -92,7 +135,9 @@ extension Double: FormulaScalar {
 
 extension Float: FormulaScalar {
     fileprivate static func exponential(_ x: Float) -> Float { exp(x) }
+    fileprivate static func exponentialMinusOne(_ x: Float) -> Float { expm1(x) }
     fileprivate static func logarithm(_ x: Float) -> Float { log(x) }
+    fileprivate static func hyperbolicTangent(_ x: Float) -> Float { tanh(x) }
 
     fileprivate static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
         var sum: Float = 0
@@ -103,4 +148,9 @@ extension Float: FormulaScalar {
     fileprivate static func add(_ weight: Float, times value: UnsafePointer<Float>, to output: inout [Float]) {
         for d in output.indices { output[d] += weight * value[d] }
     }
+}
+
+extension BinaryFloatingPoint {
+    /// The nearest number within the range.
+    fileprivate func clamped(to range: ClosedRange<Self>) -> Self { min(max(self, range.lowerBound), range.upperBound) }
 }

@@ -3,8 +3,8 @@
 
 /// What is to be computed, apart from the queries, keys and values themselves:
 ///
-///     x[i][j] = scale * q[i].k[j] + bias[i][j]
-///     p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k])        over the keys k that row i sees
+///     x[i][j] = cap(scale * rowFactor[i] * q[i].k[j]) - slope * |i + keys - queries - j| + bias[i][j]
+///     p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k])        over the keys k that row i sees, or another normaliser
 ///     output[i] = sum_j p[i][j] v[j]
 ///
 /// for every batch item and every query head. `s` is the head's sink logit: -infinity gives softmax, 0 softmax_1
@@ -50,6 +50,16 @@ public struct ReferenceProblem: Sendable {
     public var allowed: ReferenceBroadcast<Bool>?
     /// Added to the scaled scores. A bias of -infinity hides the key, as `allowed` does.
     public var bias: ReferenceBroadcast<Float>?
+    /// One per row, [batch, queryHeads, queries]: what `scale` is multiplied by.
+    public var rowFactors: [Double]?
+    /// Scores become cap * tanh(score / cap), before ALiBi and bias; positive.
+    public var softcap: Double?
+    /// One per query head: a score falls by slope * |i + keys - queries - j|.
+    public var alibiSlopes: [Float]?
+    /// How scores become weights.
+    public var normaliser = ReferenceNormaliser.softmax
+    /// One per row, [batch, queryHeads, queries]: the constant of the normaliser; nil is 0.
+    public var rowConstants: [Float]?
 
     /// A problem without masks and bias.
     ///

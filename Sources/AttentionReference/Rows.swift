@@ -17,6 +17,14 @@ struct Row {
     var bias: UnsafePointer<Float>?
     /// The head's sink logit.
     var sink: Float
+    /// What `scale` is multiplied by.
+    var factor: Double
+    /// The constant of the normaliser.
+    var constant: Float
+    /// The head's ALiBi slope, or 0.
+    var slope: Float
+    /// The key that ALiBi counts distances from.
+    var position: Int
 }
 
 extension ReferenceProblem {
@@ -45,8 +53,21 @@ extension ReferenceProblem {
                             values: valueData + keyValueHead * keys * valueDimension,
                             isVisible: visibleKeys(batch: batchItem, head: head, query: query),
                             bias: biasStart.map { biasData + $0 },
-                            sink: sinks[head]))
+                            sink: sinks[head],
+                            factor: rowFactors?[index] ?? 1,
+                            constant: rowConstants?[index] ?? 0,
+                            slope: alibiSlopes?[head] ?? 0,
+                            position: query + keys - self.queries))
                 }
+            }
+        }
+    }
+
+    /// The number of keys that each row sees, in the order [batch, queryHeads, queries].
+    public var visibleKeyCounts: [Int] {
+        (0..<batch).flatMap { item in
+            (0..<queryHeads).flatMap { head in
+                (0..<queries).map { visibleKeys(batch: item, head: head, query: $0).count { $0 } }
             }
         }
     }
@@ -84,5 +105,9 @@ extension ReferenceProblem {
         precondition(keyLengths.map { $0.count == batch && $0.allSatisfy { 0...keys ~= $0 } } ?? true, "key lengths")
         allowed?.require("allowed", toFit: self)
         bias?.require("bias", toFit: self)
+        let rows = batch * queryHeads * queries
+        precondition((rowFactors?.count ?? rows) == rows && (rowConstants?.count ?? rows) == rows, "one per row")
+        precondition((alibiSlopes?.count ?? queryHeads) == queryHeads, "one slope per query head")
+        precondition(softcap.map { $0 > 0 && $0 < .infinity } ?? true, "softcap")
     }
 }

@@ -29,6 +29,10 @@ extension Attention {
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> AttentionResult {
         try checkInputCounts(queries.count, keys.count, values.count)
         var output = [Float](repeating: 0, count: shape.outputCount)
+        guard normaliser.hasSink else {
+            try forward(queries: queries, keys: keys, values: values, into: &output)
+            return AttentionResult(output: output, logSumExp: [], sinkShare: [])
+        }
         var logSumExp = [Float](repeating: 0, count: shape.rowCount)
         var sinkShare = [Float](repeating: 0, count: shape.rowCount)
         var outputSpan = output.mutableSpan
@@ -96,7 +100,8 @@ extension Attention {
     ///     to nearest even.
     ///   - logSumExp: `[B, H, L]`; nil: not wanted.
     ///   - sinkShare: `[B, H, L]`; nil: not wanted.
-    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the outputs are untouched then.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (a normaliser without sink has neither logSumExp
+    ///   nor sinkShare) or `memory`; the outputs are untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: UnsafeBufferPointer<Input>, keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
@@ -104,8 +109,8 @@ extension Attention {
     ) throws(AttentionError) {
         try checkInputCounts(queries.count, keys.count, values.count)
         try checkCount("output", output.count, shape.outputCount)
-        if let logSumExp { try checkCount("logSumExp", logSumExp.count, shape.rowCount) }
-        if let sinkShare { try checkCount("sinkShare", sinkShare.count, shape.rowCount) }
+        if let logSumExp { try normaliser.checkSums("logSumExp", logSumExp.count, shape.rowCount) }
+        if let sinkShare { try normaliser.checkSums("sinkShare", sinkShare.count, shape.rowCount) }
         // Without rows there is nothing to write; without keys there may be no addresses of keys and values.
         guard let queries = queries.baseAddress, let output = output.baseAddress, shape.rowCount > 0 else { return }
         try run(

@@ -38,6 +38,14 @@ public final class Attention: Sendable {
     public let shape: AttentionShape
     /// What scores are multiplied by.
     public let scale: Double
+    /// What the scale is multiplied by, row by row.
+    public let scaling: ScoreScaling
+    /// The bound of scores; nil: none.
+    public let softcap: Double?
+    /// The slopes by which scores fall with distance; nil: none.
+    public let alibi: ALiBi?
+    /// How scores become weights.
+    public let normaliser: AttentionNormaliser
     /// Which keys a row sees.
     public let mask: AttentionMask
     /// What is added to the scores, in natural units.
@@ -51,6 +59,7 @@ public final class Attention: Sendable {
     /// The memory that calls reuse.
     public let workspace: AttentionWorkspace
 
+    let scores: KernelScores
     let schedule: ForwardSchedule
     let rows: TensorRows
     private let uniformSink: Float
@@ -61,41 +70,53 @@ public final class Attention: Sendable {
     ///
     /// - Parameters:
     ///   - shape: the dimensions.
-    ///   - sink: where weight goes that no key deserves; one logit per query head.
+    ///   - sink: where weight goes that no key deserves; one logit per query head. nil: softmax_1, or none where the
+    ///     normaliser has no sink.
     ///   - mask: which keys a row sees.
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
+    ///   - scaling: what the scale is multiplied by, row by row.
+    ///   - softcap: scores become `softcap * tanh(score / softcap)`, before ALiBi and bias; nil: they stay.
+    ///   - alibi: linear biases; nil: none.
+    ///   - normaliser: how scores become weights.
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. A bias of -inf hides the key
     ///     as a mask does.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` of a packed batch.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
     ///   - workspace: memory to share with others; nil: its own.
-    /// - Throws: ``AttentionError`` of kind `scale`, `sink`, `sinkCount`, `window`, `keyLength`, `keyLengthCount`,
-    ///   `broadcastExtent`, `threads`, `kernelSet`, or `memory`.
+    /// - Throws: ``AttentionError`` of kind `scale`, `scaling`, `softcap`, `alibi`, `normaliser`, `composition`, `sink`,
+    ///   `sinkCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`, `threads`, `kernelSet`, or `memory`.
     public convenience init(
-        _ shape: AttentionShape, sink: AttentionSink = .softmax1, mask: AttentionMask = .none, scale: Double? = nil,
+        _ shape: AttentionShape, sink: AttentionSink? = nil, mask: AttentionMask = .none, scale: Double? = nil,
+        scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
+        normaliser: AttentionNormaliser = .softmax,
         bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int? = nil,
         kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
-            shape, sink: sink, mask: mask, scale: scale, bias: bias, layout: layout, threads: threads, kernels: kernels,
+            shape, sink: sink, mask: mask, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
+            normaliser: normaliser, bias: bias, layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
     }
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.
     init(
-        _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask, scale: Double?,
-        bias: BroadcastTensor<Float>?,
+        _ shape: AttentionShape, sink: AttentionSink?, mask: AttentionMask, scale: Double?,
+        scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
+        normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>?,
         layout: AttentionLayout?, threads: Int?, kernels: KernelSet?, workspace: AttentionWorkspace?,
         nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
-        uniformSink = try sink.uniformLogit() ?? 0
-        headSinks = try sink.checkedLogits(queryHeads: shape.queryHeads)
+        self.scale = try Self.checked(scale, headDimension: shape.headDimension)
+        let rules = try ScoreRules(
+            sink: sink, scale: self.scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser)
+        (self.scaling, self.softcap, self.alibi, self.normaliser) = (scaling, softcap, alibi, normaliser)
+        uniformSink = try rules.sink.uniformLogit() ?? 0
+        headSinks = try rules.sink.checkedLogits(queryHeads: shape.queryHeads)
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         self.shape = shape
-        self.scale = try Self.checked(scale, headDimension: shape.headDimension)
         self.mask = mask
         self.bias = bias
         self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)
@@ -106,6 +127,8 @@ public final class Attention: Sendable {
             shape, mask: mask, threads: self.threads, nanosecondsPerWorker: nanosecondsPerWorker,
             nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
         rows = TensorRows(shape, self.layout)
+        scores = try rules.kernelScores(
+            shape, plans: schedule.sequences, isUniform: schedule.isUniform, mask: mask, bias: bias)
     }
 
     /// The sink logit of a query head, -inf for softmax.

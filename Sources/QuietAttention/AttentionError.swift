@@ -34,6 +34,16 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case broadcastExtent
         /// A stride of a broadcast tensor is negative or leads outside its values.
         case broadcastStride
+        /// The base, the number of factors, or a factor of a score scaling is out of range.
+        case scaling
+        /// The softcap is not a positive number within the range of Float.
+        case softcap
+        /// The number of ALiBi slopes is not the number of query heads, or one is NaN or infinite.
+        case alibi
+        /// A constant of a normaliser is out of its range.
+        case normaliser
+        /// Two options make no sense together.
+        case composition
         /// No kernel set of that name runs on this CPU.
         case kernelSet
         /// Fewer than one thread.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AttentionResult.swift - the outputs of a forward pass as arrays.
 
-/// The outputs of a forward pass.
+/// The outputs of a forward pass. Normalisers without a sink leave the second and the third empty.
 public struct AttentionResult: Sendable, Equatable {
     /// `[batch, queryHeads, queries, valueDimension]`, or in the layout asked for: weighted sums of the values.
     public var output: [Float]

@@ -1,14 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // AttentionSink.swift - the sink logit: softmax, softmax_1, softmax_n, learned sinks.
 
-#if canImport(Darwin)
-    import Darwin
-#elseif canImport(Glibc)
-    import Glibc
-#elseif canImport(Musl)
-    import Musl
-#endif
-
 /// The sink logit s of each query head: weight that goes to no key.
 ///
 ///     p[j] = e^x[j] / (e^s + sum_k e^x[k]),    sinkShare = e^s / (e^s + sum_k e^x[k]),    sinkShare + sum_j p[j] = 1
@@ -28,6 +20,9 @@ public enum AttentionSink: Sendable, Hashable {
     /// One logit per query head, in natural units; -inf makes that head a softmax. NaN and what exceeds
     /// ``largestLogit`` are refused.
     case logits([Float])
+    /// s[i] = log n[i] + offset, with n[i] the keys that row i sees by every mask: the sink's share stays what it was as keys
+    /// are added, where that of a fixed logit falls. A row that sees no key has no sink.
+    case logKeys(offset: Float = 0)
 
     /// Largest logit: kernels multiply logits by log2(e), and the product must be finite.
     public static let largestLogit: Float = 2.3e38
@@ -41,10 +36,18 @@ public enum AttentionSink: Sendable, Hashable {
             guard n >= 0, n.isFinite else {
                 throw AttentionError(.sink, "sink.softmaxN", expected: "a finite number, 0 or more", found: "\(n)")
             }
-            return Float(log(n))
+            return Float(PortableMath.log(n))
         case .logits: return nil
+        case .logKeys(let offset):
+            guard abs(offset) <= Self.largestLogit / 2 else {
+                throw AttentionError(.sink, "sink.logKeys", expected: "a finite number", found: "\(offset)")
+            }
+            return offset
         }
     }
+
+    /// Whether the logit depends on the number of keys that a row sees.
+    var countsKeys: Bool { if case .logKeys = self { true } else { false } }
 
     /// The logits given one by one; empty for a sink that is the same for all heads.
     func checkedLogits(queryHeads: Int) throws(AttentionError) -> [Float] {

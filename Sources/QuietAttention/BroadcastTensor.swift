@@ -126,16 +126,18 @@ public struct BroadcastTensor<Element: Sendable>: Sendable {
     }
 
     /// Checks the extents against those of a shape.
-    func check(_ argument: String, fits shape: AttentionShape) throws(AttentionError) {
+    ///
+    /// - Parameter keys: nil: as many as the shape has.
+    func check(_ argument: String, fits shape: AttentionShape, keys: Int? = nil) throws(AttentionError) {
         let wanted = [shape.batch, shape.queryHeads, shape.queries]
         for ((name, extent), dimension) in zip(extents.named, wanted) where extent != 1 && extent != dimension {
             throw AttentionError(
                 .broadcastExtent, "\(argument).\(name)", expected: dimension == 1 ? "1" : "1 or \(dimension)",
                 found: "\(extent)")
         }
-        guard extents.keys == shape.keys else {
+        guard extents.keys == keys ?? shape.keys else {
             throw AttentionError(
-                .broadcastExtent, "\(argument).keys", expected: "\(shape.keys)", found: "\(extents.keys)")
+                .broadcastExtent, "\(argument).keys", expected: "\(keys ?? shape.keys)", found: "\(extents.keys)")
         }
     }
 }

@@ -34,13 +34,14 @@ extension CachedAttention {
         let problem = try CachedProblem(
             self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
         var output = [Float](repeating: 0, count: problem.shape.outputCount)
-        var logSumExp = [Float](repeating: 0, count: problem.shape.rowCount)
+        var logSumExp = [Float](repeating: 0, count: normaliser.hasSink ? problem.shape.rowCount : 0)
         var sinkShare = logSumExp
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
             try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
                 try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
                     try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
-                        try run(problem, queries, output, logSumExp, sinkShare)
+                        let hasSink = normaliser.hasSink
+                        try run(problem, queries, output, hasSink ? logSumExp : nil, hasSink ? sinkShare : nil)
                     }
                 }
             }
@@ -135,8 +136,8 @@ extension CachedAttention {
         _ logSumExp: UnsafeMutableBufferPointer<Float>?, _ sinkShare: UnsafeMutableBufferPointer<Float>?
     ) throws(AttentionError) {
         try checkCount("output", output.count, problem.shape.outputCount)
-        if let logSumExp { try checkCount("logSumExp", logSumExp.count, problem.shape.rowCount) }
-        if let sinkShare { try checkCount("sinkShare", sinkShare.count, problem.shape.rowCount) }
+        if let logSumExp { try normaliser.checkSums("logSumExp", logSumExp.count, problem.shape.rowCount) }
+        if let sinkShare { try normaliser.checkSums("sinkShare", sinkShare.count, problem.shape.rowCount) }
         guard let queries = queries.baseAddress, let output = output.baseAddress, problem.shape.rowCount > 0 else {
             return
         }

@@ -33,6 +33,14 @@ public final class CachedAttention: Sendable {
     public let queryHeads: Int
     /// What scores are multiplied by; nil: 1 / sqrt(headDimension) of the caches.
     public let scale: Double?
+    /// What the scale is multiplied by, row by row.
+    public let scaling: ScoreScaling
+    /// The bound of scores; nil: none.
+    public let softcap: Double?
+    /// The slopes by which scores fall with distance; nil: none.
+    public let alibi: ALiBi?
+    /// How scores become weights.
+    public let normaliser: AttentionNormaliser
     /// The order of dimensions of queries and output; nil: `[batch, heads, sequence, dimension]`, or
     /// `[total, heads, dimension]` where a call has `queryOffsets`.
     public let layout: AttentionLayout?
@@ -43,6 +51,8 @@ public final class CachedAttention: Sendable {
     /// The memory that calls reuse.
     public let workspace: AttentionWorkspace
 
+    /// With the scale 1 where it is that of the caches.
+    let rules: ScoreRules
     /// One logit per query head.
     let sinks: [Float]
     /// Work that makes a further thread worth waking.
@@ -52,36 +62,57 @@ public final class CachedAttention: Sendable {
     ///   - queryHeads: H, 0 and up, a multiple of the caches' key/value heads.
     ///   - sink: where weight goes that no key deserves; one logit per query head.
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
+    ///   - scaling, softcap, alibi, normaliser: as of ``Attention``. Clipped softmax needs a row's whole sum before its first
+    ///     weight: the keys of a head are then one work item, whatever their number.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` with `queryOffsets`.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
     ///   - workspace: memory to share with others; nil: its own.
-    /// - Throws: ``AttentionError`` of kind `dimension`, `scale`, `sink`, `sinkCount`, `threads` or `kernelSet`.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `scale`, `softcap`, `alibi`, `normaliser`, `composition`, `sink`,
+    ///   `sinkCount`, `threads` or `kernelSet`.
     public convenience init(
-        queryHeads: Int, sink: AttentionSink = .softmax1, scale: Double? = nil, layout: AttentionLayout? = nil,
-        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+        queryHeads: Int, sink: AttentionSink? = nil, scale: Double? = nil, scaling: ScoreScaling = .constant,
+        softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
+        layout: AttentionLayout? = nil, threads: Int? = nil, kernels: KernelSet? = nil,
+        workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
-            queryHeads: queryHeads, sink: sink, scale: scale, layout: layout, threads: threads, kernels: kernels,
+            queryHeads: queryHeads, sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
+            normaliser: normaliser, layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
     }
 
     /// With a threshold for threads, which tests lower so that small work is spread as well.
     init(
-        queryHeads: Int, sink: AttentionSink, scale: Double?, layout: AttentionLayout?, threads: Int?,
+        queryHeads: Int, sink: AttentionSink?, scale: Double?, scaling: ScoreScaling = .constant,
+        softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
+        layout: AttentionLayout?, threads: Int?,
         kernels: KernelSet?, workspace: AttentionWorkspace?, nanosecondsPerWorker: Double
     ) throws(AttentionError) {
         guard queryHeads >= 0 else {
             throw AttentionError(.dimension, "queryHeads", expected: "0 or more", found: "\(queryHeads)")
         }
         self.queryHeads = queryHeads
-        sinks = try sink.logits(queryHeads: queryHeads)
         self.scale = if let scale { try Attention.checked(scale, headDimension: 1) } else { nil }
+        let rules = try ScoreRules(
+            sink: sink, scale: self.scale ?? 1, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser
+        )
+        self.rules = rules
+        (self.scaling, self.softcap, self.alibi, self.normaliser) = (scaling, softcap, alibi, normaliser)
+        sinks = try rules.sink.logits(queryHeads: queryHeads)
+        _ = try alibi?.checkedSlopes(queryHeads: queryHeads)
         self.layout = layout
         self.threads = try Attention.checked(threads: threads)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.workspace = workspace ?? AttentionWorkspace()
         self.nanosecondsPerWorker = nanosecondsPerWorker
+    }
+
+    /// The rules for caches of a head dimension.
+    func rules(headDimension: Int) throws(AttentionError) -> ScoreRules {
+        var rules = rules
+        rules.scale = try Attention.checked(scale, headDimension: headDimension)
+        return rules
     }
 }
 

@@ -6,7 +6,7 @@ struct CachedProblem {
     /// Keys of the longest cache; of its tensors only those with rows exist.
     let shape: AttentionShape
     let rows: TensorRows
-    let scale: Double
+    let scores: KernelScores
     let caches: [KeyValueCache]
     /// One per cache that has queries.
     let sequences: [SequencePlan]
@@ -35,11 +35,12 @@ struct CachedProblem {
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         rows = TensorRows(shape, attention.layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence))
-        scale = try Attention.checked(attention.scale, headDimension: shape.headDimension)
         self.caches = caches
         allowed = mask.allowed
         self.bias = bias
         sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, mask)
+        scores = try attention.rules(headDimension: shape.headDimension).kernelScores(
+            shape, plans: sequences, isUniform: false, mask: mask, bias: bias)
     }
 
     private static func shape(

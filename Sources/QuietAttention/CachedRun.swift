@@ -117,7 +117,6 @@ struct CachedRun: @unchecked Sendable {
         arguments.queries = sequence.plan.queries
         arguments.row_begin = item.rows.lowerBound
         arguments.row_end = item.rows.upperBound
-        arguments.scale = problem.scale
         arguments.sinks = sinks.map { $0 + head }
         arguments.out = tensors.output.map {
             $0 + rows.output.offset(start: start, head: head) * tensors.outputStorage.byteCount
@@ -147,6 +146,8 @@ struct CachedRun: @unchecked Sendable {
             base: nil, table: table, storage: sequence.storage, head_dim: problem.shape.headDimension,
             value_dim: problem.shape.valueDimension)
         arguments.seq_kv = keys
+        problem.scores.add(
+            to: &arguments, plan, head: item.keyValueHead * schedule.groupHeads, keyOrigin: origin)
         arguments.first_key_offset = plan.firstKeyOffset + plan.keyOrigin - origin
         arguments.last_key_offset = plan.lastKeyOffset + plan.keyOrigin - origin
         arguments.workspace = (memory + worker * schedule.memory.workspaceBytes).assumingMemoryBound(to: Float.self)

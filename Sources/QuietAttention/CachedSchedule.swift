@@ -59,7 +59,8 @@ struct CachedSchedule {
         }
         let worthWaking = min(nanoseconds / attention.nanosecondsPerWorker, Double(ForwardSchedule.mostWorkers))
         let most = max(1, min(attention.threads, Int(worthWaking)))
-        let chunksPerItem = most == 1 ? Int.max : max(1, totalChunks / (Self.itemsPerWorker * most))
+        let isWhole = if case .clippedSoftmax = attention.normaliser { true } else { false }
+        let chunksPerItem = most == 1 || isWhole ? Int.max : max(1, totalChunks / (Self.itemsPerWorker * most))
         let stateFloats = qattn_state_floats(problem.shape.valueDimension)
 
         var (items, units, states, tableLength) = (0, 0, 0, 0)

@@ -121,7 +121,7 @@ struct ForwardRun: @unchecked Sendable {
         arguments.heads = 1
         arguments.queries = sequence.queries
         arguments.seq_kv = sequence.keys
-        arguments.scale = attention.scale
+        attention.scores.add(to: &arguments, sequence, head: queryHead, keyOrigin: sequence.keyOrigin)
         arguments.first_key_offset = sequence.firstKeyOffset
         arguments.last_key_offset = sequence.lastKeyOffset
         arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount

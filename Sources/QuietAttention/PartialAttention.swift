@@ -148,7 +148,7 @@ extension CachedAttention {
     ///   - keys: begins at a multiple of ``PartialAttention/chunkTokens``, ends at one or at the end of the cache; nil: all.
     ///   - mask: which keys a row sees, counted over the whole cache and within its window.
     ///   - bias: `[1, heads or 1, queries or 1, keys of the cache]`, added to the scaled scores.
-    /// - Throws: ``AttentionError`` of kind `keyRange`, or as for `attend`.
+    /// - Throws: ``AttentionError`` of kind `keyRange`, `composition` (a normaliser other than softmax), or as for `attend`.
     public func partial(
         queries: [Float], cache: KeyValueCache, keys: Range<Int>? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil
@@ -173,6 +173,13 @@ extension CachedAttention {
         bias: BroadcastTensor<Float>?
     ) throws(AttentionError) -> PartialAttention {
         let keys = try Self.checked(keys ?? 0..<cache.count, cache)
+        guard normaliser == .softmax, !rules.sink.countsKeys else {
+            throw AttentionError(
+                .composition, "normaliser",
+                expected:
+                    "softmax, with a sink that does not count keys: only its parts merge under a sink that comes last",
+                found: "\(normaliser), sink \(rules.sink)")
+        }
         let problem = try CachedProblem(
             self, queryCount: queries.count, caches: [cache], queryOffsets: nil, mask: mask, bias: bias)
         let floats =

@@ -13,6 +13,8 @@ struct SequencePlan: Sendable {
     /// First query row and first key of the sequence, counted over all sequences.
     var queryStart, keyStart: Int
     var queries: Int
+    /// Row i stands at key i + diagonal of the sequence.
+    let diagonal: Int
     /// A multiple of the chunk, counted from the sequence's first key.
     let keyOrigin: Int
     /// Keys from the origin up to the last one that some row sees; 0 when none is seen.
@@ -29,6 +31,7 @@ struct SequencePlan: Sendable {
         self.queryStart = queryStart
         self.keyStart = keyStart
         self.queries = queries
+        diagonal = keys - queries
         let (first, last) = mask.offsets(queries: queries, keys: keys)
         // Row 0 sees the first key of all, row queries - 1 the last one.
         let begin = max(0, first)

@@ -11,7 +11,9 @@ extension AttentionCase {
             batch: batch, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: queries, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension)
         return try Attention(
-            shape, sink: attentionSink(inputs), mask: try mask(inputs), scale: scale == .standard ? nil : inputs.scale,
+            shape, sink: normaliser.hasSink ? attentionSink(inputs) : nil, mask: try mask(inputs),
+            scale: scale == .standard ? nil : inputs.scale, scaling: try attentionScaling, softcap: softcap,
+            alibi: hasALiBi ? .standard : nil, normaliser: attentionNormaliser,
             bias: try inputs.bias.map { try broadcastTensor($0.values, $0.extents) },
             layout: layout == .headsFirst ? .batchHeadsSequence : .batchSequenceHeads, threads: threads,
             kernels: kernels)
@@ -19,7 +21,8 @@ extension AttentionCase {
 
     /// The named sinks by their name, so that each way of giving a sink is used.
     private func attentionSink(_ inputs: AttentionInputs) -> AttentionSink {
-        switch sink {
+        if normaliser == .softmaxLogKeys { return .logKeys(offset: Self.logKeysOffset) }
+        return switch sink {
         case .none: .softmax
         case .one: .softmax1
         case .count(let quarters): .softmaxN(Double(quarters) / 4)
@@ -60,8 +63,10 @@ extension AttentionCase {
                 queries: laidOut(inputs.queries, rows: queries, width: headDimension),
                 keys: laidOut(inputs.keys, rows: keys, width: headDimension),
                 values: laidOut(inputs.values, rows: keys, width: valueDimension))
+            let none = [Float](repeating: 0, count: rowCount)
             return AttentionOutputs(
-                output: headsFirst(result.output), logSumExp: result.logSumExp, sinkShare: result.sinkShare)
+                output: headsFirst(result.output), logSumExp: normaliser.hasSink ? result.logSumExp : none,
+                sinkShare: normaliser.hasSink ? result.sinkShare : none)
         case .bfloat16: return try run(inputs, attention, BFloat16.init)
         case .float16:
             #if os(macOS) && arch(x86_64)
@@ -80,6 +85,13 @@ extension AttentionCase {
         let valueData = laidOut(inputs.values, rows: keys, width: valueDimension).map(convert)
         let rows = batch * queryHeads * queries
         var output = [Float](repeating: .nan, count: rows * valueDimension)
+        if !normaliser.hasSink {
+            var outputSpan = output.mutableSpan
+            try attention.forward(
+                queries: queryData.span, keys: keyData.span, values: valueData.span, into: &outputSpan)
+            let none = [Float](repeating: 0, count: rows)
+            return AttentionOutputs(output: headsFirst(output), logSumExp: none, sinkShare: none)
+        }
         var logSumExp = [Float](repeating: .nan, count: rows)
         var sinkShare = logSumExp
         var outputSpan = output.mutableSpan

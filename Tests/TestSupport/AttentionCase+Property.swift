@@ -62,6 +62,10 @@ extension AttentionCase: PropertyCase {
         add(\.scale, .standard)
         add(\.layout, .headsFirst)
         add(\.storage, .float32)
+        add(\.scaling, .none)
+        add(\.softcap, nil)
+        add(\.hasALiBi, false)
+        add(\.normaliser, .softmax)
         if sink != .none && sink != .one { add(\.sink, .one) }
         add(\.family, .unitNormal)
         if seed > 9 { add(\.seed, 1) }

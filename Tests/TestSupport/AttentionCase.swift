@@ -24,6 +24,10 @@ public struct AttentionCase: Hashable, Sendable {
     public var broadcast = Broadcast.none
     public var layout = LayoutChoice.headsFirst
     public var storage = StorageChoice.float32
+    public var scaling = ScalingChoice.none
+    public var softcap: Double?
+    public var hasALiBi = false
+    public var normaliser = NormaliserChoice.softmax
     public var seed: UInt64 = 1
 
     public init(
@@ -78,6 +82,19 @@ public struct AttentionCase: Hashable, Sendable {
 
     public enum LayoutChoice: String, Hashable, Sendable, CaseIterable { case headsFirst, sequenceFirst }
 
+    /// Factors of rows: by formulas, or one each.
+    public enum ScalingChoice: String, Hashable, Sendable, CaseIterable {
+        case none, clippedLogKeys, logKeys, logKeysPerDimension, scalableSoftmax, table
+    }
+
+    public enum NormaliserChoice: String, Hashable, Sendable, CaseIterable {
+        case softmax, softmaxLogKeys, clipped, clippedOverKeys, sigmoid, sigmoidOverKeys, softpick, reluSquared,
+            reluSquaredOverKeys, normalisedReluSquared, quietReluSquared
+
+        /// Whether the case's sink counts.
+        public var hasSink: Bool { [.softmax, .softmaxLogKeys, .clipped, .clippedOverKeys].contains(self) }
+    }
+
     public enum StorageChoice: String, Hashable, Sendable, CaseIterable { case float32, float16, bfloat16 }
 }
 
@@ -96,6 +113,10 @@ extension AttentionCase: CustomStringConvertible {
         if broadcast != .none { words.append("broadcast \(broadcast)") }
         if layout != .headsFirst { words.append("\(layout)") }
         if storage != .float32 { words.append("\(storage)") }
+        if scaling != .none { words.append("scaling \(scaling)") }
+        if let softcap { words.append("softcap \(softcap)") }
+        if hasALiBi { words.append("ALiBi") }
+        if normaliser != .softmax { words.append("\(normaliser)") }
         words.append("seed \(seed)")
         return words.joined(separator: ", ")
     }

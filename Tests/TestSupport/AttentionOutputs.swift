@@ -33,6 +33,7 @@ extension AttentionCase {
         problem.keyLengths = inputs.keyLengths
         problem.allowed = inputs.allowed.map { ReferenceBroadcast($0.values, extents: $0.extents) }
         problem.bias = inputs.bias.map { ReferenceBroadcast($0.values, extents: $0.extents) }
+        addScoreRules(to: &problem)
         return problem
     }
 

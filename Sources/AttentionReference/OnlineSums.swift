@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// OnlineSoftmax.swift - softmax over keys that come in blocks: the state of one row, and the three things done to it.
+// OnlineSums.swift - attention over keys that come in blocks: the sums of one row, and the three things done to them.
 
 /// Keys that share one rescaling of a row: keys 0 to 63, 64 to 127 and so on, whatever part of them the row sees.
 let keyBlock = 64
@@ -10,21 +10,25 @@ let channelBlock = 128
 /// Partial sums of a row's denominator.
 let laneCount = 16
 
-/// What is known of a row after some of its keys: with scores t in base 2 and p[j] = 2^(t[j] - maximum),
+/// What is known of a row after some of its keys: with scores t in base 2 and, for softmax, p[j] = 2^(t[j] - maximum),
 ///
 ///     sum of lanes = sum_j p[j],   output[d] = sum_j p[j] v[j][d]
 ///
-/// The maximum keeps every p at 1 or below. The sink is not part of it: it joins once, in ``finish(sink:)``.
-struct OnlineSoftmax {
-    /// The largest score; -infinity before there is one, or where all are -infinity.
-    var maximum = -Float.infinity
+/// The maximum keeps every p at 1 or below. The sink is not part of it: it joins once, in ``finish(sink:)``. Other
+/// normalisers (``RowNormaliser``) have other weights p; the maximum is 0 for those that need none.
+struct OnlineSums {
+    let normaliser: RowNormaliser
+    /// The largest score; for softmax -infinity before there is one, or where all are -infinity; for others 0 and up.
+    var maximum: Float
     /// Key j is counted in lane j mod 16: 16 short sums instead of a long one.
     var lanes = [Float](repeating: 0, count: laneCount)
     /// Not yet divided by the sum.
     var output: [Float]
 
     /// The empty state.
-    init(valueDimension: Int) {
+    init(_ normaliser: RowNormaliser, valueDimension: Int) {
+        self.normaliser = normaliser
+        maximum = normaliser.isSoftmax ? -.infinity : 0
         output = [Float](repeating: 0, count: valueDimension)
     }
 
@@ -38,18 +42,23 @@ struct OnlineSoftmax {
     ) {
         // 1. The new maximum. A NaN is never greater: it is kept by its weight, not by the maximum.
         var newMaximum = maximum
-        for j in 0..<count where isVisible[j] && scores[j] > newMaximum { newMaximum = scores[j] }
+        if normaliser.hasMaximum {
+            for j in 0..<count where isVisible[j] && scores[j] > newMaximum { newMaximum = scores[j] }
+        }
         let reference = finiteReference(newMaximum)
-        let rescale = ReferenceMath.exp2(maximum - reference)
+        let rescale = normaliser.hasMaximum ? ReferenceMath.exp2(maximum - reference) : 1
 
-        // 2. Weights; +0 for keys that are not visible, and beyond the last key.
+        // 2. Weights; +0 for keys that are not visible, and beyond the last key. What a lane counts may be another thing.
         var weights = [Float](repeating: 0, count: keyBlock)
-        for j in 0..<count where isVisible[j] { weights[j] = ReferenceMath.exp2(scores[j] - reference) }
+        var counted = weights
+        for j in 0..<count where isVisible[j] {
+            (weights[j], counted[j]) = normaliser.weight(scores[j], reference: reference)
+        }
 
         // 3. The denominator: four weights per lane.
         for lane in 0..<laneCount {
-            let firstPair = weights[lane] + weights[lane + 16]
-            let secondPair = weights[lane + 32] + weights[lane + 48]
+            let firstPair = counted[lane] + counted[lane + 16]
+            let secondPair = counted[lane + 32] + counted[lane + 48]
             lanes[lane] = fma(lanes[lane], rescale, firstPair + secondPair)
         }
 
@@ -68,7 +77,7 @@ struct OnlineSoftmax {
     }
 
     /// Adds the keys of a later chunk.
-    mutating func merge(_ chunk: OnlineSoftmax) {
+    mutating func merge(_ chunk: OnlineSums) {
         let newMaximum = max(maximum, chunk.maximum)
         let reference = finiteReference(newMaximum)
         let mine = ReferenceMath.exp2(maximum - reference)
@@ -78,21 +87,32 @@ struct OnlineSoftmax {
         maximum = newMaximum
     }
 
-    /// Adds the sink and divides. `sink` is in natural units; -infinity adds nothing.
+    /// The output of a normaliser without a sink.
+    func finish() -> [Float] {
+        let factor = normaliser.factor(sum: laneSum())
+        return output.map { $0 * factor }
+    }
+
+    /// Adds the sink of a softmax and divides. `sink` is in natural units; -infinity adds nothing.
     ///
     /// Where the whole sum is 0, which takes scores and a sink of -infinity, the output is 0 and logSumExp -infinity.
     func finish(sink: Float) -> (output: [Float], logSumExp: Float, sinkShare: Float) {
+        let (factor, logSumExp, sinkShare) = totals(sink: sink)
+        return (output.map { $0 * factor }, logSumExp, sinkShare)
+    }
+
+    /// What the output is multiplied by, and the rest of the results.
+    func totals(sink: Float) -> (factor: Float, logSumExp: Float, sinkShare: Float) {
         let sink2 = sink * log2eFloat
         let reference = finiteReference(max(maximum, sink2))
         let keysWeigh = ReferenceMath.exp2(maximum - reference)
         let sinkWeighs = ReferenceMath.exp2(sink2 - reference)
         let sum = fma(laneSum(), keysWeigh, sinkWeighs)
         if sum == 0 {
-            return (output.map { $0 * 0 }, -.infinity, 0)
+            return (0, -.infinity, 0)
         }
-        let factor = keysWeigh / sum
         let logSumExp = (reference + ReferenceMath.log2(sum)) * ln2Float
-        return (output.map { $0 * factor }, logSumExp, sinkWeighs / sum)
+        return (keysWeigh / sum, logSumExp, sinkWeighs / sum)
     }
 
     /// The lanes added in a tree: lane r and lane r + 8, then r and r + 4, r and r + 2, r and r + 1.
@@ -106,7 +126,7 @@ struct OnlineSoftmax {
 
     /// What scores are compared with. With nothing but -infinity it is 0: -infinity - 0 weighs nothing, whereas
     /// -infinity - -infinity is NaN.
-    private func finiteReference(_ maximum: Float) -> Float {
+    func finiteReference(_ maximum: Float) -> Float {
         maximum == -.infinity ? 0 : maximum
     }
 }

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// ScoreRules.swift - what becomes of the products of queries and keys, checked and made ready for the kernels.
+
+import CKernels
+
+/// All that stands between the products of queries and keys and their weights, apart from masks and bias.
+struct ScoreRules: Sendable {
+    var sink = AttentionSink.softmax1
+    var scale: Double
+    var scaling = ScoreScaling.constant
+    var softcap: Double?
+    var alibi: ALiBi?
+    var normaliser = AttentionNormaliser.softmax
+
+    /// - Parameter sink: nil: softmax_1 where the normaliser has a sink.
+    init(
+        sink: AttentionSink?, scale: Double, scaling: ScoreScaling, softcap: Double?, alibi: ALiBi?,
+        normaliser: AttentionNormaliser
+    ) throws(AttentionError) {
+        self.sink = sink ?? (normaliser.hasSink ? .softmax1 : .softmax)
+        (self.scale, self.scaling, self.softcap, self.alibi) = (scale, scaling, softcap, alibi)
+        self.normaliser = normaliser
+        try normaliser.check()
+        try checkComposition()
+        if let softcap {
+            guard softcap > 0, softcap <= Double(AttentionSink.largestLogit) else {
+                throw AttentionError(
+                    .softcap, "softcap", expected: "a number above 0, up to \(AttentionSink.largestLogit)",
+                    found: "\(softcap)")
+            }
+        }
+    }
+
+    /// What makes no sense together.
+    private func checkComposition() throws(AttentionError) {
+        if !normaliser.hasSink, sink != .softmax {
+            throw AttentionError(
+                .composition, "sink", expected: "none with \(normaliser), which has no softmax denominator to join",
+                found: "\(sink)")
+        }
+        if case .clippedSoftmax = normaliser, case .logKeys = sink {
+            throw AttentionError(
+                .composition, "sink", expected: "a logit that is the same for all rows with clipped softmax",
+                found: "\(sink)")
+        }
+        if case .normalisedReluSquared(sink: 0) = normaliser, case .constant = scaling {
+        } else if case .normalisedReluSquared(sink: 0) = normaliser {
+            throw AttentionError(
+                .composition, "scaling",
+                expected: "constant with normalised squared ReLU without a sink, where a row's factor cancels",
+                found: "\(scaling)")
+        }
+    }
+
+    /// Whether rows have factors or constants of their own.
+    private var hasRowNumbers: Bool {
+        if case .constant = scaling, normaliser == .softmax, !sink.countsKeys { return false }
+        return true
+    }
+
+    /// The rules for a problem.
+    ///
+    /// - Parameters:
+    ///   - plans: of the sequences that have queries.
+    ///   - isUniform: whether there is one plan, of every batch item.
+    func kernelScores(
+        _ shape: AttentionShape, plans: [SequencePlan], isUniform: Bool, mask: AttentionMask,
+        bias: BroadcastTensor<Float>?
+    ) throws(AttentionError) -> KernelScores {
+        let slopes = try alibi?.checkedSlopes(queryHeads: shape.queryHeads) ?? []
+        try scaling.check(fits: shape)
+        guard hasRowNumbers else { return KernelScores(self, slopes: slopes, rows: nil) }
+        let keys = VisibleKeys(shape, plans: plans, isUniform: isUniform, allowed: mask.allowed, bias: bias)
+        let rows = keys.rows(of: scaling)
+        var factors = [Double](repeating: 1, count: rows.count)
+        var constants = [Float](repeating: 0, count: rows.count)
+        try rows.forEach { item, head, query, index throws(AttentionError) in
+            let count = keys.count(item: item, head: head, query: query)
+            let factor = scaling.factor(
+                keys: count, headDimension: shape.headDimension, item: item, head: head, query: query)
+            let largest = Double(Float.greatestFiniteMagnitude) / 1.5
+            guard abs(scale * factor) <= largest, abs(scale * factor / (softcap ?? 1)) <= largest else {
+                throw AttentionError(
+                    .scaling, "scaling", expected: "factors whose product with the scale is within the range of Float",
+                    found: "\(factor) in row \(query)")
+            }
+            factors[index] = factor
+            constants[index] =
+                sink.countsKeys
+                ? (count == 0 ? -.infinity : Float(PortableMath.log(Double(count))))
+                : normaliser.constant(keys: count)
+        }
+        return KernelScores(self, slopes: slopes, rows: (rows.strides, factors, constants))
+    }
+}
+
+/// The rules in memory that kernels read, for as long as this lives.
+final class KernelScores: @unchecked Sendable {
+    private let rules: ScoreRules
+    private let slopes: UnsafeMutableBufferPointer<Float>
+    private let factors: UnsafeMutableBufferPointer<Double>
+    private let constants: UnsafeMutableBufferPointer<Float>
+    private let strides: BroadcastTensor<Double>.Strides
+
+    init(
+        _ rules: ScoreRules, slopes: [Float],
+        rows: (strides: BroadcastTensor<Double>.Strides, factors: [Double], constants: [Float])?
+    ) {
+        func copy<Element>(_ elements: [Element]) -> UnsafeMutableBufferPointer<Element> {
+            let buffer = UnsafeMutableBufferPointer<Element>.allocate(capacity: elements.count)
+            _ = buffer.initialize(from: elements)
+            return buffer
+        }
+        self.rules = rules
+        self.slopes = copy(slopes)
+        factors = copy(rows?.factors ?? [])
+        constants = copy(rows?.constants ?? [])
+        strides = rows?.strides ?? .init(batch: 0, heads: 0, queries: 0, keys: 0)
+    }
+
+    deinit {
+        slopes.deallocate()
+        factors.deallocate()
+        constants.deallocate()
+    }
+
+    /// Everything that the kernels need of the rules but the sinks.
+    ///
+    /// - Parameters:
+    ///   - head: the query head that the arguments begin with.
+    ///   - keyOrigin: the sequence's key that the arguments begin with.
+    func add(to arguments: inout qattn_forward_args, _ plan: SequencePlan, head: Int, keyOrigin: Int) {
+        arguments.scale = rules.scale
+        arguments.softcap = rules.softcap ?? 0
+        if !slopes.isEmpty {
+            arguments.alibi_slopes = UnsafePointer(slopes.baseAddress! + head)
+            arguments.alibi_offset = plan.diagonal - keyOrigin
+        }
+        (arguments.normaliser, arguments.zeta) = rules.normaliser.kernelNormaliser
+        guard !factors.isEmpty else { return }
+        let first = plan.item * strides.batch + head * strides.heads
+        let rowStrides = qattn_strides(head: strides.heads, query: strides.queries, key: 0)
+        arguments.row_factors = UnsafePointer(factors.baseAddress! + first)
+        arguments.row_factor_strides = rowStrides
+        arguments.row_constants = UnsafePointer(constants.baseAddress! + first)
+        arguments.row_constant_strides = rowStrides
+    }
+}
+
+extension AttentionNormaliser {
+    fileprivate var kernelNormaliser: (qattn_normaliser, zeta: Float) {
+        switch self {
+        case .softmax: (QATTN_SOFTMAX, 0)
+        case .clippedSoftmax(_, let zeta): (QATTN_CLIPPED_SOFTMAX, Float(zeta))
+        case .sigmoid: (QATTN_SIGMOID, 0)
+        case .softpick: (QATTN_SOFTPICK, 0)
+        case .reluSquared: (QATTN_RELU_SQUARED, 0)
+        case .normalisedReluSquared: (QATTN_NORMALISED_RELU_SQUARED, 0)
+        }
+    }
+}
