@@ -135,7 +135,35 @@ static inputs seeded_inputs(const test_case *c) {
     return in;
 }
 
-/* Digest of out, lse and sink share of one case. */
+/* What `extra` says of scores. `factors` are the row factors of one of them. */
+static void set_scores(const test_case *c, qattn_forward_args *forward, const double *factors, float *constant) {
+    static const struct {
+        const char *name;
+        qattn_normaliser normaliser;
+        float constant;
+    } normalisers[] = {{"clipped", QATTN_CLIPPED_SOFTMAX, -0.03125f},
+                       {"sigmoid", QATTN_SIGMOID, -3},
+                       {"softpick", QATTN_SOFTPICK, 0x1p-20f},
+                       {"relu", QATTN_RELU_SQUARED, 100},
+                       {"quiet_relu", QATTN_NORMALISED_RELU_SQUARED, 1}};
+    static const float slope = 0.0625f;
+    for (size_t i = 0; i < sizeof normalisers / sizeof *normalisers; i++) {
+        if (strcmp(c->extra, normalisers[i].name)) continue;
+        *constant = normalisers[i].constant;
+        forward->normaliser = normalisers[i].normaliser;
+        forward->row_constants = constant;
+        forward->zeta = 1.0625f;
+        if (forward->normaliser != QATTN_CLIPPED_SOFTMAX) forward->lse = forward->sink_share = NULL;
+    }
+    if (strcmp(c->extra, "scores")) return;
+    forward->row_factors = factors;
+    forward->row_factor_strides.query = 1;
+    forward->softcap = 5;
+    forward->alibi_slopes = &slope;
+    forward->alibi_offset = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
+}
+
+/* Digest of out, lse and sink share of one case; the last two are 0 where the normaliser has none. */
 static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
     const inputs in = seeded_inputs(c);
     const ptrdiff_t own = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
@@ -146,6 +174,12 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
     float *out = allocate(c->seq_q * c->value_dim, sizeof *out);
     float *lse = allocate(c->seq_q, sizeof *lse);
     float *sink_share = allocate(c->seq_q, sizeof *sink_share);
+    double *factors = allocate(c->seq_q, sizeof *factors);
+    for (size_t i = 0; i < c->seq_q; i++) {
+        factors[i] = 0.5 + (double)(i % 7) / 4;
+        lse[i] = sink_share[i] = 0;
+    }
+    float constant;
     const qattn_pack_args pack = {
         .keys = in.keys,
         .values = in.values,
@@ -158,7 +192,7 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
     };
     kernels->pack(&pack);
     for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {
-        const qattn_forward_args forward = {
+        qattn_forward_args forward = {
             .queries_base = in.queries,
             .query_strides = {.query = (ptrdiff_t)c->head_dim},
             .query_storage = in.storage,
@@ -183,28 +217,31 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
             .sink_share = sink_share,
             .workspace = workspace,
         };
+        set_scores(c, &forward, factors, &constant);
         kernels->forward(&forward);
     }
     uint64_t hash = digest(EMPTY_DIGEST, out, c->seq_q * c->value_dim);
     hash = digest(digest(hash, lse, c->seq_q), sink_share, c->seq_q);
-    free(packed), free(workspace), free(out), free(lse), free(sink_share);
+    free(packed), free(workspace), free(out), free(lse), free(sink_share), free(factors);
     free(in.queries), free(in.keys), free(in.values), free(in.mask), free(in.bias);
     return hash;
 }
 
-/* Digest of exp2 over -130 ... 1 in steps of 1/512, or of log2 over 65536 floats of all binades, by name. */
+/* Digest of exp2 over -130 ... 1 in steps of 1/512, of tanh over -10 ... 10 in steps of 1/2048, or of log2 over 65536
+ * floats of all binades, by name. */
 static uint64_t run_function(const char *name, const qattn_kernels *kernels) {
-    enum { EXP2_COUNT = 131 * 512 + 1, LOG2_COUNT = 65536 };
-    const int is_exp2 = !strcmp(name, "exp2");
-    const size_t n = is_exp2 ? EXP2_COUNT : LOG2_COUNT;
+    enum { EXP2_COUNT = 131 * 512 + 1, TANH_COUNT = 20 * 2048 + 1, LOG2_COUNT = 65536 };
+    const int is_exp2 = !strcmp(name, "exp2"), is_tanh = !strcmp(name, "tanh");
+    const size_t n = is_exp2 ? EXP2_COUNT : is_tanh ? TANH_COUNT : LOG2_COUNT;
     float *x = allocate(n, sizeof *x);
     float *y = allocate(n, sizeof *y);
     for (size_t i = 0; i < n; i++) {
         const uint32_t bits = 0x00800000u + (uint32_t)i * 0x7ef1u; /* up to 2^127, odd steps: all parts of a binade */
         if (is_exp2) x[i] = (float)i * 0x1p-9f - 130;
+        else if (is_tanh) x[i] = (float)i * 0x1p-11f - 10;
         else memcpy(x + i, &bits, sizeof bits);
     }
-    (is_exp2 ? kernels->exp2 : kernels->log2)(x, y, n);
+    (is_exp2 ? kernels->exp2 : is_tanh ? kernels->tanh : kernels->log2)(x, y, n);
     const uint64_t hash = digest(EMPTY_DIGEST, y, n);
     free(x), free(y);
     return hash;

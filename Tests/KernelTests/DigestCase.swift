@@ -38,7 +38,7 @@ struct DigestCase: Sendable, CustomStringConvertible {
 
     static let all = lines.filter { $0[1] != "function" }.map { DigestCase(line: $0[0], words: Array($0[1...])) }
 
-    /// The digest of `exp2` or `log2`.
+    /// The digest of `exp2`, `log2` or `tanh`.
     static func functionDigest(_ name: String) -> String? {
         lines.first { $0[1] == "function" && $0[2] == name }?[3]
     }
@@ -87,6 +87,14 @@ extension HeadProblem {
         case "bias":
             bias = normals(4, queryCount * keyCount)
             for index in stride(from: 0, to: bias!.count, by: 5) { bias![index] = -.infinity }
+        case "scores":
+            rowFactors = (0..<queryCount).map { 0.5 + Double($0 % 7) / 4 }
+            (softcap, alibiSlope) = (5, 0.0625)
+        case "clipped": (normaliser, constant) = (.clippedSoftmax(zeta: 1.0625), -0.03125)
+        case "sigmoid": (normaliser, constant) = (.sigmoid, -3)
+        case "softpick": (normaliser, constant) = (.softpick, 0x1p-20)
+        case "relu": (normaliser, constant) = (.reluSquared, 100)
+        case "quiet_relu": (normaliser, constant) = (.normalisedReluSquared, 1)
         default: precondition(extra == "-", "unknown extra \(extra)")
         }
     }

@@ -29,6 +29,13 @@ import Testing
         #expect(digest.hexadecimal == DigestCase.functionDigest("exp2"))
     }
 
+    /// Multiples of 1/2048 from -10 to 10.
+    @Test func tanhOfTheReference() {
+        var digest = BitDigest()
+        for index in 0...20 * 2048 { digest.add(ReferenceMath.tanh(Float(index) / 2048 - 10)) }
+        #expect(digest.hexadecimal == DigestCase.functionDigest("tanh"))
+    }
+
     /// Floats of all binades.
     @Test func log2OfTheReference() {
         var digest = BitDigest()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // DirectCall.swift - one head through the C interface, every tensor beside a page that may not be touched.
 
+import AttentionReference
 import CKernels
 import TestSupport
 
@@ -29,7 +30,7 @@ struct DirectCall: Sendable {
     var keyStride = 1
     /// Rows per call of the forward function, 96 at most.
     var rowsPerCall = Int(QATTN_QUERY_BLOCK)
-    /// Whether lse and sink shares are asked for; if not, they come back as NaN.
+    /// Whether lse and sink shares are asked for; if not, they come back as NaN, and as 0 where there are none.
     var wantsSums = true
     /// The kernels that pack; nil: those that compute.
     var packing: KernelTable?
@@ -41,6 +42,19 @@ extension AttentionCase.StorageChoice {
         case .float32: QATTN_FLOAT32
         case .float16: QATTN_FLOAT16
         case .bfloat16: QATTN_BFLOAT16
+        }
+    }
+}
+
+extension ReferenceNormaliser {
+    fileprivate var kernelNormaliser: (qattn_normaliser, zeta: Float, hasSink: Bool) {
+        switch self {
+        case .softmax: (QATTN_SOFTMAX, 0, true)
+        case .clippedSoftmax(let zeta): (QATTN_CLIPPED_SOFTMAX, zeta, true)
+        case .sigmoid: (QATTN_SIGMOID, 0, false)
+        case .softpick: (QATTN_SOFTPICK, 0, false)
+        case .reluSquared: (QATTN_RELU_SQUARED, 0, false)
+        case .normalisedReluSquared: (QATTN_NORMALISED_RELU_SQUARED, 0, false)
         }
     }
 }
@@ -57,10 +71,16 @@ extension DirectCall {
             [Float](repeating: 0x1.23p4, count: rows * dimension), width: dimension, padding: padding,
             storage: outStorage, guard: guardSide)
         let sinks = floats([problem.sink])
-        let logSumExp = floats([Float](repeating: .nan, count: rows))
-        let sinkShare = floats([Float](repeating: .nan, count: rows))
+        let (normaliser, zeta, hasSink) = problem.normaliser.kernelNormaliser
+        let logSumExp = floats([Float](repeating: hasSink ? .nan : 0, count: rows))
+        let sinkShare = floats([Float](repeating: hasSink ? .nan : 0, count: rows))
         let mask = problem.allowed.map { GuardedBuffer(spread($0.map { $0 ? 0x80 : 0 }), guard: guardSide) }
         let bias = problem.bias.map { floats(spread($0)) }
+        let factors = problem.rowFactors.map {
+            GuardedBuffer<Double>($0, guard: guardSide == .after ? .after : .before)
+        }
+        let slopes = problem.alibiSlope.map { floats([$0]) }
+        let constants = floats([problem.constant])
         let workspace = floats(
             [Float](
                 repeating: .nan,
@@ -78,6 +98,13 @@ extension DirectCall {
             arguments.seq_kv = problem.keyLength
             arguments.scale = problem.scale
             arguments.sinks = UnsafePointer(sinks.start)
+            arguments.row_factors = factors.map { UnsafePointer($0.start) }
+            arguments.row_factor_strides.query = 1
+            arguments.softcap = problem.softcap ?? 0
+            arguments.alibi_slopes = slopes.map { UnsafePointer($0.start) }
+            arguments.alibi_offset = problem.keyCount - problem.queryCount
+            (arguments.normaliser, arguments.zeta) = (normaliser, zeta)
+            arguments.row_constants = normaliser == QATTN_SOFTMAX ? nil : UnsafePointer(constants.start)
             arguments.first_key_offset = problem.firstKeyOffset
             arguments.last_key_offset = problem.lastKeyOffset
             arguments.mask = mask.map { UnsafePointer($0.start) }
@@ -87,8 +114,8 @@ extension DirectCall {
             arguments.out = out.start
             arguments.out_strides.query = out.stride
             arguments.out_storage = outStorage.kernelStorage
-            arguments.lse = wantsSums ? logSumExp.start : nil
-            arguments.sink_share = wantsSums ? sinkShare.start : nil
+            arguments.lse = wantsSums && hasSink ? logSumExp.start : nil
+            arguments.sink_share = wantsSums && hasSink ? sinkShare.start : nil
             // Announced rows are fetched at most, never read: even those that are not there.
             arguments.upcoming.0 = qattn_upcoming_rows(
                 base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 10, row_bytes: 4 * queries.width)

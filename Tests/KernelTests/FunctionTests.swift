@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// FunctionTests.swift - exp2 and log2 of every kernel set against the reference, bit for bit.
+// FunctionTests.swift - exp2, log2 and tanh of every kernel set against the reference, bit for bit.
 
 import AttentionReference
 import SeededInputs
@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 @Suite struct FunctionTests {
-    /// All kinds of arguments that exp2 is defined for: -infinity to 1, NaN.
+    /// All kinds of arguments that exp2 is defined for: -infinity to 126, NaN.
     static let exp2Arguments: [Float] = {
         var generator = SeededGenerator(seed: 2)
         var arguments: [Float] = [
@@ -16,9 +16,9 @@ import Testing
             -.leastNormalMagnitude, Float(1).nextDown, Float(-125).nextUp, Float(-125).nextDown, 0x1p-24, -0x1p-25,
         ]
         // Around every integer and every tie of the rounding to integers.
-        for twice in -252...2 {
+        for twice in -252...252 {
             let x = Float(twice) / 2
-            arguments += [x.nextDown, x, min(x.nextUp, 1)]
+            arguments += [x.nextDown, x, min(x.nextUp, 126)]
         }
         for _ in 0..<20_000 { arguments.append(1 - 130 * generator.nextUniform()) }
         for _ in 0..<20_000 {
@@ -58,6 +58,15 @@ import Testing
     @Test(arguments: KernelTable.available)
     func log2(kernels: KernelTable) throws {
         try compare("log2", Self.log2Arguments, kernels.functions.pointee.log2, ReferenceMath.log2, kernels)
+    }
+
+    @Test(arguments: KernelTable.available)
+    func tanh(kernels: KernelTable) throws {
+        var generator = SeededGenerator(seed: 4)
+        var arguments: [Float] = [0, -0.0, 9, -9, Float(9).nextUp, Float(9).nextDown, .infinity, -.infinity, .nan]
+        for _ in 0..<20_000 { arguments.append(20 * generator.nextUniform() - 10) }
+        for _ in 0..<20_000 { arguments.append(Float(bitPattern: UInt32(truncatingIfNeeded: generator.next()))) }
+        try compare("tanh", arguments, kernels.functions.pointee.tanh, ReferenceMath.tanh, kernels)
     }
 
     /// All arguments in one call, and the first few in calls of 1 to 33, which end in every lane.

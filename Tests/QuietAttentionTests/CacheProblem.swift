@@ -61,25 +61,37 @@ struct CacheProblem {
         return cache
     }
 
+    /// Rules for scores that a cache has to follow as one forward pass does.
+    struct Rules: Sendable, CustomStringConvertible {
+        var scaling = ScoreScaling.constant
+        var softcap: Double?
+        var alibi: ALiBi?
+        var normaliser = AttentionNormaliser.softmax
+        var description: String { "\(scaling) \(softcap ?? 0) \(alibi == nil ? "" : "ALiBi") \(normaliser)" }
+    }
+
     /// With work spread over all threads however little it is.
     func attention(
-        _ kernels: KernelSet? = nil, sink: AttentionSink = .softmax1, layout: AttentionLayout? = nil, threads: Int = 1,
-        workspace: AttentionWorkspace? = nil
+        _ kernels: KernelSet? = nil, sink: AttentionSink? = .softmax1, rules: Rules = Rules(),
+        layout: AttentionLayout? = nil, threads: Int = 1, workspace: AttentionWorkspace? = nil
     ) throws -> CachedAttention {
         try CachedAttention(
-            queryHeads: queryHeads, sink: sink, scale: nil, layout: layout, threads: threads, kernels: kernels,
+            queryHeads: queryHeads, sink: sink, scale: nil, scaling: rules.scaling, softcap: rules.softcap,
+            alibi: rules.alibi, normaliser: rules.normaliser, layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : ForwardSchedule.nanosecondsPerWorker)
     }
 
     /// Attention of the queries in `range` over all tokens up to the last of them, which it packs itself.
-    func forward(_ range: Range<Int>, mask: AttentionMask = .causal, sink: AttentionSink = .softmax1) throws
-        -> AttentionResult
-    {
+    func forward(
+        _ range: Range<Int>, mask: AttentionMask = .causal, sink: AttentionSink? = .softmax1, rules: Rules = Rules()
+    ) throws -> AttentionResult {
         let all = 0..<range.upperBound
         let attention = try Attention(
             AttentionShape(
                 queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: range.count, keys: all.count,
-                headDimension: headDimension, valueDimension: valueDimension), sink: sink, mask: mask, threads: 1)
+                headDimension: headDimension, valueDimension: valueDimension), sink: sink, mask: mask,
+            scaling: rules.scaling, softcap: rules.softcap, alibi: rules.alibi, normaliser: rules.normaliser, threads: 1
+        )
         return try attention.forward(
             queries: queries(range), keys: part(keys, all, heads: keyValueHeads, layout: .batchHeadsSequence),
             values: part(values, all, heads: keyValueHeads, layout: .batchHeadsSequence))

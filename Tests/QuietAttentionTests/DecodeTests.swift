@@ -38,6 +38,30 @@ private let sets = KernelSet.available
         }
     }
 
+    static let rules: [CacheProblem.Rules] = [
+        .init(scaling: .clippedLogKeys(base: 64), softcap: 3, alibi: .standard),
+        .init(scaling: .logKeysPerDimension(kappa: 1)),
+        .init(normaliser: .clippedSoftmax(gamma: .overKeys(alpha: 2, .visible))),
+        .init(alibi: .standard, normaliser: .sigmoid()), .init(softcap: 3, normaliser: .softpick()),
+        .init(normaliser: .reluSquared()), .init(normaliser: .normalisedReluSquared(sink: 1)),
+    ]
+
+    /// Row factors, softcap, ALiBi and normalisers count from the first token of the cache.
+    @Test(arguments: rules, sets)
+    func rulesForScores(_ rules: CacheProblem.Rules, _ kernels: KernelSet) throws {
+        let problem = Self.problem
+        for storage in [KeyValueCache.Storage.float32, .bfloat16] {
+            let expected = try problem.rounded(to: storage).forward(Self.last, sink: nil, rules: rules)
+            let cache = try problem.cache(
+                storage, kernels: kernels, appending: 0..<problem.tokens, allocate: memoryOfNaN)
+            for threads in [1, 3] {
+                let attention = try problem.attention(kernels, sink: nil, rules: rules, threads: threads)
+                let result = try attention.attend(queries: problem.queries(Self.last), cache: cache)
+                #expect(result.bits == expected.bits, "\(storage), \(threads) threads")
+            }
+        }
+    }
+
     @Test(arguments: storages, sets)
     func inPartsAndStepByStep(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
         let problem = Self.problem

@@ -44,6 +44,34 @@ import Testing
         try check(shape, sinks)
     }
 
+    /// Softcap, ALiBi, factors and normalisers beside softmax: within twice the error of the formula in Float.
+    @Test(arguments: AttentionCase.NormaliserChoice.allCases)
+    func scoreRulesAreWithinTheBars(normaliser: AttentionCase.NormaliserChoice) throws {
+        for (softcap, hasALiBi, scaling) in [
+            (nil, false, AttentionCase.ScalingChoice.none), (30, false, .none), (1.5, true, .clippedLogKeys),
+            (nil, true, .table),
+        ] {
+            let shape = AttentionCase(queries: 24, keys: 700, headDimension: 64) {
+                ($0.softcap, $0.hasALiBi, $0.scaling) = (softcap, hasALiBi, scaling)
+                ($0.normaliser, $0.geometry, $0.group, $0.sink) = (normaliser, .causal, 2, .amid)
+            }
+            let inputs = shape.inputs
+            let problem = shape.referenceProblem(inputs)
+            let result = problem.forward(queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+            let textbook = problem.textbook(queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+            let truth = problem.oracle(queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+            let size = shape.queries * shape.valueDimension
+            for head in 0..<2 {
+                let part = head * size..<(head + 1) * size
+                let error = relativeError(result.output[part], truth.output[part])
+                let allowed = 2 * max(1e-7, relativeError(textbook.output[part], truth.output[part]))
+                #expect(error <= allowed, "\(shape), head \(head): \(error) > \(allowed)")
+            }
+            try requireClose(
+                "lse", result.logSumExp, truth.logSumExp, tolerance: { 1e-6 * max(1, abs($0)) }, "\(shape)")
+        }
+    }
+
     /// The output is within ``outputBar``, and within twice the error of the formula in Float; logSumExp within 6e-7 of
     /// max(1, |it|). A sink that is there must be seen: without it the output would be far outside.
     private func check(_ shape: AttentionCase, _ sinks: [Float]) throws {

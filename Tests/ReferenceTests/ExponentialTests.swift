@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// ExponentialTests.swift - exp2 and log2 of the reference against Double, over the floats of their ranges.
+// ExponentialTests.swift - exp2, log2 and tanh of the reference against Double, over the floats of their ranges.
 //
 // By default some thousandth part of the floats; with QUIET_EXHAUSTIVE=1 in the environment every one, which takes minutes.
 
@@ -26,7 +26,7 @@ import Testing
     @Test(arguments: [FloatingPointSign.minus, .plus])
     func exp2IsWithinOneUnit(sign: FloatingPointSign) {
         var (worst, worstArgument) = (0.0, Float(0))
-        forEachFloat(from: 0x1p-25, through: sign == .minus ? 125 : 1, oneIn: 997) { magnitude in
+        forEachFloat(from: 0x1p-25, through: sign == .minus ? 125 : 126, oneIn: 997) { magnitude in
             let x = sign == .minus ? -magnitude : magnitude
             let error = unitsOff(ReferenceMath.exp2(x), Foundation.exp2(Double(x)))
             if error > worst { (worst, worstArgument) = (error, x) }
@@ -35,7 +35,7 @@ import Testing
     }
 
     @Test func exp2IsExactAtIntegers() {
-        for n in -125...1 { #expect(ReferenceMath.exp2(Float(n)) == Float(sign: .plus, exponent: n, significand: 1)) }
+        for n in -125...126 { #expect(ReferenceMath.exp2(Float(n)) == Float(sign: .plus, exponent: n, significand: 1)) }
     }
 
     @Test func exp2OfNearlyNothingIsOne() {
@@ -49,6 +49,21 @@ import Testing
             #expect(ReferenceMath.exp2(x).bitPattern == 0)
         }
         #expect(ReferenceMath.exp2(.nan).isNaN)
+    }
+
+    @Test func tanhIsWithinItsBound() {
+        var (worst, worstArgument, squares, count) = (0.0, Float(0), 0.0, 0)
+        forEachFloat(from: 0x1p-30, through: 12, oneIn: 997) { x in
+            let error = unitsOff(ReferenceMath.tanh(x), Foundation.tanh(Double(x)))
+            (squares, count) = (squares + error * error, count + 1)
+            if error > worst { (worst, worstArgument) = (error, x) }
+        }
+        #expect(worst <= 5.5, "at \(worstArgument)")
+        #expect((squares / Double(count)).squareRoot() < 1)
+        #expect(
+            ReferenceMath.tanh(9) == 1 && ReferenceMath.tanh(.infinity) == 1 && ReferenceMath.tanh(-.infinity) == -1)
+        #expect(ReferenceMath.tanh(.nan).isNaN && ReferenceMath.tanh(-0.0).bitPattern == Float(-0.0).bitPattern)
+        for x: Float in [0.1, 1, 5, 20] { #expect(ReferenceMath.tanh(-x) == -ReferenceMath.tanh(x)) }
     }
 
     @Test func log2IsWithinItsBound() {

@@ -56,6 +56,9 @@ extension HeadProblem {
         problem.keyLengths = [keyLength]
         problem.allowed = allowed.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
         problem.bias = bias.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
+        (problem.rowFactors, problem.softcap, problem.normaliser) = (rowFactors, softcap, normaliser)
+        problem.alibiSlopes = alibiSlope.map { [$0] }
+        problem.rowConstants = [Float](repeating: constant, count: queryCount)
         let result = problem.forward(queries: queries, keys: keys, values: values)
         return AttentionOutputs(
             output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)

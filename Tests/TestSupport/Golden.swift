@@ -8,6 +8,8 @@ public struct Golden: Decodable, Sendable {
     public let rows: [Row]
     public let attention: [Attention]
     public let zeroTailPadding: ZeroTailPadding
+    public let otherNormalisers: [Normaliser]
+    public let positions: Positions
 
     /// One row of scores `x`, its sink, and what normalising it gives.
     public struct Row: Decodable, Sendable, CustomStringConvertible {
@@ -77,8 +79,35 @@ public struct Golden: Decodable, Sendable {
         }
     }
 
+    /// One row of scores `x` and its weights by a normaliser beside softmax.
+    public struct Normaliser: Decodable, Sendable, CustomStringConvertible {
+        public let name: String
+        public let x, weights: [GoldenNumber]
+        public let gamma, zeta: Double?
+        public var description: String { name }
+
+        enum CodingKeys: String, CodingKey {
+            case name, x, gamma, zeta
+            case weights = "p_f64"
+        }
+    }
+
+    /// What positions are made of.
+    public struct Positions: Decodable, Sendable {
+        /// By the number of heads.
+        public let alibiSlopes: [String: [Double]]
+        /// log_512 n, by n.
+        public let log512: [String: GoldenNumber]
+
+        enum CodingKeys: String, CodingKey {
+            case alibiSlopes = "alibi_slopes"
+            case log512
+        }
+    }
+
     enum CodingKeys: String, CodingKey {
-        case rows, attention
+        case rows, attention, positions
+        case otherNormalisers = "other_normalisers"
         case zeroTailPadding = "zero_tail_padding_trap"
     }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // HeadProblem.swift - one query head of a case against its key/value head: what a kernel call sees.
 
+import AttentionReference
+
 /// One query head: tensors [rows][dimension], masks [queries][keys] without broadcasting.
 public struct HeadProblem: Sendable {
     public var queryCount, keyCount, headDimension, valueDimension: Int
@@ -13,6 +15,13 @@ public struct HeadProblem: Sendable {
     public var keyLength: Int
     public var allowed: [Bool]?
     public var bias: [Float]?
+    /// One per row.
+    public var rowFactors: [Double]?
+    public var softcap: Double?
+    public var alibiSlope: Float?
+    public var normaliser = ReferenceNormaliser.softmax
+    /// Of the normaliser, for every row.
+    public var constant: Float = 0
 
     /// Without tensors and masks, and with no bound on what rows see.
     public init(
