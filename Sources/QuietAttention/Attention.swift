@@ -42,6 +42,10 @@ public final class Attention: Sendable {
     public let mask: AttentionMask
     /// What is added to the scores, in natural units.
     public let bias: BroadcastTensor<Float>?
+    /// How scores learn of positions.
+    public let positions: AttentionPositions
+    /// How queries and keys are normalised first; nil: not at all.
+    public let queryKeyNorm: QueryKeyNorm?
     /// The order of dimensions of queries, keys, values and output.
     public let layout: AttentionLayout
     /// Most threads that a call uses.
@@ -53,6 +57,9 @@ public final class Attention: Sendable {
 
     let schedule: ForwardSchedule
     let rows: TensorRows
+    /// nil where queries and keys are multiplied as they are.
+    let preparation: RowPreparation?
+    let positionTables: PositionTables?
     private let uniformSink: Float
     /// Empty if all heads have the uniform sink.
     private let headSinks: [Float]
@@ -66,26 +73,31 @@ public final class Attention: Sendable {
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. A bias of -inf hides the key
     ///     as a mask does.
+    ///   - positions: how queries and keys are turned by their positions.
+    ///   - queryKeyNorm: how queries and keys are normalised before that; nil: not at all.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` of a packed batch.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
     ///   - workspace: memory to share with others; nil: its own.
     /// - Throws: ``AttentionError`` of kind `scale`, `sink`, `sinkCount`, `window`, `keyLength`, `keyLengthCount`,
-    ///   `broadcastExtent`, `threads`, `kernelSet`, or `memory`.
+    ///   `broadcastExtent`, `rotaryEmbedding`, `position`, `positionCount`, `queryKeyNorm`, `threads`, `kernelSet`, or
+    ///   `memory`.
     public convenience init(
         _ shape: AttentionShape, sink: AttentionSink = .softmax1, mask: AttentionMask = .none, scale: Double? = nil,
-        bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int? = nil,
-        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+        bias: BroadcastTensor<Float>? = nil, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        layout: AttentionLayout? = nil, threads: Int? = nil, kernels: KernelSet? = nil,
+        workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
-            shape, sink: sink, mask: mask, scale: scale, bias: bias, layout: layout, threads: threads, kernels: kernels,
+            shape, sink: sink, mask: mask, scale: scale, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
+            layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
     }
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.
     init(
         _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask, scale: Double?,
-        bias: BroadcastTensor<Float>?,
+        bias: BroadcastTensor<Float>?, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
         layout: AttentionLayout?, threads: Int?, kernels: KernelSet?, workspace: AttentionWorkspace?,
         nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
@@ -98,12 +110,19 @@ public final class Attention: Sendable {
         self.scale = try Self.checked(scale, headDimension: shape.headDimension)
         self.mask = mask
         self.bias = bias
+        self.positions = positions
+        self.queryKeyNorm = queryKeyNorm
+        preparation = try RowPreparation(positions, queryKeyNorm, headDimension: shape.headDimension)
+        positionTables = try preparation.flatMap { preparation throws(AttentionError) in
+            try PositionTables(preparation, positions, shape, keyLengths: mask.lengths)
+        }
         self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)
         self.threads = try Self.checked(threads: threads)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.workspace = workspace ?? AttentionWorkspace()
         schedule = try ForwardSchedule(
-            shape, mask: mask, threads: self.threads, nanosecondsPerWorker: nanosecondsPerWorker,
+            shape, mask: mask, preparesRows: preparation != nil, threads: self.threads,
+            nanosecondsPerWorker: nanosecondsPerWorker,
             nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
         rows = TensorRows(shape, self.layout)
     }

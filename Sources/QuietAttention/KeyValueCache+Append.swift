@@ -140,7 +140,8 @@ extension KeyValueCache {
                 arguments.values = values + valueRows.offset(start: 0, head: head) * input.byteCount
                 arguments.key_stride = keyRows.row
                 arguments.value_stride = valueRows.row
-                arguments.storage = input.kernelStorage
+                arguments.key_storage = input.kernelStorage
+                arguments.value_storage = input.kernelStorage
                 arguments.key_begin = begin - firstPage * Self.pageTokens
                 arguments.key_end = arguments.key_begin + tokens
                 arguments.blocks = qattn_blocks(
