@@ -100,4 +100,18 @@ public struct AttentionPositions: Sendable, Hashable {
         }
         return dimensions
     }
+
+    /// Checks that positions can count from the first token of a cache, and that none changes with what comes later.
+    func checkFitsCache() throws(AttentionError) {
+        guard identifiers == nil else {
+            throw AttentionError(
+                .position, "positions.identifiers", expected: "none: the tokens of a cache have positions from 0 on",
+                found: "identifiers")
+        }
+        guard embedding?.dependsOnLength != true else {
+            throw RotaryEmbedding.refusal(
+                "scaling.length", expected: "the longest sequence to come: keys keep the angles they are appended with",
+                found: "nil")
+        }
+    }
 }

@@ -12,6 +12,8 @@ struct CachedProblem {
     let sequences: [SequencePlan]
     let allowed: BroadcastTensor<Bool>?
     let bias: BroadcastTensor<Float>?
+    /// Of each cache's queries; nil where they are not turned.
+    let queryTables: [RotaryTable?]
 
     /// Query heads per key/value head.
     var groupHeads: Int { shape.queryHeads / max(shape.keyValueHeads, 1) }
@@ -40,6 +42,7 @@ struct CachedProblem {
         allowed = mask.allowed
         self.bias = bias
         sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, mask)
+        queryTables = try Self.queryTables(caches, sequences)
     }
 
     private static func shape(

@@ -8,6 +8,7 @@ public struct Golden: Decodable, Sendable {
     public let rows: [Row]
     public let attention: [Attention]
     public let zeroTailPadding: ZeroTailPadding
+    public let positions: Positions
 
     /// One row of scores `x`, its sink, and what normalising it gives.
     public struct Row: Decodable, Sendable, CustomStringConvertible {
@@ -77,8 +78,49 @@ public struct Golden: Decodable, Sendable {
         }
     }
 
+    /// Scores and angles of position encodings.
+    public struct Positions: Decodable, Sendable {
+        public let coca: CoCA
+        public let dynamicNTK: [DynamicNTK]
+
+        /// One query at m, one key at n, pairs in halves.
+        public struct CoCA: Decodable, Sendable {
+            public let base: Double
+            public let query, lengths: [GoldenNumber]
+            public let m, n: Int
+            public let strict, slack: GoldenNumber
+
+            enum CodingKeys: String, CodingKey {
+                case base, m, n
+                case query = "q"
+                case lengths = "t_after_relu_length_d_half"
+                case strict = "score_strict_unscaled_f64"
+                case slack = "score_slack_unscaled_f64"
+            }
+        }
+
+        public struct DynamicNTK: Decodable, Sendable {
+            public let base, factor: Double
+            public let dimensions, trainedLength, length: Int
+            public let scaledBase: Double
+
+            enum CodingKeys: String, CodingKey {
+                case base, factor
+                case dimensions = "d"
+                case trainedLength = "L_train"
+                case length = "seq_len"
+                case scaledBase = "new_base_f64"
+            }
+        }
+
+        enum CodingKeys: String, CodingKey {
+            case coca
+            case dynamicNTK = "dynamic_ntk_base"
+        }
+    }
+
     enum CodingKeys: String, CodingKey {
-        case rows, attention
+        case rows, attention, positions
         case zeroTailPadding = "zero_tail_padding_trap"
     }
 
