@@ -116,13 +116,13 @@ QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *packed, 
 
 /* Keys [begin, end) of one block, which are rows from `row` on of the call. */
 QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, size_t begin, size_t end, size_t row,
-                             qattn_storage from, qattn_storage to) {
+                             qattn_storage key_from, qattn_storage value_from, qattn_storage to) {
     const size_t head_dim = args->blocks.head_dim, value_dim = args->blocks.value_dim;
     const size_t value_bytes = qattn_round_up(value_dim, QATTN_LANES) * storage_size(to);
-    const char *key = storage_at(args->keys, (ptrdiff_t)row * args->key_stride, from);
-    const char *value = storage_at(args->values, (ptrdiff_t)row * args->value_stride, from);
-    const ptrdiff_t key_step = args->key_stride * (ptrdiff_t)storage_size(from);
-    const ptrdiff_t value_step = args->value_stride * (ptrdiff_t)storage_size(from);
+    const char *key = storage_at(args->keys, (ptrdiff_t)row * args->key_stride, key_from);
+    const char *value = storage_at(args->values, (ptrdiff_t)row * args->value_stride, value_from);
+    const ptrdiff_t key_step = args->key_stride * (ptrdiff_t)storage_size(key_from);
+    const ptrdiff_t value_step = args->value_stride * (ptrdiff_t)storage_size(value_from);
     for (size_t j = begin; j < end;) {
         const size_t first = j / QATTN_LANES * QATTN_LANES;
         key_group group = {.keys = key,
@@ -131,19 +131,20 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
                            .end = qattn_min(end - first, QATTN_LANES),
                            .packed = block.keys + first * storage_size(to)};
         for (size_t r = group.begin; to == QATTN_INT8 && r < group.end; r++)
-            group.inverse_scales[r] =
-                row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, from, block.key_scales + first + r);
-        pack_keys(&group, head_dim, from, to);
+            group.inverse_scales[r] = row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, key_from,
+                                                block.key_scales + first + r);
+        pack_keys(&group, head_dim, key_from, to);
         key += (ptrdiff_t)(group.end - group.begin) * key_step;
         for (; j < first + group.end; j++, value += value_step) {
             float inverse_scale = 1;
-            if (to == QATTN_INT8) inverse_scale = row_scale(value, value_dim, from, block.value_scales + j);
-            pack_value(value, value_dim, block.values + j * value_bytes, inverse_scale, from, to);
+            if (to == QATTN_INT8) inverse_scale = row_scale(value, value_dim, value_from, block.value_scales + j);
+            pack_value(value, value_dim, block.values + j * value_bytes, inverse_scale, value_from, to);
         }
     }
 }
 
-QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage from, qattn_storage to) {
+QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage key_from, qattn_storage value_from,
+                            qattn_storage to) {
     const size_t head_dim = args->blocks.head_dim, value_dim = args->blocks.value_dim;
     const size_t bytes = qattn_block_bytes(to, head_dim, value_dim);
     for (size_t key = args->key_begin; key < args->key_end;) {
@@ -152,30 +153,30 @@ QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage from, qat
         /* Packing reads short pieces of many rows, which the hardware does not foresee. */
         if (end < args->key_end) {
             const size_t next = end - args->key_begin, rows = qattn_min(QATTN_KEY_BLOCK, args->key_end - end);
-            prefetch_tensor(args->keys, args->key_stride, next, rows, head_dim, from);
-            prefetch_tensor(args->values, args->value_stride, next, rows, value_dim, from);
+            prefetch_tensor(args->keys, args->key_stride, next, rows, head_dim, key_from);
+            prefetch_tensor(args->values, args->value_stride, next, rows, value_dim, value_from);
         }
         pack_block(args, block_cut(&args->blocks, block_at(&args->blocks, block, bytes), to), key - first, end - first,
-                   key - args->key_begin, from, to);
+                   key - args->key_begin, key_from, value_from, to);
         key = end;
     }
 }
 
 static void QATTN_FUNCTION(pack)(const qattn_pack_args *args) {
-    assert(args->storage != QATTN_INT8);
-    switch (args->blocks.storage) {
-    case QATTN_FLOAT32:
-        switch (args->storage) {
-        case QATTN_FLOAT32: pack_rows(args, QATTN_FLOAT32, QATTN_FLOAT32); break;
-        case QATTN_FLOAT16: pack_rows(args, QATTN_FLOAT16, QATTN_FLOAT32); break;
-        default: pack_rows(args, QATTN_BFLOAT16, QATTN_FLOAT32); break;
+    const qattn_storage keys = args->key_storage, values = args->value_storage, to = args->blocks.storage;
+    assert(keys != QATTN_INT8 && values != QATTN_INT8);
+    /* A cache is packed once and read for ever: the types of its input may be looked up as it goes. So may those of
+     * prepared keys beside 16-bit values. */
+    if (to != QATTN_FLOAT32) {
+        switch (to) {
+        case QATTN_FLOAT16: pack_rows(args, keys, values, QATTN_FLOAT16); break;
+        case QATTN_BFLOAT16: pack_rows(args, keys, values, QATTN_BFLOAT16); break;
+        default: pack_rows(args, keys, values, QATTN_INT8); break;
         }
-        break;
-    /* A cache is packed once and read for ever: the type of its input may be looked up as it goes. */
-    case QATTN_FLOAT16: pack_rows(args, args->storage, QATTN_FLOAT16); break;
-    case QATTN_BFLOAT16: pack_rows(args, args->storage, QATTN_BFLOAT16); break;
-    case QATTN_INT8: pack_rows(args, args->storage, QATTN_INT8); break;
-    }
+    } else if (keys != values) pack_rows(args, keys, values, QATTN_FLOAT32);
+    else if (keys == QATTN_FLOAT32) pack_rows(args, QATTN_FLOAT32, QATTN_FLOAT32, QATTN_FLOAT32);
+    else if (keys == QATTN_FLOAT16) pack_rows(args, QATTN_FLOAT16, QATTN_FLOAT16, QATTN_FLOAT32);
+    else pack_rows(args, QATTN_BFLOAT16, QATTN_BFLOAT16, QATTN_FLOAT32);
 }
 
 #endif

@@ -56,10 +56,48 @@ typedef struct qattn_pack_args {
     const void *keys;   /* row key_begin: [key_end - key_begin][head_dim] */
     const void *values; /* row key_begin: [key_end - key_begin][value_dim] */
     ptrdiff_t key_stride, value_stride;
-    qattn_storage storage; /* of keys and values; not QATTN_INT8 */
+    qattn_storage key_storage, value_storage; /* not QATTN_INT8 */
     size_t key_begin, key_end;
     qattn_blocks blocks;
 } qattn_pack_args;
+
+typedef enum qattn_norm { QATTN_NO_NORM, QATTN_RMS_NORM, QATTN_LAYER_NORM } qattn_norm;
+
+/* Which channels are pair j of a row with so many pairs: j and j + pairs, or 2j and 2j + 1. */
+typedef enum qattn_pairing { QATTN_HALVES, QATTN_INTERLEAVED } qattn_pairing;
+
+/* What becomes of a pair (x1, x2), with R the rotation by its angle, and t = max(0, (x1 + x2) / 2):
+ * a rotary embedding, or the queries and keys of collinear constrained attention in both of its forms. */
+typedef enum qattn_rotation {
+    QATTN_ROTATED,      /* R (x1, x2) */
+    QATTN_SLACK_QUERY,  /* x1 and x2 times their places in R (x1, x2) */
+    QATTN_SLACK_KEY,    /* R (t, t) */
+    QATTN_STRICT_QUERY, /* R (x1^2 + x2^2, 0) */
+    QATTN_STRICT_KEY    /* R (t, 0) */
+} qattn_rotation;
+
+/* Makes of rows of queries or keys what scores multiply: first normalises each over all its channels,
+ *
+ *     x = row factor * gain,                     factor = 1 / sqrt(mean of row^2 + epsilon) QATTN_RMS_NORM x = (row -
+ * mean) factor * gain + shift,    factor = 1 / sqrt(mean of (row - mean)^2 + epsilon)        QATTN_LAYER_NORM
+ *
+ * then turns its pairs. Channels from 2 * pairs on are not turned; pairs = 0 is no rotation. Row r has the cosines and
+ * sines tables[r], which may carry a factor of the pair's own: [2][pairs rounded up to QATTN_LANES]. */
+typedef struct qattn_prepare_args {
+    const void *rows; /* [count][dim] */
+    ptrdiff_t stride;
+    qattn_storage storage; /* not QATTN_INT8 */
+    size_t count, dim;
+    qattn_norm norm;
+    float epsilon;
+    const float *gain, *shift; /* [dim]; or NULL: 1, 0 */
+    qattn_rotation rotation;
+    qattn_pairing pairing;
+    size_t pairs;
+    const float *tables; /* [count][2][pairs rounded up to QATTN_LANES] */
+    float *out;          /* [count][dim], apart from rows */
+    ptrdiff_t out_stride;
+} qattn_prepare_args;
 
 /* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
  * to answer. Never needed for the result; base may be NULL. Costs time in proportion to the rows: name what the next
@@ -141,6 +179,7 @@ typedef struct qattn_forward_args {
 /* One instruction set's kernels. */
 typedef struct qattn_kernels {
     const char *name; /* portable, x86_64_v3, x86_64_v4, arm64_neon */
+    void (*prepare)(const qattn_prepare_args *args);
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);
     /* Merges the states [chunk][row] of rows [row_begin, row_end) from left to right, adds the sinks, and writes out,

@@ -2,11 +2,13 @@
 /* kernels.inl.h - every kernel body, and the table that lists them, for QATTN_ISA. */
 #include "attention/forward.inl.h"
 #include "attention/pack.inl.h"
+#include "attention/prepare.inl.h"
 #include "attention/probe.inl.h"
 
 const qattn_kernels QATTN_FUNCTION(kernels);
 const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
+    .prepare = QATTN_FUNCTION(prepare),
     .pack = QATTN_FUNCTION(pack),
     .forward = QATTN_FUNCTION(forward),
     .finish = QATTN_FUNCTION(finish),

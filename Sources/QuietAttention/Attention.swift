@@ -50,6 +50,10 @@ public final class Attention: Sendable {
     public let mask: AttentionMask
     /// What is added to the scores, in natural units.
     public let bias: BroadcastTensor<Float>?
+    /// How scores learn of positions.
+    public let positions: AttentionPositions
+    /// How queries and keys are normalised first; nil: not at all.
+    public let queryKeyNorm: QueryKeyNorm?
     /// The order of dimensions of queries, keys, values and output.
     public let layout: AttentionLayout
     /// Most threads that a call uses.
@@ -62,6 +66,9 @@ public final class Attention: Sendable {
     let scores: KernelScores
     let schedule: ForwardSchedule
     let rows: TensorRows
+    /// nil where queries and keys are multiplied as they are.
+    let preparation: RowPreparation?
+    let positionTables: PositionTables?
     private let uniformSink: Float
     /// Empty if all heads have the uniform sink.
     private let headSinks: [Float]
@@ -80,22 +87,26 @@ public final class Attention: Sendable {
     ///   - normaliser: how scores become weights.
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. A bias of -inf hides the key
     ///     as a mask does.
+    ///   - positions: how queries and keys are turned by their positions.
+    ///   - queryKeyNorm: how queries and keys are normalised before that; nil: not at all.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` of a packed batch.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
     ///   - workspace: memory to share with others; nil: its own.
     /// - Throws: ``AttentionError`` of kind `scale`, `scaling`, `softcap`, `alibi`, `normaliser`, `composition`, `sink`,
-    ///   `sinkCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`, `threads`, `kernelSet`, or `memory`.
+    ///   `sinkCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`, `rotaryEmbedding`, `position`,
+    ///   `positionCount`, `queryKeyNorm`, `threads`, `kernelSet`, or `memory`.
     public convenience init(
         _ shape: AttentionShape, sink: AttentionSink? = nil, mask: AttentionMask = .none, scale: Double? = nil,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
-        normaliser: AttentionNormaliser = .softmax,
-        bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int? = nil,
-        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+        normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>? = nil,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
+        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
             shape, sink: sink, mask: mask, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
-            normaliser: normaliser, bias: bias, layout: layout, threads: threads, kernels: kernels,
+            normaliser: normaliser, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
+            threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
     }
 
@@ -104,6 +115,7 @@ public final class Attention: Sendable {
         _ shape: AttentionShape, sink: AttentionSink?, mask: AttentionMask, scale: Double?,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
         normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>?,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
         layout: AttentionLayout?, threads: Int?, kernels: KernelSet?, workspace: AttentionWorkspace?,
         nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
@@ -119,12 +131,19 @@ public final class Attention: Sendable {
         self.shape = shape
         self.mask = mask
         self.bias = bias
+        self.positions = positions
+        self.queryKeyNorm = queryKeyNorm
+        preparation = try RowPreparation(positions, queryKeyNorm, headDimension: shape.headDimension)
+        positionTables = try preparation.flatMap { preparation throws(AttentionError) in
+            try PositionTables(preparation, positions, shape, keyLengths: mask.lengths)
+        }
         self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)
         self.threads = try Self.checked(threads: threads)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.workspace = workspace ?? AttentionWorkspace()
         schedule = try ForwardSchedule(
-            shape, mask: mask, threads: self.threads, nanosecondsPerWorker: nanosecondsPerWorker,
+            shape, mask: mask, preparesRows: preparation != nil, threads: self.threads,
+            nanosecondsPerWorker: nanosecondsPerWorker,
             nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
         rows = TensorRows(shape, self.layout)
         scores = try rules.kernelScores(

@@ -58,6 +58,14 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case cacheRange
         /// A range of keys does not lie on chunk boundaries, or does not begin where the one before it ends.
         case keyRange
+        /// A rotary embedding has a base, a number of dimensions or a scaling that has no meaning, alone or for the shape.
+        case rotaryEmbedding
+        /// A position lies where the encoding has no use for it, or has no place in a cache.
+        case position
+        /// The number of positions is not that of the queries or keys.
+        case positionCount
+        /// An epsilon that is not positive, or a gain or bias that is not of the head dimension.
+        case queryKeyNorm
         /// Partial results are of different heads, queries or dimensions.
         case partialShape
     }

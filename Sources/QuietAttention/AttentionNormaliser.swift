@@ -76,7 +76,7 @@ public enum AttentionNormaliser: Sendable, Hashable {
         case .clippedSoftmax(.fixed(let gamma), _): Float(gamma)
         case .clippedSoftmax(.overKeys(let alpha, let n), _): keys == 0 ? 0 : Float(-alpha / count(n))
         case .sigmoid(.fixed(let bias)): Float(bias)
-        case .sigmoid(.minusLog(let n)): keys == 0 ? 0 : Float(-PortableMath.log(count(n)))
+        case .sigmoid(.minusLog(let n)): keys == 0 ? 0 : Float(-ElementaryFunctions.logarithm(count(n)))
         case .softpick(let epsilon): Float(epsilon)
         case .reluSquared(let n): Float(count(n))
         case .normalisedReluSquared(let sink): Float(sink)

@@ -36,7 +36,12 @@ public enum AttentionSink: Sendable, Hashable {
             guard n >= 0, n.isFinite else {
                 throw AttentionError(.sink, "sink.softmaxN", expected: "a finite number, 0 or more", found: "\(n)")
             }
-            return Float(PortableMath.log(n))
+            if n == 0 { return -.infinity }
+            // Subnormal numbers are taken by way of larger ones: 2^64 n.
+            return Float(
+                n.isNormal
+                    ? ElementaryFunctions.logarithm(n)
+                    : ElementaryFunctions.logarithm(n * 0x1p64) - ElementaryFunctions.logarithm(0x1p64))
         case .logits: return nil
         case .logKeys(let offset):
             guard abs(offset) <= Self.largestLogit / 2 else {

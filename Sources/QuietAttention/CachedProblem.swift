@@ -12,6 +12,8 @@ struct CachedProblem {
     let sequences: [SequencePlan]
     let allowed: BroadcastTensor<Bool>?
     let bias: BroadcastTensor<Float>?
+    /// Of each cache's queries; nil where they are not turned.
+    let queryTables: [RotaryTable?]
 
     /// Query heads per key/value head.
     var groupHeads: Int { shape.queryHeads / max(shape.keyValueHeads, 1) }
@@ -41,6 +43,7 @@ struct CachedProblem {
         sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, mask)
         scores = try attention.rules(headDimension: shape.headDimension).kernelScores(
             shape, plans: sequences, isUniform: false, mask: mask, bias: bias)
+        queryTables = try Self.queryTables(caches, sequences)
     }
 
     private static func shape(

@@ -74,6 +74,7 @@ struct CachedRun: @unchecked Sendable {
         let sequence = schedule.sequences[item.sequence]
         var arguments = arguments(item)
         addKeys(to: &arguments, item, worker: worker)
+        prepareQueries(of: &arguments, item)
         if let next { arguments.upcoming.0 = firstBlock(of: schedule.item(next)) }
         guard sequence.items > 1 || schedule.keepsStates else {
             kernels.pointee.forward(&arguments)

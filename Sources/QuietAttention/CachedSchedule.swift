@@ -80,8 +80,7 @@ struct CachedSchedule {
         workers = max(1, min(most, items))
         memory = Memory(
             workers: workers,
-            workspaceBytes: qattn_forward_workspace(
-                problem.shape.headDimension, problem.shape.valueDimension),
+            workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape) + problem.preparedBytes,
             tableLength: tableLength, units: units, stateFloats: states)
     }
 

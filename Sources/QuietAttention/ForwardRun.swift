@@ -43,7 +43,7 @@ struct ForwardRun: @unchecked Sendable {
         for number in numbers {
             let group = schedule.group(number)
             let next = number + 1 < numbers.upperBound ? schedule.group(number + 1) : nil
-            if !group.sequence.blocks.isEmpty { pack(group, blocks: group.sequence.blocks, slot: slot) }
+            if !group.sequence.blocks.isEmpty { pack(group, blocks: group.sequence.blocks, slot: slot, worker: worker) }
             for head in 0..<schedule.groupHeads {
                 let rows = QueryRows(group: group, head: head, rows: 0..<group.sequence.queries)
                 let following =
@@ -58,7 +58,7 @@ struct ForwardRun: @unchecked Sendable {
         QueryRows(group: group, head: head, rows: 0..<min(QATTN_QUERY_BLOCK, group.sequence.queries))
     }
 
-    func pack(_ group: Group, blocks: Range<Int>, slot: Int) {
+    func pack(_ group: Group, blocks: Range<Int>, slot: Int, worker: Int) {
         let sequence = group.sequence
         let size = tensors.inputStorage.byteCount
         let (keyRows, valueRows) = (attention.rows.keys, attention.rows.values)
@@ -68,10 +68,15 @@ struct ForwardRun: @unchecked Sendable {
         let valueOffset = valueRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * valueRows.row
         var arguments = qattn_pack_args(
             keys: tensors.keys + keyOffset * size, values: tensors.values + valueOffset * size,
-            key_stride: keyRows.row, value_stride: valueRows.row, storage: tensors.inputStorage.kernelStorage,
+            key_stride: keyRows.row, value_stride: valueRows.row,
+            key_storage: tensors.inputStorage.kernelStorage, value_storage: tensors.inputStorage.kernelStorage,
             key_begin: begin, key_end: min(blocks.upperBound * SequencePlan.block, sequence.keys),
             blocks: self.blocks(slot: slot))
-        attention.kernels.functions.pointee.pack(&arguments)
+        if let preparation = attention.preparation {
+            pack(arguments, preparation, group, worker: worker)
+        } else {
+            attention.kernels.functions.pointee.pack(&arguments)
+        }
     }
 
     /// Computes rows of one query head, in calls of as many as the kernel takes.
@@ -83,7 +88,7 @@ struct ForwardRun: @unchecked Sendable {
         let group = rows.group
         let queryHead = group.keyValueHead * schedule.groupHeads + rows.head
         var arguments = forwardArguments(group.sequence, queryHead: queryHead, slot: slot, worker: worker)
-        let end = rows.rows.upperBound
+        let (queries, end) = (arguments.queries_base!, rows.rows.upperBound)
         let calls = (group.sequence.queries + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
         withUnsafePointer(to: attention.sinkLogit(queryHead: queryHead)) { sink in
             arguments.sinks = sink
@@ -99,6 +104,9 @@ struct ForwardRun: @unchecked Sendable {
                 if let nextGroup {
                     let call = rows.head * calls + begin / QATTN_QUERY_BLOCK
                     announceKeys(of: nextGroup, part: call, of: calls * schedule.groupHeads, in: &arguments)
+                }
+                if let preparation = attention.preparation {
+                    prepareQueries(of: &arguments, queries: queries, preparation, group, worker: worker)
                 }
                 attention.kernels.functions.pointee.forward(&arguments)
             }

@@ -48,7 +48,7 @@ struct ForwardSchedule: Sendable {
     static let mostWorkers = 1024
 
     init(
-        _ shape: AttentionShape, mask: AttentionMask, threads: Int,
+        _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, threads: Int,
         nanosecondsPerWorker: Double = ForwardSchedule.nanosecondsPerWorker,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
@@ -85,7 +85,7 @@ struct ForwardSchedule: Sendable {
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
             slotBytes: Memory.packedBytes(shape, keys: keys))
-        memory = try Memory(shape, keys: keys, slots: slots, workers: workers)
+        memory = try Memory(shape, keys: keys, slots: slots, workers: workers, preparesRows: preparesRows)
     }
 
     /// Estimates of how long the work takes on one thread.
@@ -202,8 +202,13 @@ struct ForwardSchedule: Sendable {
         /// One for tickets, and per slot the four of ``SlotCounters``.
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
-        init(_ shape: AttentionShape, keys: Int, slots: Int, workers: Int) throws(AttentionError) {
-            workspaceBytes = Self.aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
+        init(
+            _ shape: AttentionShape, keys: Int, slots: Int, workers: Int, preparesRows: Bool
+        ) throws(AttentionError) {
+            workspaceBytes =
+                Self.forwardBytes(shape)
+                + (preparesRows
+                    ? RowPreparation.byteCount(rows: QATTN_QUERY_BLOCK, dimension: shape.headDimension) : 0)
             slotBytes = Self.packedBytes(shape, keys: keys)
             // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
             let (slotsBytes, overflow) = slotBytes.multipliedReportingOverflow(by: slots)
@@ -220,6 +225,11 @@ struct ForwardSchedule: Sendable {
         /// Of the packed keys and values of one group.
         static func packedBytes(_ shape: AttentionShape, keys: Int) -> Int {
             SequencePlan.blocks(of: keys) * qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
+        }
+
+        /// Of a kernel call's own workspace: prepared rows stand behind it.
+        static func forwardBytes(_ shape: AttentionShape) -> Int {
+            aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
         }
 
         private static func aligned(_ bytes: Int) -> Int {

@@ -122,7 +122,9 @@ extension ForwardRun {
             state.waitToPack(group: group.number)
             let blocks = group.sequence.blocks
             let begin = blocks.lowerBound + item * ForwardSchedule.packItemBlocks
-            pack(group, blocks: begin..<min(begin + ForwardSchedule.packItemBlocks, blocks.upperBound), slot: slot)
+            pack(
+                group, blocks: begin..<min(begin + ForwardSchedule.packItemBlocks, blocks.upperBound), slot: slot,
+                worker: worker)
             state.finishedPackItem(of: packItems, group: group.number)
             return
         }

@@ -10,7 +10,8 @@ extension KeyValueCache {
     ///   - keys: `[G, tokens, D]`, or `[tokens, G, D]` in the layout `batchSequenceHeads`; G ``keyValueHeads``,
     ///     D ``headDimension``. Their count tells the number of tokens; 0 is none.
     ///   - values: `[G, tokens, E]` likewise, E ``valueDimension``.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit` or `memory`; the cache is unchanged then.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
+    ///   unchanged then.
     public mutating func append(
         keys: [Float], values: [Float], layout: AttentionLayout = .batchHeadsSequence
     ) throws(AttentionError) {
@@ -19,7 +20,8 @@ extension KeyValueCache {
 
     /// Appends tokens, from memory of any storage type.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit` or `memory`; the cache is unchanged then.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
+    ///   unchanged then.
     public mutating func append<Input: AttentionScalar>(
         keys: Span<Input>, values: Span<Input>, layout: AttentionLayout = .batchHeadsSequence
     ) throws(AttentionError) {
@@ -32,7 +34,8 @@ extension KeyValueCache {
 
     /// Appends tokens, from memory of any storage type.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit` or `memory`; the cache is unchanged then.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
+    ///   unchanged then.
     public mutating func append<Input: AttentionScalar>(
         keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
         layout: AttentionLayout = .batchHeadsSequence
@@ -40,6 +43,7 @@ extension KeyValueCache {
         let tokens = try checkedTokens(keys.count, values.count)
         guard tokens > 0, let keys = keys.baseAddress, let values = values.baseAddress else { return }
         let begin = count
+        try checkPositions(begin..<begin + tokens)
         try makeRoom(tokens)
         pack(
             keys: keys, values: values, storage: Input.storage, tokens: tokens, begin: begin,
@@ -130,6 +134,13 @@ extension KeyValueCache {
     ) {
         let firstPage = begin / Self.pageTokens
         let pageCount = SequencePlan.blocks(of: begin + tokens) - firstPage
+        if let preparation, pageCount > 0 {
+            packPrepared(
+                preparation, keys: keys, values: values, storage: input, tokens: begin..<begin + tokens,
+                keyRows: keyRows,
+                valueRows: valueRows)
+            return
+        }
         withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: pageCount) { table in
             for head in 0..<keyValueHeads {
                 for page in 0..<pageCount {
@@ -140,7 +151,8 @@ extension KeyValueCache {
                 arguments.values = values + valueRows.offset(start: 0, head: head) * input.byteCount
                 arguments.key_stride = keyRows.row
                 arguments.value_stride = valueRows.row
-                arguments.storage = input.kernelStorage
+                arguments.key_storage = input.kernelStorage
+                arguments.value_storage = input.kernelStorage
                 arguments.key_begin = begin - firstPage * Self.pageTokens
                 arguments.key_end = arguments.key_begin + tokens
                 arguments.blocks = qattn_blocks(

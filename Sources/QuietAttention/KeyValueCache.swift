@@ -21,10 +21,10 @@ import CKernels
 ///
 ///     scale = amax / 127,    integer = round(x 127 / amax),    |x - scale integer| <= scale / 2, up to rounding in Float
 ///
-/// *Positions*. The token appended first has position 0, the next one position ``count``: what rotary position embeddings
-/// are to be computed for. Keys are appended as they are to be multiplied, rotated already. A rotation whose base changes
-/// with the length of the sequence (dynamic NTK scaling) would give every old key a new angle: fix the base before the
-/// first token, for the longest sequence to come.
+/// *Positions*. The token appended first has position 0, the next one position ``count``. A cache made with a position
+/// encoding normalises and turns keys as they are appended, and ``CachedAttention`` its queries; without one, keys are
+/// stored as they come. Rotations whose base changes with the length of the sequence (dynamic NTK scaling) would give every
+/// old key a new angle: state the length of the longest sequence to come, and all tokens are turned as for that one.
 ///
 /// *Sliding window*. With a ``window`` of w tokens, appending first frees the pages that no new token sees: all but the
 /// last w - 1 tokens before it, and the rest of their first page. So what was appended last can be attended to by all its
@@ -59,6 +59,10 @@ public struct KeyValueCache: Sendable {
     public let window: Int?
     /// Most tokens held at once.
     public let maximumTokens: Int
+    /// How keys are turned by their positions when they are appended, and queries when they attend.
+    public let encoding: AttentionPositions
+    /// How keys and queries are normalised before that; nil: not at all.
+    public let queryKeyNorm: QueryKeyNorm?
     /// The kernels that pack. The packed form is the same for all.
     public let kernels: KernelSet
 
@@ -72,6 +76,10 @@ public struct KeyValueCache: Sendable {
     var freedPages = 0
     let pageBytes: Int
     let allocate: AlignedMemory.Allocate
+    /// nil where keys are stored as they come.
+    let preparation: RowPreparation?
+    /// nil where keys are not turned.
+    let angles: RotaryAngles?
 
     /// Tokens of a page.
     public static let pageTokens = QATTN_KEY_BLOCK
@@ -86,22 +94,28 @@ public struct KeyValueCache: Sendable {
     ///   - window: tokens that a token sees, itself included, 1 and up; nil: all before it.
     ///   - maximumTokens: most tokens held at once, 0 and up; nil: as many as there is memory for. A window frees whole
     ///     pages, so with one up to `window + pageTokens - 2` older tokens are held beside those being appended.
+    ///   - positions: how keys and queries are turned by their positions, which count from the first token; an offset
+    ///     moves them. Dynamic NTK scaling needs a length.
+    ///   - queryKeyNorm: how keys and queries are normalised before that; nil: not at all.
     ///   - kernels: nil: the best for this CPU, or what `QUIET_ATTENTION_KERNELS` names.
-    /// - Throws: ``AttentionError`` of kind `dimension`, `window`, `overflow` or `kernelSet`.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `window`, `overflow`, `rotaryEmbedding`, `position`,
+    ///   `queryKeyNorm` or `kernelSet`.
     public init(
         keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, storage: Storage = .float32,
-        window: Int? = nil, maximumTokens: Int? = nil, kernels: KernelSet? = nil
+        window: Int? = nil, maximumTokens: Int? = nil, positions: AttentionPositions = .none,
+        queryKeyNorm: QueryKeyNorm? = nil, kernels: KernelSet? = nil
     ) throws(AttentionError) {
         try self.init(
             keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
-            storage: storage, window: window, maximumTokens: maximumTokens, kernels: kernels,
-            allocate: AlignedMemory.allocate)
+            storage: storage, window: window, maximumTokens: maximumTokens, positions: positions,
+            queryKeyNorm: queryKeyNorm, kernels: kernels, allocate: AlignedMemory.allocate)
     }
 
     /// With memory from elsewhere, which tests let fail.
     init(
         keyValueHeads: Int, headDimension: Int, valueDimension: Int?, storage: Storage, window: Int?,
-        maximumTokens: Int?, kernels: KernelSet?, allocate: @escaping AlignedMemory.Allocate
+        maximumTokens: Int?, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        kernels: KernelSet?, allocate: @escaping AlignedMemory.Allocate
     ) throws(AttentionError) {
         let most = AttentionShape.longestSequence
         // Of one head: checks the dimensions.
@@ -125,6 +139,11 @@ public struct KeyValueCache: Sendable {
         self.maximumTokens = min(maximumTokens ?? most, most)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.allocate = allocate
+        encoding = positions
+        self.queryKeyNorm = queryKeyNorm
+        preparation = try RowPreparation(positions, queryKeyNorm, headDimension: headDimension)
+        try positions.checkFitsCache()
+        angles = try preparation?.angles(length: 0)
         let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, head.valueDimension)
         let (pageBytes, overflow) = blockBytes.multipliedReportingOverflow(by: keyValueHeads)
         guard !overflow else {

@@ -87,7 +87,7 @@ struct ScoreRules: Sendable {
             factors[index] = factor
             constants[index] =
                 sink.countsKeys
-                ? (count == 0 ? -.infinity : Float(PortableMath.log(Double(count))))
+                ? (count == 0 ? -.infinity : Float(ElementaryFunctions.logarithm(Double(count))))
                 : normaliser.constant(keys: count)
         }
         return KernelScores(self, slopes: slopes, rows: (rows.strides, factors, constants))

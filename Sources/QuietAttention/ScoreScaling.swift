@@ -51,11 +51,13 @@ public enum ScoreScaling: Sendable {
             let strides = table.strides
             return table.values[item * strides.batch + head * strides.heads + query * strides.queries]
         case _ where keys == 0: return 0
-        case .clippedLogKeys(let base): return max(1, PortableMath.log(Double(keys)) / PortableMath.log(base))
-        case .logKeys(let base): return PortableMath.log(Double(keys)) / PortableMath.log(base)
+        case .clippedLogKeys(let base):
+            return max(1, ElementaryFunctions.logarithm(Double(keys)) / ElementaryFunctions.logarithm(base))
+        case .logKeys(let base):
+            return ElementaryFunctions.logarithm(Double(keys)) / ElementaryFunctions.logarithm(base)
         case .logKeysPerDimension(let kappa):
-            return kappa * PortableMath.log(Double(keys)) / Double(headDimension).squareRoot()
-        case .scalableSoftmax(let s): return s[head] * PortableMath.log(Double(keys))
+            return kappa * ElementaryFunctions.logarithm(Double(keys)) / Double(headDimension).squareRoot()
+        case .scalableSoftmax(let s): return s[head] * ElementaryFunctions.logarithm(Double(keys))
         }
     }
 

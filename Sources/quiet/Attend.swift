@@ -73,6 +73,7 @@ struct Attend: ParsableCommand {
         let inputs = try AttendInputs(file, queries: queries, keys: keys, values: values)
         let attention = try Attention(
             inputs.shape, sink: try sink.sink { try file.floats(named: $0) }, mask: options.mask.mask, scale: scale,
+            positions: options.position.library(keys: inputs.shape.keys), queryKeyNorm: options.position.norm,
             threads: options.threads,
             kernels: try options.kernelSet)
         let computed = try AttendResult(attention, inputs)
@@ -194,6 +195,8 @@ struct AttendReport {
             ("sink", .string("\(command.sink)")),
             ("mask", .string("\(command.options.mask)")),
             ("scale", .number(attention.scale)),
+            ("positions", .string(command.options.position.summary)),
+            ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
             ("kernels", .string(attention.kernels.name)),
             ("threads", .integer(attention.threads)),
             ("runs", .integer(computed.runs)),
@@ -213,6 +216,7 @@ struct AttendReport {
             keys        \(inputs.descriptions[1])
             values      \(inputs.descriptions[2])
             sink        \(command.sink), mask \(command.options.mask), scale \(decimal(attention.scale, digits: 6, format: "g"))
+            positions   \(command.options.position.summary), norm of queries and keys \(command.options.position.qkNorm.rawValue)
             kernels     \(attention.kernels.name), at most \(attention.threads) thread\(attention.threads == 1 ? "" : "s")
             time        \(time) ms, fastest of \(computed.runs); \(decimal(gflops, digits: 3, format: "g")) GFLOP/s
             sink share  \(shares) (mean of each head)

@@ -20,6 +20,8 @@ struct AttentionOptions: ParsableArguments {
     @Option(help: ArgumentHelp("auto, or a kernel set that `quiet info` lists.", valueName: "set"))
     var kernels = "auto"
 
+    @OptionGroup(title: "Positions") var position: PositionOptions
+
     /// The kernel set asked for; nil: the library's choice.
     var kernelSet: KernelSet? {
         get throws { kernels == "auto" ? nil : try usage { try KernelSet(named: kernels) } }

@@ -102,8 +102,11 @@ struct Bench: ParsableCommand {
 
     func run() throws {
         let sink = sink.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
+        let shape = try shape
         let attention = try Attention(
-            try shape, sink: sink, mask: options.mask.mask, layout: layout.library, threads: options.threads,
+            shape, sink: sink, mask: options.mask.mask,
+            positions: options.position.library(keys: shape.keys), queryKeyNorm: options.position.norm,
+            layout: layout.library, threads: options.threads,
             kernels: try options.kernelSet)
         let report =
             switch pass {
@@ -246,6 +249,8 @@ struct BenchReport {
             ("value_dim", .integer(shape.valueDimension)),
             ("mask", .string("\(command.options.mask)")),
             ("sink", .string("\(command.sink)")),
+            ("positions", .string(command.options.position.summary)),
+            ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
             ("storage", .string(command.storage.rawValue)),
             ("layout", .string(command.layout.rawValue)),
             ("seed", .string("\(command.seed)")),

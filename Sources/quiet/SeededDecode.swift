@@ -25,7 +25,8 @@ final class SeededDecode: TimedProblem {
         (shape, layout, mask) = (problem.shape, problem.layout, problem.mask)
         let empty = try KeyValueCache(
             keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
-            valueDimension: shape.valueDimension, storage: storage, kernels: attention.kernels)
+            valueDimension: shape.valueDimension, storage: storage, positions: problem.positions,
+            queryKeyNorm: problem.queryKeyNorm, kernels: attention.kernels)
         try requireMemory(Double(shape.batch * shape.keys) * Double(empty.bytesPerToken))
         queries = try Buffer(shape.queryCount)
         output = try Buffer(shape.outputCount)

@@ -150,7 +150,8 @@ extension DirectCall {
             arguments.values = UnsafeRawPointer(values.start + part.lowerBound * values.stride * storage.size)
             arguments.key_stride = keys.stride
             arguments.value_stride = values.stride
-            arguments.storage = storage.kernelStorage
+            arguments.key_storage = storage.kernelStorage
+            arguments.value_storage = storage.kernelStorage
             arguments.key_begin = part.lowerBound
             arguments.key_end = part.upperBound
             arguments.blocks = blocks(problem, at: packed)

@@ -92,16 +92,50 @@ public struct Golden: Decodable, Sendable {
         }
     }
 
-    /// What positions are made of.
+    /// Scores, slopes and angles of position encodings.
     public struct Positions: Decodable, Sendable {
         /// By the number of heads.
         public let alibiSlopes: [String: [Double]]
         /// log_512 n, by n.
         public let log512: [String: GoldenNumber]
 
+        public let coca: CoCA
+        public let dynamicNTK: [DynamicNTK]
+
+        /// One query at m, one key at n, pairs in halves.
+        public struct CoCA: Decodable, Sendable {
+            public let base: Double
+            public let query, lengths: [GoldenNumber]
+            public let m, n: Int
+            public let strict, slack: GoldenNumber
+
+            enum CodingKeys: String, CodingKey {
+                case base, m, n
+                case query = "q"
+                case lengths = "t_after_relu_length_d_half"
+                case strict = "score_strict_unscaled_f64"
+                case slack = "score_slack_unscaled_f64"
+            }
+        }
+
+        public struct DynamicNTK: Decodable, Sendable {
+            public let base, factor: Double
+            public let dimensions, trainedLength, length: Int
+            public let scaledBase: Double
+
+            enum CodingKeys: String, CodingKey {
+                case base, factor
+                case dimensions = "d"
+                case trainedLength = "L_train"
+                case length = "seq_len"
+                case scaledBase = "new_base_f64"
+            }
+        }
+
         enum CodingKeys: String, CodingKey {
+            case coca, log512
             case alibiSlopes = "alibi_slopes"
-            case log512
+            case dynamicNTK = "dynamic_ntk_base"
         }
     }
 

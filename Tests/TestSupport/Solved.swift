@@ -7,6 +7,11 @@ import QuietAttention
 public struct Solved: Sendable {
     public let inputs: AttentionInputs
     public let expected: AttentionOutputs
+
+    public init(inputs: AttentionInputs, expected: AttentionOutputs) {
+        self.inputs = inputs
+        self.expected = expected
+    }
 }
 
 extension AttentionCase {

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// PreparedCache.swift - caches whose keys are normalised or turned when they are appended, and the queries that go with them.
+
+import CKernels
+
+extension KeyValueCache {
+    /// Checks that tokens may have these positions.
+    func checkPositions(_ tokens: Range<Int>) throws(AttentionError) {
+        if case .dynamicNTK(_, _, let length?) = encoding.embedding?.scaling, tokens.upperBound > length {
+            throw AttentionError(
+                .cacheLimit, "keys", expected: "at most \(length) tokens, the length that angles are fixed for",
+                found: "\(tokens.upperBound)")
+        }
+        guard let angles, !tokens.isEmpty else { return }
+        try angles.check(tokens.lowerBound + encoding.offset...tokens.upperBound - 1 + encoding.offset)
+    }
+
+    /// Packs tokens page by page: makes the tables of a page's positions, and for each head prepares its keys.
+    func packPrepared(
+        _ preparation: RowPreparation, keys: UnsafeRawPointer, values: UnsafeRawPointer,
+        storage input: AttentionStorage,
+        tokens: Range<Int>, keyRows: RowStrides, valueRows: RowStrides
+    ) {
+        let (rowFloats, keyFloats) = (angles?.rowFloats ?? 0, RowPreparation.stride(headDimension))
+        let floats = Self.pageTokens * (rowFloats + keyFloats)
+        withUnsafeTemporaryAllocation(
+            byteCount: floats * MemoryLayout<Float>.stride, alignment: QATTN_ALIGNMENT
+        ) { memory in
+            let table = memory.bindMemory(to: Float.self).baseAddress!
+            let prepared = table + Self.pageTokens * rowFloats
+            var begin = tokens.lowerBound
+            while begin < tokens.upperBound {
+                let page = begin / Self.pageTokens
+                let part = begin..<min((page + 1) * Self.pageTokens, tokens.upperBound)
+                angles?.fill(
+                    table, positions: part.lowerBound + encoding.offset..<part.upperBound + encoding.offset, .keys)
+                for head in 0..<keyValueHeads {
+                    let row = begin - tokens.lowerBound
+                    preparation.keys.prepare(
+                        keys + (keyRows.offset(start: 0, head: head) + row * keyRows.row) * input.byteCount,
+                        stride: keyRows.row, storage: input, count: part.count, table: table, into: prepared,
+                        kernels.functions)
+                    var arguments = qattn_pack_args()
+                    arguments.keys = UnsafeRawPointer(prepared)
+                    arguments.values =
+                        values + (valueRows.offset(start: 0, head: head) + row * valueRows.row) * input.byteCount
+                    arguments.key_stride = keyFloats
+                    arguments.value_stride = valueRows.row
+                    arguments.key_storage = QATTN_FLOAT32
+                    arguments.value_storage = input.kernelStorage
+                    arguments.key_begin = begin - page * Self.pageTokens
+                    arguments.key_end = arguments.key_begin + part.count
+                    arguments.blocks = qattn_blocks(
+                        base: block(page: page, head: head), table: nil, storage: storage.kernelStorage,
+                        head_dim: headDimension, value_dim: valueDimension)
+                    kernels.functions.pointee.pack(&arguments)
+                }
+                begin = part.upperBound
+            }
+        }
+    }
+}
+
+extension CachedProblem {
+    /// The tables of each cache's queries, the last of which stands at its last token.
+    static func queryTables(
+        _ caches: [KeyValueCache], _ sequences: [SequencePlan]
+    ) throws(AttentionError) -> [RotaryTable?] {
+        guard caches.contains(where: { $0.angles != nil }) else { return [] }
+        var tables = [RotaryTable?](repeating: nil, count: caches.count)
+        for sequence in sequences {
+            let cache = caches[sequence.item]
+            guard let angles = cache.angles else { continue }
+            let end = cache.count + cache.encoding.offset
+            let positions = end - sequence.queries..<end
+            try angles.check(positions.lowerBound...positions.upperBound - 1)
+            tables[sequence.item] = try RotaryTable(angles, positions: positions, .queries)
+        }
+        return tables
+    }
+
+    /// Room of a worker for prepared queries.
+    var preparedBytes: Int {
+        guard caches.contains(where: { $0.preparation != nil }) else { return 0 }
+        return RowPreparation.byteCount(rows: QATTN_QUERY_BLOCK, dimension: shape.headDimension)
+    }
+}
+
+extension CachedRun {
+    /// Prepares the query rows of an item, and makes its arguments refer to them.
+    func prepareQueries(of arguments: inout qattn_forward_args, _ item: CachedSchedule.Item) {
+        let plan = schedule.sequences[item.sequence].plan
+        let cache = problem.caches[plan.item]
+        guard let preparation = cache.preparation else { return }
+        let workspace = UnsafeMutableRawPointer(arguments.workspace!)
+        let prepared = (workspace + ForwardSchedule.Memory.forwardBytes(problem.shape)).assumingMemoryBound(
+            to: Float.self)
+        let strides = arguments.query_strides
+        let rowFloats = RowPreparation.stride(problem.shape.headDimension)
+        var row = item.rows.lowerBound
+        while row < item.rows.upperBound {
+            let (head, query) = row.quotientAndRemainder(dividingBy: plan.queries)
+            let end = min((head + 1) * plan.queries, item.rows.upperBound)
+            let table = cache.angles.flatMap { angles in
+                problem.queryTables[plan.item].map { UnsafePointer($0.address + query * angles.rowFloats) }
+            }
+            preparation.queries.prepare(
+                arguments.queries_base + (head * strides.head + query * strides.query) * tensors.inputStorage.byteCount,
+                stride: strides.query, storage: tensors.inputStorage, count: end - row, table: table,
+                into: prepared + (row - item.rows.lowerBound) * rowFloats, kernels)
+            row = end
+        }
+        // The first row of the item is the first one there.
+        arguments.queries_base =
+            UnsafeRawPointer(prepared) - item.rows.lowerBound * rowFloats * MemoryLayout<Float>.stride
+        arguments.query_strides = qattn_strides(head: plan.queries * rowFloats, query: rowFloats, key: 0)
+        arguments.query_storage = QATTN_FLOAT32
+    }
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// RowPreparation.swift - what is done to queries and keys before scores multiply them, as the kernels are told of it.
+
+import CKernels
+
+/// What is done to rows of queries, and to rows of keys: normalised, then turned.
+struct RowPreparation: Sendable {
+    let queries, keys: PreparedSide
+    /// nil without an embedding.
+    let embedding: RotaryEmbedding?
+    /// r; 0 without an embedding.
+    let dimensions: Int
+
+    /// nil where nothing is to be done.
+    init?(_ positions: AttentionPositions, _ norm: QueryKeyNorm?, headDimension: Int) throws(AttentionError) {
+        let dimensions = try positions.checkedDimensions(headDimension: headDimension)
+        self.dimensions = dimensions
+        try norm?.check(headDimension: headDimension)
+        embedding = positions.embedding
+        guard norm != nil || embedding != nil else { return nil }
+        let rotations =
+            switch positions.encoding {
+            case .none, .rotary: (QATTN_ROTATED, QATTN_ROTATED)
+            case .collinear(.strict, _): (QATTN_STRICT_QUERY, QATTN_STRICT_KEY)
+            case .collinear(.slack, _): (QATTN_SLACK_QUERY, QATTN_SLACK_KEY)
+            }
+        let pairing = positions.embedding?.pairing == .interleaved ? QATTN_INTERLEAVED : QATTN_HALVES
+        func side(_ rotation: qattn_rotation, _ gain: [Float]?, _ shift: [Float]?) -> PreparedSide {
+            PreparedSide(
+                dimension: headDimension, norm: norm, gain: gain, shift: shift, rotation: rotation, pairing: pairing,
+                pairs: dimensions / 2)
+        }
+        queries = side(rotations.0, norm?.queryGain, norm?.queryBias)
+        keys = side(rotations.1, norm?.keyGain, norm?.keyBias)
+    }
+
+    /// The angles for a sequence of so many keys; nil without an embedding.
+    func angles(length: Int) throws(AttentionError) -> RotaryAngles? {
+        guard let embedding else { return nil }
+        if case .dynamicNTK(_, _, let most?) = embedding.scaling, length > most {
+            throw AttentionError(
+                .position, "positions.scaling.length", expected: "at least the \(length) keys of a sequence",
+                found: "\(most)")
+        }
+        return try RotaryAngles(embedding, dimensions: dimensions, length: length)
+    }
+
+    /// Bytes for rows made ready, with each row from a multiple of QATTN_ALIGNMENT on.
+    static func byteCount(rows: Int, dimension: Int) -> Int { rows * stride(dimension) * MemoryLayout<Float>.stride }
+
+    /// Elements from one prepared row to the next.
+    static func stride(_ dimension: Int) -> Int { (dimension + QATTN_LANES - 1) / QATTN_LANES * QATTN_LANES }
+}
+
+/// What is done to the rows of one tensor.
+struct PreparedSide: Sendable {
+    let dimension: Int
+    let norm: QueryKeyNorm?
+    let gain, shift: [Float]?
+    let rotation: qattn_rotation
+    let pairing: qattn_pairing
+    let pairs: Int
+
+    /// Prepares `count` rows.
+    ///
+    /// - Parameters:
+    ///   - table: of the first row's position; those of the others follow. Only read where there are pairs.
+    ///   - out: rows ``RowPreparation/stride(_:)`` elements apart.
+    func prepare(
+        _ rows: UnsafeRawPointer, stride: Int, storage: AttentionStorage, count: Int, table: UnsafePointer<Float>?,
+        into out: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<qattn_kernels>
+    ) {
+        var arguments = qattn_prepare_args()
+        arguments.rows = rows
+        arguments.stride = stride
+        arguments.storage = storage.kernelStorage
+        arguments.count = count
+        arguments.dim = dimension
+        arguments.norm =
+            switch norm?.kind {
+            case nil: QATTN_NO_NORM
+            case .rms: QATTN_RMS_NORM
+            case .layer: QATTN_LAYER_NORM
+            }
+        arguments.epsilon = norm?.epsilon ?? 0
+        arguments.rotation = rotation
+        arguments.pairing = pairing
+        arguments.pairs = pairs
+        arguments.tables = table
+        arguments.out = out
+        arguments.out_stride = RowPreparation.stride(dimension)
+        (gain ?? []).withUnsafeBufferPointer { gain in
+            (shift ?? []).withUnsafeBufferPointer { shift in
+                arguments.gain = self.gain == nil ? nil : gain.baseAddress
+                arguments.shift = self.shift == nil ? nil : shift.baseAddress
+                kernels.pointee.prepare(&arguments)
+            }
+        }
+    }
+}

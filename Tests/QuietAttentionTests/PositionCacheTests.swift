@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// PositionCacheTests.swift - caches with positions: the bits of one prefill, however tokens come.
+
+import TestSupport
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct PositionCacheTests {
+    /// Beyond a chunk, and not at the end of a page.
+    private static let problem = CacheProblem(tokens: 1100) { ($0.headDimension, $0.group) = (6, 2) }
+    private static let last = 1060..<1100
+
+    private static let cases: [PositionCase] = PositionCase.all(headDimension: 6).compactMap { positions in
+        var positions = positions
+        if positions.name == "dynamic NTK" {
+            positions.embedding?.scaling = .dynamicNTK(factor: 2, trainedLength: 40, length: 2000)
+        }
+        return positions
+    }
+
+    private func prefill(_ positions: PositionCase) throws -> AttentionResult {
+        let problem = Self.problem
+        let shape = try AttentionShape(
+            queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads, queries: Self.last.count,
+            keys: problem.tokens, headDimension: problem.headDimension, valueDimension: problem.valueDimension)
+        return try Attention(shape, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm)
+            .forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
+    }
+
+    private func cache(_ positions: PositionCase, _ kernels: KernelSet) throws -> KeyValueCache {
+        try KeyValueCache(
+            keyValueHeads: Self.problem.keyValueHeads, headDimension: 6, valueDimension: Self.problem.valueDimension,
+            positions: positions.positions, queryKeyNorm: positions.norm, kernels: kernels)
+    }
+
+    @Test("prefill, parts and steps", arguments: cases)
+    func equalsOnePrefill(positions: PositionCase) throws {
+        let problem = Self.problem
+        let expected = try prefill(positions)
+        for kernels in KernelSet.available {
+            var cache = try cache(positions, kernels)
+            for (begin, end) in [(0, 1), (1, 63), (63, 65), (65, 700), (700, 1080), (1080, 1060), (1060, 1061)] {
+                if end < begin { try cache.truncate(to: end) } else { try problem.append(begin..<end, to: &cache) }
+            }
+            for (begin, end) in [(1060, 1061), (1061, 1062), (1062, 1063), (1063, 1099), (1099, 1100)] {
+                if end > cache.count { try problem.append(begin..<end, to: &cache) }
+                for threads in [1, 3] {
+                    let result = try problem.attention(kernels, threads: threads)
+                        .attend(queries: problem.queries(begin..<end), cache: cache)
+                    for token in begin..<end {
+                        #expect(
+                            result.bits(ofQuery: token - begin, of: end - begin)
+                                == expected.bits(ofQuery: token - Self.last.lowerBound, of: Self.last.count),
+                            "\(kernels), token \(token)")
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows of several heads in one item, and sequences of different lengths in one call.
+    @Test func sequencesOfDifferentLengths() throws {
+        let problem = Self.problem
+        let positions = Self.cases[0]
+        let kernels = try KernelSet.preferred()
+        let expected = try prefill(positions)
+        var short = try cache(positions, kernels)
+        try problem.append(0..<1070, to: &short)
+        var long = short
+        try problem.append(1070..<1100, to: &long)
+        let rows =
+            problem.queries(1065..<1070, layout: .batchSequenceHeads)
+            + problem.queries(1061..<1100, layout: .batchSequenceHeads)
+        let result = try problem.attention(kernels, threads: 2).attend(
+            queries: rows, caches: [short, long], queryOffsets: [0, 5, 44])
+        let (heads, width) = (problem.queryHeads, problem.valueDimension)
+        for (row, token) in [(0, 1065), (4, 1069), (5, 1061), (43, 1099)] {
+            for head in 0..<heads {
+                let place = (head * Self.last.count + token - Self.last.lowerBound) * width
+                #expect(
+                    result.output[(row * heads + head) * width..<(row * heads + head + 1) * width]
+                        == expected.output[place..<place + width])
+            }
+        }
+    }
+
+    /// A cache without positions beside one with: each as it was made.
+    @Test func cachesOfDifferentPositions() throws {
+        let problem = Self.problem
+        let kernels = try KernelSet.preferred()
+        var caches = [try cache(Self.cases[0], kernels), try problem.cache(kernels: kernels)]
+        for index in 0..<2 { try problem.append(0..<200, to: &caches[index]) }
+        let queries = problem.queries(199..<200)
+        let together = try problem.attention(kernels).attend(queries: queries + queries, caches: caches)
+        for index in 0..<2 {
+            let alone = try problem.attention(kernels).attend(queries: queries, cache: caches[index])
+            let count = alone.output.count
+            #expect(Array(together.output[index * count..<(index + 1) * count]) == alone.output)
+        }
+        let count = together.output.count / 2
+        #expect(together.output.prefix(count) != together.output.suffix(count))
+    }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// PositionErrorTests.swift - positions and norms that are refused, and why.
+
+import Testing
+
+@testable import QuietAttention
+
+@Suite struct PositionErrorTests {
+    private let shape: AttentionShape
+
+    init() throws {
+        shape = try AttentionShape(batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 3, keys: 5, headDimension: 8)
+    }
+
+    private func refuse(
+        _ kind: AttentionError.Kind, _ argument: String, _ positions: AttentionPositions,
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        expectRefusal(kind, argument, sourceLocation: sourceLocation) {
+            _ = try Attention(shape, positions: positions)
+        }
+        guard positions.identifiers == nil else { return }
+        expectRefusal(kind, argument, sourceLocation: sourceLocation) {
+            _ = try KeyValueCache(keyValueHeads: 2, headDimension: 8, positions: positions)
+        }
+    }
+
+    private func refuse(
+        _ argument: String, _ embedding: RotaryEmbedding, sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        refuse(.rotaryEmbedding, argument, .rotary(embedding), sourceLocation: sourceLocation)
+    }
+
+    @Test(arguments: [-2, 0, 1, 3, 7, 10, Int.max, Int.min])
+    func dimensions(_ dimensions: Int) {
+        refuse("positions.dimensions", RotaryEmbedding(dimensions: dimensions))
+    }
+
+    @Test func oddHeadDimension() throws {
+        let odd = try AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 7)
+        let error = expectRefusal(.rotaryEmbedding, "positions.dimensions") {
+            _ = try Attention(odd, positions: .rotary())
+        }
+        #expect(
+            error?.description
+                == "positions.dimensions: expected an even number of channels from 2 to the head dimension 7, got 7")
+        _ = try Attention(odd, positions: .rotary(RotaryEmbedding(dimensions: 6)))
+    }
+
+    @Test(arguments: [1, 0.5, 0, -10_000, .nan, .infinity, 1e301])
+    func bases(_ base: Double) {
+        refuse("positions.base", RotaryEmbedding(base: base))
+    }
+
+    @Test(arguments: [0.5, 0, -1, .nan, .infinity, 1e10])
+    func factors(_ factor: Double) {
+        for scaling: RotaryEmbedding.Scaling in [
+            .interpolation(factor: factor), .ntk(factor: factor),
+            .dynamicNTK(factor: factor, trainedLength: 5, length: 9), .yarn(factor: factor, trainedLength: 5),
+        ] {
+            refuse("positions.scaling.factor", RotaryEmbedding(scaling: scaling))
+        }
+    }
+
+    @Test func lengths() throws {
+        for length in [0, -1, Int.min, Int.max] {
+            refuse(
+                "positions.scaling.trainedLength",
+                RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: length, length: 9)))
+            refuse(
+                "positions.scaling.length",
+                RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: 4, length: length)))
+            refuse(
+                "positions.scaling.trainedLength",
+                RotaryEmbedding(scaling: .yarn(factor: 1, trainedLength: length)))
+        }
+        let short = RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: 2, length: 4))
+        expectRefusal(.position, "positions.scaling.length") {
+            _ = try Attention(shape, positions: .rotary(short))
+        }
+    }
+
+    @Test func otherScalings() {
+        refuse("positions.dimensions", RotaryEmbedding(dimensions: 2, scaling: .ntk(factor: 2)))
+        refuse("positions.scaling", RotaryEmbedding(base: 1e295, scaling: .ntk(factor: 1e9)))
+        let betas: [(fast: Double, slow: Double)] = [(1, 1), (1, 2), (32, 0), (32, -1), (.nan, 1), (.infinity, 1)]
+        for (fast, slow) in betas {
+            refuse(
+                "positions.scaling.betaFast",
+                RotaryEmbedding(scaling: .yarn(factor: 2, trainedLength: 9, betaFast: fast, betaSlow: slow)))
+        }
+        for concentration in [0, -1, Double.nan, .infinity] {
+            refuse(
+                "positions.scaling.concentration",
+                RotaryEmbedding(scaling: .yarn(factor: 2, trainedLength: 9, concentration: concentration)))
+        }
+        for scaleBase in [0, -512, Double.nan, .infinity] {
+            refuse("positions.scaling.scaleBase", RotaryEmbedding(scaling: .xPos(scaleBase: scaleBase)))
+        }
+        refuse("positions.scaling.centre", RotaryEmbedding(scaling: .xPos(centre: Int.min)))
+    }
+
+    /// Factors of xPos would leave the range of Float.
+    @Test func xPosOutOfReach() throws {
+        let near = RotaryEmbedding(scaling: .xPos(scaleBase: 1, centre: 0))
+        let long = try AttentionShape(queryHeads: 1, queries: 1, keys: 37, headDimension: 8)
+        expectRefusal(.position, "positions") { _ = try Attention(long, positions: .rotary(near)) }
+        _ = try Attention(long, positions: .rotary(RotaryEmbedding(scaling: .xPos(scaleBase: 1, centre: 18))))
+        var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 8, positions: .rotary(near))
+        let rows = [Float](repeating: 1, count: 37 * 8)
+        expectRefusal(.position, "positions") { try cache.append(keys: rows, values: rows) }
+        #expect(cache.count == 0)
+    }
+
+    @Test func collinearPairsNeedAllChannels() {
+        for form in AttentionPositions.CollinearForm.allCases {
+            refuse(.rotaryEmbedding, "positions.dimensions", .collinear(form, RotaryEmbedding(dimensions: 6)))
+        }
+    }
+
+    @Test func offsetsAndIdentifiers() throws {
+        for offset in [Int.max, Int.min, (1 << 40) + 1] {
+            refuse(.position, "positions.offset", .rotary().offset(by: offset))
+        }
+        let keys = Array(0..<5)
+        for count in [0, 1, 2, 4, 5, 7] {
+            refuse(
+                .positionCount, "positions.identifiers.queries",
+                .rotary().identifiers(queries: [Int](repeating: 0, count: count), keys: keys))
+        }
+        refuse(
+            .positionCount, "positions.identifiers.keys", .rotary().identifiers(queries: [0, 1, 2], keys: [0, 1, 2]))
+        refuse(
+            .position, "positions.identifiers.keys[4]",
+            .rotary().identifiers(queries: [0, 1, 2], keys: [0, 1, 2, 3, Int.min]))
+        expectRefusal(.position, "positions.identifiers") {
+            _ = try KeyValueCache(
+                keyValueHeads: 2, headDimension: 8, positions: .rotary().identifiers(queries: [0], keys: [0]))
+        }
+    }
+
+    @Test func cachesAndDynamicNTK() throws {
+        expectRefusal(.rotaryEmbedding, "positions.scaling.length") {
+            _ = try KeyValueCache(
+                keyValueHeads: 1, headDimension: 8,
+                positions: .rotary(RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 4))))
+        }
+        let fixed = RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 4, length: 10))
+        var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 8, positions: .rotary(fixed))
+        let rows = [Float](repeating: 1, count: 8 * 8)
+        try cache.append(keys: rows, values: rows)
+        expectRefusal(.cacheLimit, "keys") { try cache.append(keys: rows, values: rows) }
+        #expect(cache.count == 8)
+    }
+
+    @Test func norms() {
+        func refuse(_ argument: String, _ norm: QueryKeyNorm) {
+            expectRefusal(.queryKeyNorm, "queryKeyNorm.\(argument)") {
+                _ = try Attention(shape, queryKeyNorm: norm)
+            }
+            expectRefusal(.queryKeyNorm, "queryKeyNorm.\(argument)") {
+                _ = try KeyValueCache(keyValueHeads: 2, headDimension: 8, queryKeyNorm: norm)
+            }
+        }
+        for epsilon in [0, -1, Float.nan, .infinity, .leastNonzeroMagnitude] {
+            refuse("epsilon", .rms(epsilon: epsilon))
+        }
+        let seven = [Float](repeating: 1, count: 7)
+        refuse("queryGain", .rms(queryGain: seven))
+        refuse("keyGain", .layer(keyGain: []))
+        refuse("queryBias", .layer(queryBias: seven))
+        refuse("keyBias", .layer(keyBias: seven))
+        var biased = QueryKeyNorm.rms()
+        biased.keyBias = [Float](repeating: 1, count: 8)
+        refuse("queryBias", biased)
+    }
+
+    /// Sequences that nobody could hold: no table is made for work that is empty.
+    @Test func emptyWork() throws {
+        let empty = try AttentionShape(batch: 0, queryHeads: 1, queries: 1 << 40, keys: 1 << 40, headDimension: 2)
+        _ = try Attention(empty, positions: .rotary()).forward(queries: [], keys: [], values: [])
+        let noKeys = try AttentionShape(queryHeads: 1, queries: 3, keys: 0, headDimension: 2)
+        let result = try Attention(noKeys, positions: .rotary(), queryKeyNorm: .rms())
+            .forward(queries: [1, 2, 3, 4, 5, 6], keys: [], values: [])
+        #expect(result.output == [Float](repeating: 0, count: 6))
+        let heads = try AttentionShape(queryHeads: 0, queries: 3, keys: 3, headDimension: 2)
+        _ = try Attention(heads, positions: .collinear(.strict))
+    }
+}
