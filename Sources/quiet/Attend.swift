@@ -42,10 +42,10 @@ struct Attend: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             "softmax, softmax1, n=<real> for softmax_n, or tensor=<name>: one sink logit per query head, from the file. "
-                + "Default: softmax1.",
+                + "Default: softmax1, or none where the normaliser has none.",
             valueName: "sink"),
         transform: SinkOption.inFile)
-    var sink = SinkOption.softmax1
+    var sink: SinkOption?
 
     @Option(
         // Unconditional: a negative number looks like an option.
@@ -62,6 +62,9 @@ struct Attend: ParsableCommand {
     var json = false
 
     func validate() throws {
+        guard !lse || options.scores.normaliser.library.hasSink else {
+            throw ValidationError("--lse: the normaliser \(options.scores.normaliser) has no log-sum-exp")
+        }
         if let scale, !scale.isFinite { throw ValidationError("--scale: expected a finite number, got \(scale)") }
     }
 
@@ -72,7 +75,10 @@ struct Attend: ParsableCommand {
         }
         let inputs = try AttendInputs(file, queries: queries, keys: keys, values: values)
         let attention = try Attention(
-            inputs.shape, sink: try sink.sink { try file.floats(named: $0) }, mask: options.mask.mask, scale: scale,
+            inputs.shape, sink: try SinkOption.sink(sink) { try file.floats(named: $0) }, mask: options.mask.mask,
+            scale: scale, scaling: options.scores.scaling.library(queryHeads: inputs.shape.queryHeads),
+            softcap: options.scores.softcap, alibi: options.scores.alibi ? .standard : nil,
+            normaliser: options.scores.normaliser.library,
             positions: options.position.library(keys: inputs.shape.keys), queryKeyNorm: options.position.norm,
             threads: options.threads,
             kernels: try options.kernelSet)
@@ -171,9 +177,9 @@ struct AttendReport {
         FloatOperations(attention, mask: command.options.mask).count / computed.seconds / 1e9
     }
 
-    /// The mean over batch and rows, one per query head; NaN where there are no rows.
+    /// The mean over batch and rows, one per query head; NaN where there are no rows, none without a sink.
     private var meanSinkShares: [Double] {
-        (0..<shape.queryHeads).map { head in
+        (0..<(attention.normaliser.hasSink ? shape.queryHeads : 0)).map { head in
             var sum = 0.0
             for item in 0..<shape.batch {
                 let start = (item * shape.queryHeads + head) * shape.queries
@@ -192,9 +198,13 @@ struct AttendReport {
             ("keys", .integer(shape.keys)),
             ("head_dim", .integer(shape.headDimension)),
             ("value_dim", .integer(shape.valueDimension)),
-            ("sink", .string("\(command.sink)")),
+            ("sink", .string(SinkOption.description(command.sink, attention.normaliser))),
             ("mask", .string("\(command.options.mask)")),
             ("scale", .number(attention.scale)),
+            ("scaling", .string("\(command.options.scores.scaling)")),
+            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
+            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
+            ("normaliser", .string("\(command.options.scores.normaliser)")),
             ("positions", .string(command.options.position.summary)),
             ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
             ("kernels", .string(attention.kernels.name)),
@@ -210,16 +220,19 @@ struct AttendReport {
 
     var lines: String {
         let time = decimal(computed.seconds * 1e3, digits: 4, format: "g")
-        let shares = meanSinkShares.map { decimal($0, digits: 4) }.joined(separator: " ")
+        let shares =
+            meanSinkShares.map { decimal($0, digits: 4) }.joined(separator: " ")
+            + (attention.normaliser.hasSink ? " (mean of each head)" : "none")
         return """
             queries     \(inputs.descriptions[0])
             keys        \(inputs.descriptions[1])
             values      \(inputs.descriptions[2])
-            sink        \(command.sink), mask \(command.options.mask), scale \(decimal(attention.scale, digits: 6, format: "g"))
+            weights     \(command.options.scores.normaliser), sink \(SinkOption.description(command.sink, attention.normaliser)), mask \(command.options.mask), scale \(decimal(attention.scale, digits: 6, format: "g"))
+            scores      scaling \(command.options.scores.scaling), softcap \(attention.softcap.map { "\($0)" } ?? "none"), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
             positions   \(command.options.position.summary), norm of queries and keys \(command.options.position.qkNorm.rawValue)
             kernels     \(attention.kernels.name), at most \(attention.threads) thread\(attention.threads == 1 ? "" : "s")
             time        \(time) ms, fastest of \(computed.runs); \(decimal(gflops, digits: 3, format: "g")) GFLOP/s
-            sink share  \(shares) (mean of each head)
+            sink share  \(shares)
             written     out\(command.lse ? " and lse" : "") to \(command.output)
             """
     }

@@ -20,6 +20,8 @@ struct AttentionOptions: ParsableArguments {
     @Option(help: ArgumentHelp("auto, or a kernel set that `quiet info` lists.", valueName: "set"))
     var kernels = "auto"
 
+    @OptionGroup(title: "Scores") var scores: ScoreOptions
+
     @OptionGroup(title: "Positions") var position: PositionOptions
 
     /// The kernel set asked for; nil: the library's choice.
@@ -120,6 +122,18 @@ struct SinkOption: CustomStringConvertible {
         }
     }
 
+    /// The sink of a command, which may have none: softmax_1 where the normaliser has a sink.
+    static func sink(
+        _ option: SinkOption?, logits: (String) throws -> [Float]
+    ) rethrows -> AttentionSink? {
+        try option?.sink(logits: logits)
+    }
+
+    /// What stands in reports.
+    static func description(_ option: SinkOption?, _ normaliser: AttentionNormaliser) -> String {
+        option?.description ?? (normaliser.hasSink ? softmax1.description : "none")
+    }
+
     /// The sink; `logits` are asked for if there is one logit per query head, with the name of their tensor.
     func sink(logits: (String) throws -> [Float]) rethrows -> AttentionSink {
         try uniform ?? .logits(logits(tensor))
@@ -128,7 +142,7 @@ struct SinkOption: CustomStringConvertible {
 
 extension String {
     /// What stands behind "name=".
-    fileprivate func value(of name: String) -> String? {
+    func value(of name: String) -> String? {
         hasPrefix(name + "=") ? String(dropFirst(name.count + 1)) : nil
     }
 }

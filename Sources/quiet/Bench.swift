@@ -55,10 +55,10 @@ struct Bench: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "softmax, softmax1, n=<real> for softmax_n, or learned: one sink logit per query head, drawn like the inputs. Default: softmax1.",
+            "softmax, softmax1, n=<real> for softmax_n, or learned: one sink logit per query head, drawn like the inputs. Default: softmax1, or none where the normaliser has none.",
             valueName: "sink"),
         transform: SinkOption.seeded)
-    var sink = SinkOption.softmax1
+    var sink: SinkOption?
 
     @OptionGroup var options: AttentionOptions
 
@@ -101,10 +101,12 @@ struct Bench: ParsableCommand {
     }
 
     func run() throws {
-        let sink = sink.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
+        let sink = SinkOption.sink(sink) { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
         let shape = try shape
         let attention = try Attention(
             shape, sink: sink, mask: options.mask.mask,
+            scaling: options.scores.scaling.library(queryHeads: shape.queryHeads), softcap: options.scores.softcap,
+            alibi: options.scores.alibi ? .standard : nil, normaliser: options.scores.normaliser.library,
             positions: options.position.library(keys: shape.keys), queryKeyNorm: options.position.norm,
             layout: layout.library, threads: options.threads,
             kernels: try options.kernelSet)
@@ -133,11 +135,13 @@ struct Bench: ParsableCommand {
         }
     }
 
-    private func measureDecode(_ attention: Attention, _ sink: AttentionSink) throws -> BenchReport {
+    private func measureDecode(_ attention: Attention, _ sink: AttentionSink?) throws -> BenchReport {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: queryHeads, sink: sink, layout: attention.layout, threads: attention.threads,
+                queryHeads: queryHeads, sink: sink, scaling: attention.scaling, softcap: attention.softcap,
+                alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
+                threads: attention.threads,
                 kernels: attention.kernels), storage: storage.cache, seed: seed)
         let measurement = try Measurement(of: decode, seconds: seconds)
         return BenchReport(
@@ -248,7 +252,11 @@ struct BenchReport {
             ("head_dim", .integer(shape.headDimension)),
             ("value_dim", .integer(shape.valueDimension)),
             ("mask", .string("\(command.options.mask)")),
-            ("sink", .string("\(command.sink)")),
+            ("sink", .string(SinkOption.description(command.sink, attention.normaliser))),
+            ("scaling", .string("\(command.options.scores.scaling)")),
+            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
+            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
+            ("normaliser", .string("\(command.options.scores.normaliser)")),
             ("positions", .string(command.options.position.summary)),
             ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
             ("storage", .string(command.storage.rawValue)),

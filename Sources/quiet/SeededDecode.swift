@@ -30,7 +30,7 @@ final class SeededDecode: TimedProblem {
         try requireMemory(Double(shape.batch * shape.keys) * Double(empty.bytesPerToken))
         queries = try Buffer(shape.queryCount)
         output = try Buffer(shape.outputCount)
-        logSumExp = try Buffer(shape.rowCount)
+        logSumExp = try Buffer(attention.normaliser.hasSink ? shape.rowCount : 0)
         caches = [KeyValueCache](repeating: empty, count: shape.batch)
 
         var generator = SeededGenerator(seed: seed, stream: SeededStream.queries.rawValue)
@@ -82,7 +82,7 @@ final class SeededDecode: TimedProblem {
     func run() throws {
         try attention.attend(
             queries: UnsafeBufferPointer(queries.elements), caches: caches, mask: mask, into: output.elements,
-            logSumExp: logSumExp.elements)
+            logSumExp: attention.normaliser.hasSink ? logSumExp.elements : nil)
     }
 
     var digest: String { digestOfRows(output, logSumExp, shape, layout) }

@@ -38,7 +38,7 @@ struct SeededProblem<Scalar: AttentionScalar>: TimedProblem {
         keys = try Buffer(shape.keyCount)
         values = try Buffer(shape.valueCount)
         output = try Buffer(shape.outputCount)
-        logSumExp = try Buffer(shape.rowCount)
+        logSumExp = try Buffer(attention.normaliser.hasSink ? shape.rowCount : 0)
 
         func draw(_ stream: SeededStream, _ buffer: Buffer<Scalar>, heads: Int, sequence: Int, dimension: Int) {
             var generator = SeededGenerator(seed: seed, stream: stream.rawValue)
@@ -67,7 +67,8 @@ struct SeededProblem<Scalar: AttentionScalar>: TimedProblem {
     func run() throws {
         try attention.forward(
             queries: UnsafeBufferPointer(queries.elements), keys: UnsafeBufferPointer(keys.elements),
-            values: UnsafeBufferPointer(values.elements), into: output.elements, logSumExp: logSumExp.elements)
+            values: UnsafeBufferPointer(values.elements), into: output.elements,
+            logSumExp: attention.normaliser.hasSink ? logSumExp.elements : nil)
     }
 
     var digest: String { digestOfRows(output, logSumExp, attention.shape, attention.layout) }

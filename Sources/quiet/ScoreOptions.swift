@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// ScoreOptions.swift - the options for what becomes of scores: their scale by row, softcap, ALiBi, and the normaliser.
+
+import ArgumentParser
+import QuietAttention
+
+/// From products of queries and keys to weights.
+struct ScoreOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "A factor of the scale for each row, from the number n of keys that it sees: none; log=<b>, log n / log b; "
+                + "clipped-log=<b>, the same but at least 1; kappa-log=<k>, k log n / sqrt(D); ssmax=<s>, scalable softmax, "
+                + "s log n. Default: none.",
+            valueName: "scaling"),
+        transform: ScalingOption.init(parsing:))
+    var scaling = ScalingOption.none
+
+    @Option(
+        help: ArgumentHelp(
+            "Bound scores: x becomes c tanh(x / c), before ALiBi. Default: no bound.", valueName: "c"))
+    var softcap: Double?
+
+    @Flag(help: "ALiBi: scores fall with distance, by the published slopes for the number of heads.")
+    var alibi = false
+
+    @Option(
+        help: ArgumentHelp(
+            "How scores become weights: softmax; clipped=<gamma> or clipped=<gamma>,<zeta>, clipped softmax; sigmoid, with "
+                + "the bias -log n, or sigmoid=<bias>; softpick; relu2, squared ReLU over n, or relu2=<n>; "
+                + "relu2-normalised or relu2-normalised=<n0>, over n0 and the sum. Only the first two have a sink. "
+                + "Default: softmax.",
+            valueName: "normaliser"),
+        transform: NormaliserOption.init(parsing:))
+    var normaliser = NormaliserOption.softmax
+
+    mutating func validate() throws {
+        // Whatever the shape, these would be refused: better before a file is read.
+        _ = try usage {
+            try Attention(
+                AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1),
+                scaling: scaling.library(queryHeads: 1),
+                softcap: softcap, normaliser: normaliser.library, threads: 1)
+        }
+    }
+}
+
+/// `none`, or a formula and its number.
+struct ScalingOption: CustomStringConvertible {
+    /// As it was written.
+    let description: String
+    private let make: @Sendable (_ queryHeads: Int) -> ScoreScaling
+
+    static let none = ScalingOption(description: "none") { _ in .constant }
+
+    private init(description: String, make: @escaping @Sendable (Int) -> ScoreScaling) {
+        (self.description, self.make) = (description, make)
+    }
+
+    init(parsing text: String) throws {
+        if text == "none" {
+            self = .none
+            return
+        }
+        let formulas: [(name: String, make: @Sendable (Double, Int) -> ScoreScaling)] = [
+            ("log", { base, _ in .logKeys(base: base) }), ("clipped-log", { base, _ in .clippedLogKeys(base: base) }),
+            ("kappa-log", { kappa, _ in .logKeysPerDimension(kappa: kappa) }),
+            ("ssmax", { s, heads in .scalableSoftmax([Double](repeating: s, count: heads)) }),
+        ]
+        for formula in formulas {
+            guard let number = text.numbers(of: formula.name, count: 1)?.first else { continue }
+            self.init(description: text) { formula.make(number, $0) }
+            return
+        }
+        throw ValidationError("expected none, log=<b>, clipped-log=<b>, kappa-log=<k> or ssmax=<s>")
+    }
+
+    func library(queryHeads: Int) -> ScoreScaling { make(queryHeads) }
+}
+
+/// A normaliser and its constants.
+struct NormaliserOption: CustomStringConvertible {
+    /// As it was written.
+    let description: String
+    let library: AttentionNormaliser
+
+    static let softmax = NormaliserOption(description: "softmax", library: .softmax)
+
+    private init(description: String, library: AttentionNormaliser) {
+        (self.description, self.library) = (description, library)
+    }
+
+    init(parsing text: String) throws {
+        let library: AttentionNormaliser? =
+            switch text {
+            case "softmax": .softmax
+            case "sigmoid": .sigmoid()
+            case "softpick": .softpick()
+            case "relu2": .reluSquared()
+            case "relu2-normalised": .normalisedReluSquared()
+            default: Self.normaliser(text)
+            }
+        guard let library else {
+            throw ValidationError(
+                "expected softmax, clipped=<gamma>[,<zeta>], sigmoid[=<bias>], softpick, relu2[=<n>] or relu2-normalised[=<n0>]"
+            )
+        }
+        self.init(description: text, library: library)
+    }
+
+    private static func normaliser(_ text: String) -> AttentionNormaliser? {
+        if let n = text.numbers(of: "clipped", count: 1) { return .clippedSoftmax(gamma: .fixed(n[0])) }
+        if let n = text.numbers(of: "clipped", count: 2) { return .clippedSoftmax(gamma: .fixed(n[0]), zeta: n[1]) }
+        if let n = text.numbers(of: "sigmoid", count: 1) { return .sigmoid(bias: .fixed(n[0])) }
+        if let n = text.numbers(of: "relu2", count: 1) { return .reluSquared(divisor: .fixed(n[0])) }
+        if let n = text.numbers(of: "relu2-normalised", count: 1) { return .normalisedReluSquared(sink: n[0]) }
+        return nil
+    }
+}
+
+extension String {
+    /// The numbers of "name=1,2", if there are so many.
+    fileprivate func numbers(of name: String, count: Int) -> [Double]? {
+        guard let list = value(of: name) else { return nil }
+        let numbers = list.split(separator: ",", omittingEmptySubsequences: false).map { Double($0) }
+        return numbers.count == count && !numbers.contains(nil) ? numbers.compactMap(\.self) : nil
+    }
+}
