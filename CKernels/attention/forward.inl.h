@@ -389,7 +389,8 @@ QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args
     for (size_t r = 0; r < count; r++) {
         f32x16 t[1][BLOCK_VECTORS];
         tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1);
-        finish_scores(&finish, begin_row_finish(&finish, places[r], task->visible[r], block_first), t[0]);
+        finish_scores(&finish, begin_row_finish(&finish, places[r], task->visible[r], block_first), BLOCK_VECTORS,
+                      t[0]);
         tile_store(task->weights + r * QATTN_KEY_BLOCK, t, 1);
     }
 }
@@ -419,31 +420,44 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
 }
 
 /* One tile meets one block, by way of finished scores: what is asked most, softmax of six rows of float32, without a
- * stop in memory. */
-static __attribute__((noinline)) void QATTN_FUNCTION(tile_softmax_finished)(tile_task *task,
-                                                                            const qattn_forward_args *args,
-                                                                            const row_place *places,
-                                                                            size_t block_first) {
+ * stop in memory. Some row sees a key of vector count - 1 of the block, and none sees any beyond. */
+QATTN_INLINE void tile_softmax_finished(tile_task *task, const qattn_forward_args *args, const row_place *places,
+                                        size_t block_first, size_t count) {
     const tile_kind kind = {.rows = TILE_ROWS, .storage = QATTN_FLOAT32, .masked = true};
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
-    tile_products(task, kind, 0, BLOCK_VECTORS, t);
+    tile_products(task, kind, 0, count, t);
     const score_finish finish = begin_finish(args);
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) {
-        finish_scores(&finish, begin_row_finish(&finish, places[i], task->visible[i], block_first), t[i]);
-        if (i + 1 < TILE_ROWS) f32x16_in_order(&t[i][BLOCK_VECTORS - 1], &t[i + 1][0]);
+        finish_scores(&finish, begin_row_finish(&finish, places[i], task->visible[i], block_first), count, t[i]);
+        if (i + 1 < TILE_ROWS) f32x16_in_order(&t[i][count - 1], &t[i + 1][0]);
     }
-    tile_softmax(t, TILE_ROWS, BLOCK_VECTORS, task->maximum, task->sum, task->weights, task->rescale);
+    tile_softmax(t, TILE_ROWS, count, task->maximum, task->sum, task->weights, task->rescale);
     tile_all_values(task, kind);
 }
+
+#define TILE_SOFTMAX_FINISHED(count)                                                                                   \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), count)(                   \
+        tile_task * task, const qattn_forward_args *args, const row_place *places, size_t block_first) {               \
+        tile_softmax_finished(task, args, places, block_first, count);                                                 \
+    }
+TILE_SOFTMAX_FINISHED(1)
+TILE_SOFTMAX_FINISHED(2)
+TILE_SOFTMAX_FINISHED(3)
+TILE_SOFTMAX_FINISHED(4)
+#undef TILE_SOFTMAX_FINISHED
 
 /* One tile of `count` rows from row i on meets one block, by way of finished scores. */
 QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                                 size_t count, size_t block_first) {
     const row_place *const places = ws->places + i;
-    if (ws->normaliser == QATTN_SOFTMAX && args->blocks.storage == QATTN_FLOAT32 && count > 4 && ws->value_lanes) {
-        QATTN_FUNCTION(tile_softmax_finished)(task, args, places, block_first);
-        return;
+    if (ws->normaliser == QATTN_SOFTMAX && args->blocks.storage == QATTN_FLOAT32 && count > 4) {
+        switch (BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES) {
+        case 1: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 1)(task, args, places, block_first); return;
+        case 2: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 2)(task, args, places, block_first); return;
+        case 3: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 3)(task, args, places, block_first); return;
+        default: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 4)(task, args, places, block_first); return;
+        }
     }
     tile_finished_scores(task, args, places, count, block_first);
     tile_weights(task, args, ws, i, count);

@@ -69,23 +69,23 @@ QATTN_INLINE f32x16 alibi_lanes(f32x16 t, float slope, float distance, size_t fi
     return f32x16_fma(f32x16_splat(-slope), f32x16_abs(distance - (float)first - lane), t);
 }
 
-/* A row's scores against a block. */
-QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, f32x16 t[BLOCK_VECTORS]) {
+/* A row's scores against the first `count` vectors of a block. */
+QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, size_t count, f32x16 t[BLOCK_VECTORS]) {
     const qattn_forward_args *const args = finish->args;
     if (args->softcap != 0) {
         QATTN_UNROLL
-        for (size_t v = 0; v < BLOCK_VECTORS; v++) {
+        for (size_t v = 0; v < count; v++) {
             t[v] = finish->cap * f32x16_tanh(t[v]);
-            if (v + 1 < BLOCK_VECTORS) f32x16_in_order(&t[v], &t[v + 1]);
+            if (v + 1 < count) f32x16_in_order(&t[v], &t[v + 1]);
         }
     }
     if (args->alibi_slopes) {
         QATTN_UNROLL
-        for (size_t v = 0; v < BLOCK_VECTORS; v++) t[v] = alibi_lanes(t[v], row.slope, row.distance, v * QATTN_LANES);
+        for (size_t v = 0; v < count; v++) t[v] = alibi_lanes(t[v], row.slope, row.distance, v * QATTN_LANES);
     }
     if (args->bias) {
         QATTN_UNROLL
-        for (size_t v = 0; v < BLOCK_VECTORS; v++) {
+        for (size_t v = 0; v < count; v++) {
             const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
             if (bits)
                 t[v] = f32x16_fma(bias_lanes(args, row.place, row.block_first + v * QATTN_LANES, bits),
@@ -94,7 +94,7 @@ QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, f32x
     }
     if (row.visible == ~UINT64_C(0)) return;
     QATTN_UNROLL
-    for (size_t v = 0; v < BLOCK_VECTORS; v++) {
+    for (size_t v = 0; v < count; v++) {
         const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
         t[v] = f32x16_select(bits, t[v], f32x16_splat(-__builtin_inff()));
     }

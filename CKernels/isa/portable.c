@@ -6,4 +6,9 @@
 
 #define QATTN_ISA     portable
 #define QATTN_VECTORS 1
+#if defined(__x86_64__)
+/* A loop of calls to the emulated fma gains nothing unrolled, and takes eight times the code. */
+#undef QATTN_UNROLL
+#define QATTN_UNROLL _Pragma("clang loop unroll(disable)")
+#endif
 #include "isa/kernels.inl.h"

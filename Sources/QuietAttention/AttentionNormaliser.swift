@@ -56,7 +56,7 @@ public enum AttentionNormaliser: Sendable, Hashable {
     /// Checks a buffer for log-sum-exps or sink shares.
     func checkSums(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
         guard hasSink else {
-            throw AttentionError(.composition, argument, expected: "none: \(self) has none", found: "\(found) elements")
+            throw AttentionError(.composition, argument, expected: "none: \(name) has none", found: "\(found) elements")
         }
         guard found == expected else {
             throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
@@ -80,6 +80,18 @@ public enum AttentionNormaliser: Sendable, Hashable {
         case .softpick(let epsilon): Float(epsilon)
         case .reluSquared(let n): Float(count(n))
         case .normalisedReluSquared(let sink): Float(sink)
+        }
+    }
+
+    /// The name, as errors call it.
+    var name: String {
+        switch self {
+        case .softmax: "softmax"
+        case .clippedSoftmax: "clipped softmax"
+        case .sigmoid: "sigmoid"
+        case .softpick: "softpick"
+        case .reluSquared: "squared ReLU"
+        case .normalisedReluSquared: "normalised squared ReLU"
         }
     }
 

@@ -178,7 +178,7 @@ extension CachedAttention {
                 .composition, "normaliser",
                 expected:
                     "softmax, with a sink that does not count keys: only its parts merge under a sink that comes last",
-                found: "\(normaliser), sink \(rules.sink)")
+                found: "\(normaliser.name), sink \(rules.sink)")
         }
         let problem = try CachedProblem(
             self, queryCount: queries.count, caches: [cache], queryOffsets: nil, mask: mask, bias: bias)

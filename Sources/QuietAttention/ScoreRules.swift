@@ -35,7 +35,8 @@ struct ScoreRules: Sendable {
     private func checkComposition() throws(AttentionError) {
         if !normaliser.hasSink, sink != .softmax {
             throw AttentionError(
-                .composition, "sink", expected: "none with \(normaliser), which has no softmax denominator to join",
+                .composition, "sink",
+                expected: "none with \(normaliser.name), which has no softmax denominator to join",
                 found: "\(sink)")
         }
         if case .clippedSoftmax = normaliser, case .logKeys = sink {
@@ -43,19 +44,17 @@ struct ScoreRules: Sendable {
                 .composition, "sink", expected: "a logit that is the same for all rows with clipped softmax",
                 found: "\(sink)")
         }
-        if case .normalisedReluSquared(sink: 0) = normaliser, case .constant = scaling {
-        } else if case .normalisedReluSquared(sink: 0) = normaliser {
+        if normaliser == .normalisedReluSquared(sink: 0), !scaling.isConstant {
             throw AttentionError(
                 .composition, "scaling",
                 expected: "constant with normalised squared ReLU without a sink, where a row's factor cancels",
-                found: "\(scaling)")
+                found: scaling.name)
         }
     }
 
     /// Whether rows have factors or constants of their own.
     private var hasRowNumbers: Bool {
-        if case .constant = scaling, normaliser == .softmax, !sink.countsKeys { return false }
-        return true
+        !scaling.isConstant || normaliser != .softmax || sink.countsKeys
     }
 
     /// The rules for a problem.

@@ -34,6 +34,20 @@ public enum ScoreScaling: Sendable {
     /// `f` as given, `[batch or 1, heads or 1, queries or 1, 1]`: keys has extent 1.
     case table(BroadcastTensor<Double>)
 
+    var isConstant: Bool { if case .constant = self { true } else { false } }
+
+    /// The name, as errors call it.
+    var name: String {
+        switch self {
+        case .constant: "constant"
+        case .clippedLogKeys: "clipped log n"
+        case .logKeys: "log n"
+        case .logKeysPerDimension: "kappa log n / sqrt(d)"
+        case .scalableSoftmax: "scalable softmax"
+        case .table: "a table"
+        }
+    }
+
     /// Whether factors differ between heads.
     var isPerHead: Bool {
         switch self {

@@ -62,6 +62,7 @@ struct Attend: ParsableCommand {
     var json = false
 
     func validate() throws {
+        try options.scores.check(sink: sink)
         guard !lse || options.scores.normaliser.library.hasSink else {
             throw ValidationError("--lse: the normaliser \(options.scores.normaliser) has no log-sum-exp")
         }

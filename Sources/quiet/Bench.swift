@@ -98,6 +98,7 @@ struct Bench: ParsableCommand {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
         _ = try usage { try shape }
+        try options.scores.check(sink: sink)
     }
 
     func run() throws {

@@ -16,6 +16,7 @@ struct ScoreOptions: ParsableArguments {
     var scaling = ScalingOption.none
 
     @Option(
+        parsing: .unconditional,
         help: ArgumentHelp(
             "Bound scores: x becomes c tanh(x / c), before ALiBi. Default: no bound.", valueName: "c"))
     var softcap: Double?
@@ -33,11 +34,13 @@ struct ScoreOptions: ParsableArguments {
         transform: NormaliserOption.init(parsing:))
     var normaliser = NormaliserOption.softmax
 
-    mutating func validate() throws {
-        // Whatever the shape, these would be refused: better before a file is read.
+    /// Refuses what would be refused whatever the shape, before a file is read.
+    ///
+    /// - Parameter sink: nil: what suits the normaliser.
+    func check(sink: SinkOption?) throws {
         _ = try usage {
             try Attention(
-                AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1),
+                AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: sink?.sink { _ in [0] },
                 scaling: scaling.library(queryHeads: 1),
                 softcap: softcap, normaliser: normaliser.library, threads: 1)
         }
