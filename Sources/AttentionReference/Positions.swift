@@ -71,10 +71,15 @@ public struct ReferencePositions: Sendable {
 
     /// The row at a position, operation by operation as every kernel set computes it.
     public func turned(_ row: [Float], position: Int, _ side: Side) -> [Float] {
+        turned(row, side) { cosineAndSine(position: position, pair: $0, side) }
+    }
+
+    /// The row turned by cosines and sines given pair by pair.
+    public func turned(_ row: [Float], _ side: Side, by table: (Int) -> (cosine: Float, sine: Float)) -> [Float] {
         var result = row
         for j in 0..<dimensions / 2 {
             let (first, second) = channels(ofPair: j)
-            let (cosine, sine) = cosineAndSine(position: position, pair: j, side)
+            let (cosine, sine) = table(j)
             (result[first], result[second]) = turned(row[first], row[second], cosine, sine, side)
         }
         return result

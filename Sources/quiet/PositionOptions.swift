@@ -54,6 +54,15 @@ struct PositionOptions: ParsableArguments {
     var qkNorm = Norm.none
 
     mutating func validate() throws {
+        // What can be said before there is a head dimension: with all channels, or the largest head there is.
+        let isCollinear = positions == .cocaSlack || positions == .cocaStrict
+        let dimension = isCollinear ? min(max(rotaryDim ?? 1024, 1), 1024) : 1024
+        _ = try usage {
+            try Attention(
+                AttentionShape(queryHeads: 0, queries: 0, keys: 0, headDimension: dimension),
+                positions: library(keys: 0),
+                kernels: KernelSet.available.last)
+        }
         if positions == .none, ropeScaling.description != "none" || rotaryDim != nil || positionOffset != 0 {
             throw ValidationError(
                 "--rope-scaling, --rotary-dim and --position-offset need --positions: nothing is turned without it")

@@ -248,6 +248,39 @@ static uint64_t run_function(const char *name, const qattn_kernels *kernels) {
     return hash;
 }
 
+/* Digest of rows prepared in every way. Cosines and sines are normal numbers: what they are is not the kernel's matter.
+ */
+static uint64_t run_prepare(const qattn_kernels *kernels) {
+    enum { ROWS = 5, DIM = 40, PAIRS = 17, TABLE = 64 };
+    float *rows = normals(16, 0, ROWS * DIM), *tables = normals(16, 1, ROWS * TABLE);
+    float *gain = normals(16, 2, DIM), *shift = normals(16, 3, DIM);
+    float *out = allocate(ROWS * DIM, sizeof *out);
+    uint64_t hash = EMPTY_DIGEST;
+    for (int variant = 0; variant < 3 * 5 * 2; variant++) {
+        const qattn_prepare_args prepare = {
+            .rows = rows,
+            .stride = DIM,
+            .storage = QATTN_FLOAT32,
+            .count = ROWS,
+            .dim = DIM,
+            .norm = (qattn_norm)(variant % 3),
+            .epsilon = 0.25f,
+            .gain = gain,
+            .shift = variant % 3 == 2 ? shift : NULL,
+            .rotation = (qattn_rotation)(variant / 3 % 5),
+            .pairing = (qattn_pairing)(variant / 15),
+            .pairs = PAIRS,
+            .tables = tables,
+            .out = out,
+            .out_stride = DIM,
+        };
+        kernels->prepare(&prepare);
+        hash = digest(hash, out, ROWS * DIM);
+    }
+    free(rows), free(tables), free(gain), free(shift), free(out);
+    return hash;
+}
+
 /* Prints the digest; returns whether it is the one expected. */
 static bool report(const char *name, const qattn_kernels *kernels, uint64_t hash, const char *expected) {
     char word[17];
@@ -266,8 +299,11 @@ static int run_line(const char *line) {
     test_case c;
     int wrong = 0;
     if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {
-        for (size_t i = 0; i < sets; i++)
-            wrong += !report(c.name, available[i], run_function(c.name, available[i]), c.expected);
+        const bool is_prepare = !strcmp(c.name, "prepare");
+        for (size_t i = 0; i < sets; i++) {
+            const uint64_t hash = is_prepare ? run_prepare(available[i]) : run_function(c.name, available[i]);
+            wrong += !report(c.name, available[i], hash, c.expected);
+        }
         return wrong;
     }
     if (sscanf(line, "%31s %lu %zu %zu %zu %zu %lf %f %15s %ld %15s %15s %31s", c.name, &c.seed, &c.seq_q, &c.seq_kv,

@@ -44,4 +44,38 @@ import Testing
         }
         #expect(digest.hexadecimal == DigestCase.functionDigest("log2"))
     }
+
+    /// The rows and tables of `run_prepare` in cross.c.
+    @Test func preparedRowsOfTheReference() {
+        let (count, dimension, pairs) = (5, 40, 17)
+        func normals(_ stream: UInt64, _ count: Int) -> [Float] {
+            var generator = SeededGenerator(seed: 16, stream: stream)
+            return generator.normals(count)
+        }
+        let (rows, tables) = (normals(0, count * dimension), normals(1, count * 64))
+        let (gain, shift) = (normals(2, dimension), normals(3, dimension))
+        let norms = [
+            nil, ReferenceNorm(.rms, epsilon: 0.25, gain: gain),
+            ReferenceNorm(.layer, epsilon: 0.25, gain: gain, bias: shift),
+        ]
+        let rotations: [(ReferencePositions.Form, ReferencePositions.Side)] = [
+            (.rotary, .keys), (.slack, .queries), (.slack, .keys), (.strict, .queries), (.strict, .keys),
+        ]
+        var digest = BitDigest()
+        for pairing in [ReferencePositions.Pairing.halves, .interleaved] {
+            for (form, side) in rotations {
+                let positions = ReferencePositions(dimensions: 2 * pairs, pairing: pairing, form: form)
+                for norm in norms {
+                    for row in 0..<count {
+                        let values = rows.rows(row, 1, dimension)
+                        digest.add(
+                            positions.turned(norm?.normalised(values) ?? values, side) { j in
+                                (tables[row * 64 + j], tables[row * 64 + 32 + j])
+                            })
+                    }
+                }
+            }
+        }
+        #expect(digest.hexadecimal == DigestCase.functionDigest("prepare"), "digest \(digest.hexadecimal)")
+    }
 }
