@@ -197,7 +197,7 @@ typedef struct qattn_kernels {
     size_t fma_probe_flops;
     float (*read_probe)(const float *data, size_t count);
     /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
-     * them: for tests. */
+     * them. out may be x. */
     void (*exp2)(const float *x, float *out, size_t count);
     void (*log2)(const float *x, float *out, size_t count);
     void (*tanh)(const float *x, float *out, size_t count);
