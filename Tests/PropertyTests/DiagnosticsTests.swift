@@ -104,7 +104,7 @@ private struct TextbookRow {
 
     @Test("random cases", arguments: kernelSets)
     func formulas(kernels: KernelSet) throws {
-        try forAll(AttentionCase.self, cases: 30) { problem in
+        try forAll(AttentionCase.self, cases: 12) { problem in
             let inputs = problem.inputs
             let attention = try problem.attention(inputs, kernels: kernels)
             let rows = try problem.diagnostics(inputs, attention, epsilon: epsilon)
