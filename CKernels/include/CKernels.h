@@ -95,7 +95,7 @@ typedef struct qattn_prepare_args {
     qattn_pairing pairing;
     size_t pairs;
     const float *tables; /* [count][2][pairs rounded up to QATTN_LANES] */
-    float *out;          /* [count][dim], apart from rows */
+    float *out;          /* [count][dim], apart from rows, or rows of float32 in place */
     ptrdiff_t out_stride;
 } qattn_prepare_args;
 

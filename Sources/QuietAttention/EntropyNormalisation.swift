@@ -20,7 +20,8 @@ public struct EntropyNormalisation: Sendable, Hashable {
     public let probabilities: [Double]
 
     /// - Parameters:
-    ///   - probabilities: p, 0 and up, at least one positive. They need not sum to 1; zeros stay zero.
+    ///   - probabilities: p, 0 and up, at least one positive. They need not sum to 1; zeros, and what is below
+    ///     2^-1022 of the largest, become 0.
     ///   - entropy: H*, above the logarithm of the number of largest p and below that of the number of positive ones;
     ///     equal to both where all positive p are equal, for then every gamma has it.
     /// - Throws: ``AttentionError`` of kind `probabilities` or `entropy`.
@@ -33,9 +34,11 @@ public struct EntropyNormalisation: Sendable, Hashable {
             throw AttentionError(.probabilities, "probabilities", expected: "a positive one", found: "none")
         }
         // Relative to the largest, so that the largest power is 1 whatever gamma.
-        let logarithms = probabilities.map { PortableMath.log($0 / largest) }
-        let positive = PortableMath.log(Double(logarithms.count { $0 > -.infinity }))
-        let ties = PortableMath.log(Double(logarithms.count { $0 == 0 }))
+        let logarithms = probabilities.map { p in
+            p / largest < .leastNormalMagnitude ? -.infinity : ElementaryFunctions.logarithm(p / largest)
+        }
+        let positive = ElementaryFunctions.logarithm(Double(logarithms.count { $0 > -.infinity }))
+        let ties = ElementaryFunctions.logarithm(Double(logarithms.count { $0 == 0 }))
         let isUniform = positive == ties && abs(entropy - positive) <= Self.tolerance
         guard isUniform || (entropy > ties && entropy < positive) else {
             throw AttentionError(
@@ -75,15 +78,15 @@ public struct EntropyNormalisation: Sendable, Hashable {
 
         init(_ logarithms: [Double], exponent gamma: Double) {
             let count = logarithms.count
-            let powers = logarithms.map { $0 == 0 ? 1 : PortableMath.exp(gamma * $0) }
-            let total = PortableMath.sum(count) { powers[$0] }
+            let powers = logarithms.map { $0 == 0 ? 1 : ElementaryFunctions.exponential(gamma * $0) }
+            let total = orderedSum(count) { powers[$0] }
             // A power of 0 counts for nothing, though its logarithm may be -inf.
-            let mean = PortableMath.sum(count) { powers[$0] == 0 ? 0 : powers[$0] / total * logarithms[$0] }
-            variance = PortableMath.sum(count) { index in
+            let mean = orderedSum(count) { powers[$0] == 0 ? 0 : powers[$0] / total * logarithms[$0] }
+            variance = orderedSum(count) { index in
                 let distance = logarithms[index] - mean
                 return powers[index] == 0 ? 0 : powers[index] / total * distance * distance
             }
-            entropy = PortableMath.log(total) - gamma * mean
+            entropy = ElementaryFunctions.logarithm(total) - gamma * mean
             distribution = powers.map { $0 / total }
         }
     }

@@ -91,12 +91,14 @@ public struct OutputGate: Sendable, Hashable {
         }
     }
 
+    /// log2(e) as the kernels multiply by it.
+    private static let log2e: Float = 0x1.715476p+0
     /// Logits whose sigmoids are computed at once: few enough to stay in cache.
     private static let part = 1024
 
     /// sigmoid(x) = 1 / (1 + z) for x >= 0 and z / (1 + z) below, z = e^-abs(x) <= 1: nothing overflows or cancels.
     private func sigmoids(_ logits: UnsafeBufferPointer<Float>, into gates: UnsafeMutableBufferPointer<Float>) {
-        for index in logits.indices { gates[index] = -abs(logits[index]) * PortableMath.log2e }
+        for index in logits.indices { gates[index] = -abs(logits[index]) * Self.log2e }
         kernels.functions.pointee.exp2(gates.baseAddress, gates.baseAddress, logits.count)
         for index in logits.indices {
             let z = gates[index]

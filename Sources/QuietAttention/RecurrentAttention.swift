@@ -141,7 +141,7 @@ private struct RecurrentHead {
     /// elu(x) + 1 of linear attention; retention takes queries and keys as they are.
     private func feature(_ x: Float) -> Double {
         if kind == .retention || x.isNaN { return Double(x) }
-        return x > 0 ? Double(x) + 1 : PortableMath.exp(Double(x))
+        return x > 0 ? Double(x) + 1 : ElementaryFunctions.exponential(Double(x))
     }
 
     func write(to output: inout [Float]) {

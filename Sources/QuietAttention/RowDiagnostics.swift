@@ -74,38 +74,42 @@ public struct RowDiagnostics: Sendable, Hashable {
         let count = scores.count
         for index in scores.indices { weights[index] = scores[index] - maximum }
         kernels.functions.pointee.exp2(weights.baseAddress, weights.baseAddress, count)
-        let sum = PortableMath.sum(count) { Double(weights[$0]) }
-        let squares = PortableMath.sum(count) { Double(weights[$0]) * Double(weights[$0]) }
+        let sum = orderedSum(count) { Double(weights[$0]) }
+        let squares = orderedSum(count) { Double(weights[$0]) * Double(weights[$0]) }
         // The score of a weight of 0 may be -inf here.
-        let energy = PortableMath.sum(count) { index in
+        let energy = orderedSum(count) { index in
             weights[index] == 0 ? 0 : Double(weights[index]) * Double(scores[index] - maximum)
         }
 
-        let (keyMaximum, sink) = (Double(maximum) * PortableMath.ln2, Double(sink))
+        let (keyMaximum, sink) = (Double(maximum) * Self.ln2, Double(sink))
         let reference = max(keyMaximum, sink)
-        let keyFactor = PortableMath.exp(keyMaximum - reference)
-        let sinkWeight = PortableMath.exp(sink - reference)
+        let keyFactor = ElementaryFunctions.exponential(keyMaximum - reference)
+        let sinkWeight = ElementaryFunctions.exponential(sink - reference)
         let total = sum * keyFactor + sinkWeight
         let keyShare = sum * keyFactor / total
         visibleKeys = count
         sinkShare = sinkWeight / total
         largestWeight = keyFactor / total
-        keyEntropy = PortableMath.log(sum) - PortableMath.ln2 * energy / sum
+        keyEntropy = ElementaryFunctions.logarithm(sum) - Self.ln2 * energy / sum
         // The entropy of the choice between keys and sink, and that among keys.
         entropy = Self.surprise(keyShare) + Self.surprise(sinkShare) + keyShare * keyEntropy
         l1OverL2 = sum / (Double(count) * squares).squareRoot()
         meanOverMaximum = sum / Double(count)
-        let below = PortableMath.sum(count) { Double(weights[$0]) * keyFactor <= epsilon * total ? 1 : 0 }
+        let below = orderedSum(count) { Double(weights[$0]) * keyFactor <= epsilon * total ? 1 : 0 }
         shareBelowEpsilon = below / Double(count)
 
         for index in scores.indices { weights[index] = abs(scores[index]) }
         let top = (Self.element(ofRank: count - 1, in: weights), Self.median(weights))
-        largestScore = Double(top.0) * PortableMath.ln2
+        largestScore = Double(top.0) * Self.ln2
         scoreTopToMedian = top.0 == 0 ? 1 : Double(top.0) / top.1
     }
 
-    /// -p ln p.
-    private static func surprise(_ p: Double) -> Double { p == 0 ? 0 : -p * PortableMath.log(p) }
+    private static let ln2 = 0x1.62e42fefa39efp-1
+
+    /// -p ln p; next to 0 it is below 1e-304.
+    private static func surprise(_ p: Double) -> Double {
+        p < .leastNormalMagnitude ? 0 : -p * ElementaryFunctions.logarithm(p)
+    }
 
     private static func median(_ magnitudes: UnsafeMutableBufferPointer<Float>) -> Double {
         let upper = Double(element(ofRank: magnitudes.count / 2, in: magnitudes))
@@ -155,7 +159,7 @@ public struct HeadDiagnostics: Sendable, Hashable {
     public init(_ rows: some Collection<RowDiagnostics>) {
         let rows = rows.filter { $0.visibleKeys > 0 }
         func mean(_ property: KeyPath<RowDiagnostics, Double>) -> Double {
-            PortableMath.sum(rows.count) { rows[$0][keyPath: property] } / Double(rows.count)
+            orderedSum(rows.count) { rows[$0][keyPath: property] } / Double(rows.count)
         }
         func extreme(_ property: KeyPath<RowDiagnostics, Double>, _ choose: (Double, Double) -> Double) -> Double {
             let values = rows.map { $0[keyPath: property] }

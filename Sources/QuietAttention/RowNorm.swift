@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // RowNorm.swift - LayerNorm and RMSNorm of the rows of a matrix.
 
+import CKernels
+
 /// Layer normalisation: every row centred, scaled to unit variance, and given a gain and a bias per channel.
 ///
 ///     y[d] = (x[d] - mean) / sqrt(variance + epsilon) gain[d] + bias[d],   variance = mean of (x - mean)^2
 ///
-/// All arithmetic is in Float, in a fixed order: 16 partial sums by d mod 16, added in a tree. The bits of a row do not
-/// depend on the platform or on other rows.
+/// All arithmetic is in Float, in a fixed order: 16 partial sums by d mod 16, added in a tree, as ``QueryKeyNorm`` has it. The
+/// bits of a row do not depend on the kernel set or on other rows.
 ///
 /// *Edge cases*: equal elements give the bias. NaN or an infinity makes its row NaN and no other.
 ///
@@ -19,11 +21,13 @@ public struct LayerNorm: Sendable, Hashable {
     ///   - gain: one per channel; nil: 1.
     ///   - bias: one per channel; nil: 0.
     ///   - epsilon: added to the variance, 0 and up.
-    /// - Throws: ``AttentionError`` of kind `dimension`, `elementCount` or `epsilon`.
+    ///   - kernels: nil: as for ``Attention``.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `elementCount`, `epsilon` or `kernelSet`.
     public init(
-        dimension: Int, gain: [Float]? = nil, bias: [Float]? = nil, epsilon: Float = 1e-5
+        dimension: Int, gain: [Float]? = nil, bias: [Float]? = nil, epsilon: Float = 1e-5, kernels: KernelSet? = nil
     ) throws(AttentionError) {
-        norm = try RowNorm(dimension: dimension, isCentred: true, gain: gain, bias: bias, epsilon: epsilon)
+        norm = try RowNorm(
+            dimension: dimension, isCentred: true, gain: gain, bias: bias, epsilon: epsilon, kernels: kernels)
     }
 
     /// Normalises rows `[rows, dimension]` in place.
@@ -52,9 +56,13 @@ public struct RMSNorm: Sendable, Hashable {
     ///   - dimension: the length of a row, 1 and up.
     ///   - gain: one per channel; nil: 1.
     ///   - epsilon: added to the mean square, 0 and up. LLaMA has 1e-6, gpt-oss 1e-5.
-    /// - Throws: ``AttentionError`` of kind `dimension`, `elementCount` or `epsilon`.
-    public init(dimension: Int, gain: [Float]? = nil, epsilon: Float = 1e-6) throws(AttentionError) {
-        norm = try RowNorm(dimension: dimension, isCentred: false, gain: gain, bias: nil, epsilon: epsilon)
+    ///   - kernels: nil: as for ``Attention``.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `elementCount`, `epsilon` or `kernelSet`.
+    public init(
+        dimension: Int, gain: [Float]? = nil, epsilon: Float = 1e-6, kernels: KernelSet? = nil
+    ) throws(AttentionError) {
+        norm = try RowNorm(
+            dimension: dimension, isCentred: false, gain: gain, bias: nil, epsilon: epsilon, kernels: kernels)
     }
 
     /// Normalises rows `[rows, dimension]` in place.
@@ -74,8 +82,11 @@ private struct RowNorm: Sendable, Hashable {
     let isCentred: Bool
     let gain, bias: [Float]?
     let epsilon: Float
+    let kernels: KernelSet
 
-    init(dimension: Int, isCentred: Bool, gain: [Float]?, bias: [Float]?, epsilon: Float) throws(AttentionError) {
+    init(
+        dimension: Int, isCentred: Bool, gain: [Float]?, bias: [Float]?, epsilon: Float, kernels: KernelSet?
+    ) throws(AttentionError) {
         guard dimension >= 1 else {
             throw AttentionError(.dimension, "dimension", expected: "1 or more", found: "\(dimension)")
         }
@@ -89,6 +100,7 @@ private struct RowNorm: Sendable, Hashable {
         }
         (self.dimension, self.isCentred, self.gain, self.bias) = (dimension, isCentred, gain, bias)
         self.epsilon = epsilon
+        self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
     }
 
     func apply(to rows: inout [Float]) throws(AttentionError) {
@@ -110,32 +122,20 @@ private struct RowNorm: Sendable, Hashable {
     }
 
     private func apply(to rows: UnsafeMutableBufferPointer<Float>) {
-        for start in stride(from: 0, to: rows.count, by: dimension) {
-            normalise(UnsafeMutableBufferPointer(rebasing: rows[start..<start + dimension]))
-        }
-    }
-
-    private func normalise(_ row: UnsafeMutableBufferPointer<Float>) {
-        let mean = isCentred ? sumOfLanes(row) { $0 + $1 } / Float(dimension) : 0
-        let squares = sumOfLanes(row) { sum, x in sum.addingProduct(x - mean, x - mean) }
-        let factor = 1 / (squares / Float(dimension) + epsilon).squareRoot()
-        for d in row.indices {
-            var y = (row[d] - mean) * factor
-            if let gain { y = y * gain[d] }
-            if let bias { y = y + bias[d] }
-            row[d] = y
-        }
-    }
-
-    /// Lane r takes up elements r, r + 16, ... in turn; then the lanes are added in a tree: r with r + 8, then r + 4, ...
-    private func sumOfLanes(_ row: UnsafeMutableBufferPointer<Float>, _ add: (Float, Float) -> Float) -> Float {
-        withUnsafeTemporaryAllocation(of: Float.self, capacity: 16) { lanes in
-            lanes.initialize(repeating: 0)
-            for d in row.indices { lanes[d % 16] = add(lanes[d % 16], row[d]) }
-            for half in [8, 4, 2, 1] {
-                for lane in 0..<half { lanes[lane] = lanes[lane] + lanes[lane + half] }
+        var arguments = qattn_prepare_args()
+        (arguments.rows, arguments.out) = (UnsafeRawPointer(rows.baseAddress), rows.baseAddress)
+        (arguments.stride, arguments.out_stride) = (dimension, dimension)
+        arguments.storage = QATTN_FLOAT32
+        arguments.count = rows.count / dimension
+        arguments.dim = dimension
+        arguments.norm = isCentred ? QATTN_LAYER_NORM : QATTN_RMS_NORM
+        arguments.epsilon = epsilon
+        (gain ?? []).withUnsafeBufferPointer { gain in
+            (bias ?? []).withUnsafeBufferPointer { bias in
+                arguments.gain = self.gain == nil ? nil : gain.baseAddress
+                arguments.shift = self.bias == nil ? nil : bias.baseAddress
+                kernels.functions.pointee.prepare(&arguments)
             }
-            return lanes[0]
         }
     }
 }

@@ -62,9 +62,9 @@ public struct TensorStatistics: Sendable, Hashable {
     private init(_ values: UnsafeBufferPointer<Float>) {
         count = values.count
         let n = Double(values.count)
-        let mean = PortableMath.sum(count) { Double(values[$0]) } / n
-        let variance = PortableMath.sum(count) { (Double(values[$0]) - mean) * (Double(values[$0]) - mean) } / n
-        let fourth = PortableMath.sum(count) { index in
+        let mean = orderedSum(count) { Double(values[$0]) } / n
+        let variance = orderedSum(count) { (Double(values[$0]) - mean) * (Double(values[$0]) - mean) } / n
+        let fourth = orderedSum(count) { index in
             let square = (Double(values[index]) - mean) * (Double(values[index]) - mean)
             return square * square
         }
@@ -76,9 +76,9 @@ public struct TensorStatistics: Sendable, Hashable {
         let limit = 6 * standardDeviation
         // The sum of no elements is 0, and 0 / 0 the NaN it has to be; NaN is on neither side of a limit.
         outlierShare =
-            limit.isNaN ? .nan : PortableMath.sum(count) { abs(Double(values[$0]) - mean) > limit ? 1 : 0 } / n
-        let magnitudes = PortableMath.sum(count) { Double(abs(values[$0])) }
-        let squares = PortableMath.sum(count) { Double(values[$0]) * Double(values[$0]) }
+            limit.isNaN ? .nan : orderedSum(count) { abs(Double(values[$0]) - mean) > limit ? 1 : 0 } / n
+        let magnitudes = orderedSum(count) { Double(abs(values[$0])) }
+        let squares = orderedSum(count) { Double(values[$0]) * Double(values[$0]) }
         infinityNorm = Self.infinityNorm(values)
         l1OverL2 = magnitudes / (n * squares).squareRoot()
         meanOverMaximum = magnitudes / n / infinityNorm
@@ -95,15 +95,19 @@ public struct TensorStatistics: Sendable, Hashable {
         return Double(largest)
     }
 
+    /// The integer next to x, ties to even: adding 1.5 * 2^52 leaves no bits for a fraction.
+    private static func rounded(_ x: Double) -> Double { (x + 0x1.8p52) - 0x1.8p52 }
+
     private static func int8SignalToNoise(_ values: UnsafeBufferPointer<Float>, step: Double, signal: Double) -> Double
     {
         guard !values.isEmpty, step.isFinite else { return .nan }
         if step == 0 { return .infinity }
-        let noise = PortableMath.sum(values.count) { index in
+        let noise = orderedSum(values.count) { index in
             let value = Double(values[index])
-            let error = value - step * PortableMath.rounded(value / step)
+            let error = value - step * rounded(value / step)
             return error * error
         }
-        return 10 / PortableMath.ln10 * PortableMath.log(signal / noise)
+        // ln 10, to the nearest Double.
+        return noise == 0 ? .infinity : 10 * ElementaryFunctions.logarithm(signal / noise) / 0x1.26bb1bbb55516p+1
     }
 }

@@ -77,7 +77,7 @@ public enum WeightInitialization: Sendable, Hashable {
             let (u, v) = (2 * uniform(&generator) - 1, 2 * uniform(&generator) - 1)
             let s = u * u + v * v
             guard s > 0, s < 1 else { continue }
-            let factor = (-2 * PortableMath.log(s) / s).squareRoot() * deviation
+            let factor = (-2 * ElementaryFunctions.logarithm(s) / s).squareRoot() * deviation
             values.append(Float(u * factor))
             values.append(Float(v * factor))
         }

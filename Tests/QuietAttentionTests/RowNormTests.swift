@@ -73,12 +73,13 @@ import Testing
         #expect(rows[4...].allSatisfy { $0.isNaN })
     }
 
-    @Test func bitsAreFixed() throws {
+    @Test("bits are fixed", arguments: KernelSet.available)
+    func bitsAreFixed(kernels: KernelSet) throws {
         var generator = SeededGenerator(seed: 9)
         var rows = generator.normals(5 * 67)
         let (gain, bias) = (generator.normals(67), generator.normals(67))
-        try LayerNorm(dimension: 67, gain: gain, bias: bias).apply(to: &rows)
-        try RMSNorm(dimension: 67, gain: gain).apply(to: &rows)
+        try LayerNorm(dimension: 67, gain: gain, bias: bias, kernels: kernels).apply(to: &rows)
+        try RMSNorm(dimension: 67, gain: gain, kernels: kernels).apply(to: &rows)
         var digest = BitDigest()
         digest.add(rows)
         #expect(digest.hexadecimal == "fad4aeb975683342")
