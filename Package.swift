@@ -18,7 +18,7 @@ let package = Package(
     ],
     targets: [
         // MARK: - Public
-        .target(name: "QuietAttention", dependencies: ["CKernels"]),
+        .target(name: "QuietAttention", dependencies: ["CKernels", "SeededInputs"]),
         .target(name: "AttentionReference"),
         .executableTarget(
             name: "quiet",

@@ -95,7 +95,7 @@ typedef struct qattn_prepare_args {
     qattn_pairing pairing;
     size_t pairs;
     const float *tables; /* [count][2][pairs rounded up to QATTN_LANES] */
-    float *out;          /* [count][dim], apart from rows */
+    float *out;          /* [count][dim], apart from rows, or rows of float32 in place */
     ptrdiff_t out_stride;
 } qattn_prepare_args;
 
@@ -197,7 +197,7 @@ typedef struct qattn_kernels {
     size_t fma_probe_flops;
     float (*read_probe)(const float *data, size_t count);
     /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
-     * them: for tests. */
+     * them. out may be x. */
     void (*exp2)(const float *x, float *out, size_t count);
     void (*log2)(const float *x, float *out, size_t count);
     void (*tanh)(const float *x, float *out, size_t count);

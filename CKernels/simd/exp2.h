@@ -65,7 +65,7 @@ QATTN_INLINE f32x16 f32x16_log2(f32x16 x) {
     return x < __builtin_inff() ? y : x;
 }
 
-/* out[i] = f(x[i]): for tests of the functions above. */
+/* out[i] = f(x[i]): the functions above for callers outside of kernels; out may be x. */
 #define QATTN_MAP(name)                                                                                                \
     static void QATTN_FUNCTION(name)(const float *x, float *out, size_t count) {                                       \
         for (size_t i = 0; i < count; i += QATTN_LANES) {                                                              \

@@ -128,7 +128,7 @@ extension Attention {
         try checkCount("values", values, shape.valueCount)
     }
 
-    private func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
+    func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
         guard found == expected else {
             throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
         }
@@ -139,28 +139,20 @@ extension Attention {
     private func run(_ tensors: ForwardTensors) throws(AttentionError) {
         let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
         defer { workspace.give(back: buffer) }
-        if mask.allowed == nil, bias == nil {
-            run(tensors, mask: nil, bias: nil, memory: buffer.address)
-            return
-        }
-        (mask.allowed?.values ?? []).withUnsafeBytes { allowed in
-            (bias?.values ?? []).withUnsafeBufferPointer { bias in
-                run(
-                    tensors, mask: mask.allowed == nil ? nil : allowed.baseAddress?.assumingMemoryBound(to: UInt8.self),
-                    bias: self.bias == nil ? nil : bias.baseAddress, memory: buffer.address)
-            }
+        withMaskAndBias { mask, bias in
+            ForwardRun(attention: self, tensors: tensors, mask: mask, bias: bias, memory: buffer.address).runAll()
         }
     }
 
-    private func run(
-        _ tensors: ForwardTensors, mask: UnsafePointer<UInt8>?, bias: UnsafePointer<Float>?,
-        memory: UnsafeMutableRawPointer
-    ) {
-        let run = ForwardRun(attention: self, tensors: tensors, mask: mask, bias: bias, memory: memory)
-        if schedule.workers == 1 {
-            run.runGroups(0..<schedule.groups, slot: 0, worker: 0)
-        } else {
-            run.runWorkers()
+    /// Calls `body` with the values of mask and bias, nil where there is none.
+    func withMaskAndBias<Result>(_ body: (UnsafePointer<UInt8>?, UnsafePointer<Float>?) -> Result) -> Result {
+        if mask.allowed == nil, bias == nil { return body(nil, nil) }
+        return (mask.allowed?.values ?? []).withUnsafeBytes { allowed in
+            (bias?.values ?? []).withUnsafeBufferPointer { bias in
+                body(
+                    mask.allowed == nil ? nil : allowed.baseAddress?.assumingMemoryBound(to: UInt8.self),
+                    self.bias == nil ? nil : bias.baseAddress)
+            }
         }
     }
 }

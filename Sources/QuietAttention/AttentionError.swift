@@ -68,6 +68,12 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case queryKeyNorm
         /// Partial results are of different heads, queries or dimensions.
         case partialShape
+        /// What a norm adds to a variance, or a threshold of weights, is negative, NaN or infinite.
+        case epsilon
+        /// Probabilities are negative, NaN or infinite, or none is positive.
+        case probabilities
+        /// An entropy is asked for that no power of the probabilities has.
+        case entropy
     }
 
     /// What is wrong.

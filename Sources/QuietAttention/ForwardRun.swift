@@ -19,16 +19,22 @@ struct ForwardRun: @unchecked Sendable {
     let mask: UnsafePointer<UInt8>?
     let bias: UnsafePointer<Float>?
     let memory: UnsafeMutableRawPointer
+    /// Not nil: rows are diagnosed, and no output is computed. Values are not read then: blocks have one of each key's
+    /// elements in their place.
+    var diagnosis: RowDiagnosis?
 
     typealias Group = ForwardSchedule.Group
 
-    var schedule: ForwardSchedule { attention.schedule }
+    var schedule: ForwardSchedule { diagnosis?.schedule ?? attention.schedule }
+
+    /// Of the work: without values where rows are diagnosed.
+    var shape: AttentionShape { diagnosis?.shape ?? attention.shape }
 
     /// The packed keys and values of a slot, in Float: it is what the kernels compute fastest with.
     func blocks(slot: Int) -> qattn_blocks {
         qattn_blocks(
             base: memory + slot * schedule.memory.slotBytes, table: nil, storage: QATTN_FLOAT32,
-            head_dim: attention.shape.headDimension, value_dim: attention.shape.valueDimension)
+            head_dim: shape.headDimension, value_dim: shape.valueDimension)
     }
 
     func workspace(worker: Int) -> UnsafeMutablePointer<Float> {
@@ -37,6 +43,15 @@ struct ForwardRun: @unchecked Sendable {
     }
 
     // MARK: - Parts of the work
+
+    /// All of the work.
+    func runAll() {
+        if schedule.workers == 1 {
+            runGroups(0..<schedule.groups, slot: 0, worker: 0)
+        } else {
+            runWorkers()
+        }
+    }
 
     /// Packs and computes whole groups, one after another in one slot.
     func runGroups(_ numbers: Range<Int>, slot: Int, worker: Int) {
@@ -61,7 +76,8 @@ struct ForwardRun: @unchecked Sendable {
     func pack(_ group: Group, blocks: Range<Int>, slot: Int, worker: Int) {
         let sequence = group.sequence
         let size = tensors.inputStorage.byteCount
-        let (keyRows, valueRows) = (attention.rows.keys, attention.rows.values)
+        let keyRows = attention.rows.keys
+        let valueRows = diagnosis == nil ? attention.rows.values : keyRows
         let begin = blocks.lowerBound * SequencePlan.block
         let row = sequence.keyOrigin + begin
         let keyOffset = keyRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * keyRows.row
@@ -108,7 +124,14 @@ struct ForwardRun: @unchecked Sendable {
                 if let preparation = attention.preparation {
                     prepareQueries(of: &arguments, queries: queries, preparation, group, worker: worker)
                 }
-                attention.kernels.functions.pointee.forward(&arguments)
+                if let diagnosis {
+                    let sums = attention.rows.sums.offset(start: group.sequence.queryStart, head: queryHead)
+                    diagnosis.run(
+                        arguments, kernels: attention.kernels, sink: sink.pointee, worker: worker,
+                        result: diagnosis.results + sums)
+                } else {
+                    attention.kernels.functions.pointee.forward(&arguments)
+                }
             }
         }
     }

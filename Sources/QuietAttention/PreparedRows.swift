@@ -7,7 +7,6 @@ import CKernels
 extension ForwardRun {
     /// Room of a worker for prepared rows, behind the workspace of its kernel calls.
     private func preparedRows(worker: Int) -> UnsafeMutablePointer<Float> {
-        let shape = attention.shape
         let bytes = UnsafeMutableRawPointer(workspace(worker: worker))
         return (bytes + ForwardSchedule.Memory.forwardBytes(shape)).assumingMemoryBound(to: Float.self)
     }

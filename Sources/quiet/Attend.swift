@@ -30,30 +30,7 @@ struct Attend: ParsableCommand {
     @Option(help: ArgumentHelp("The safetensors file to write.", valueName: "out.safetensors"))
     var output: String
 
-    @Option(help: ArgumentHelp("Name of the queries.", valueName: "name"))
-    var queries = "q"
-
-    @Option(help: ArgumentHelp("Name of the keys.", valueName: "name"))
-    var keys = "k"
-
-    @Option(help: ArgumentHelp("Name of the values.", valueName: "name"))
-    var values = "v"
-
-    @Option(
-        help: ArgumentHelp(
-            "softmax, softmax1, n=<real> for softmax_n, or tensor=<name>: one sink logit per query head, from the file. "
-                + "Default: softmax1, or none where the normaliser has none.",
-            valueName: "sink"),
-        transform: SinkOption.inFile)
-    var sink: SinkOption?
-
-    @Option(
-        // Unconditional: a negative number looks like an option.
-        parsing: .unconditional,
-        help: "What the products of queries and keys are multiplied by. Default: 1 / sqrt(head dimension).")
-    var scale: Double?
-
-    @OptionGroup var options: AttentionOptions
+    @OptionGroup var problem: FileProblem
 
     @Flag(help: "Also write `lse` [batch, query heads, queries]: the log-sum-exp of each row, sink included.")
     var lse = false
@@ -62,11 +39,11 @@ struct Attend: ParsableCommand {
     var json = false
 
     func validate() throws {
-        try options.scores.check(sink: sink)
-        guard !lse || options.scores.normaliser.library.hasSink else {
-            throw ValidationError("--lse: the normaliser \(options.scores.normaliser) has no log-sum-exp")
+        try problem.options.scores.check(sink: problem.sink)
+        let normaliser = problem.options.scores.normaliser
+        guard !lse || normaliser.library.hasSink else {
+            throw ValidationError("--lse: the normaliser \(normaliser) has no log-sum-exp")
         }
-        if let scale, !scale.isFinite { throw ValidationError("--scale: expected a finite number, got \(scale)") }
     }
 
     func run() throws {
@@ -74,15 +51,8 @@ struct Attend: ParsableCommand {
         guard !namesSameFile(input, output) else {
             throw Failure("the output \(output) is the input: it would replace the queries, keys and values")
         }
-        let inputs = try AttendInputs(file, queries: queries, keys: keys, values: values)
-        let attention = try Attention(
-            inputs.shape, sink: try SinkOption.sink(sink) { try file.floats(named: $0) }, mask: options.mask.mask,
-            scale: scale, scaling: options.scores.scaling.library(queryHeads: inputs.shape.queryHeads),
-            softcap: options.scores.softcap, alibi: options.scores.alibi ? .standard : nil,
-            normaliser: options.scores.normaliser.library,
-            positions: options.position.library(keys: inputs.shape.keys), queryKeyNorm: options.position.norm,
-            threads: options.threads,
-            kernels: try options.kernelSet)
+        let inputs = try problem.inputs(file)
+        let attention = try problem.attention(file, inputs.shape)
         let computed = try AttendResult(attention, inputs)
         try write(computed.result, inputs.shape)
 
@@ -175,7 +145,7 @@ struct AttendReport {
     private var shape: AttentionShape { attention.shape }
 
     private var gflops: Double {
-        FloatOperations(attention, mask: command.options.mask).count / computed.seconds / 1e9
+        FloatOperations(attention, mask: command.problem.options.mask).count / computed.seconds / 1e9
     }
 
     /// The mean over batch and rows, one per query head; NaN where there are no rows, none without a sink.
@@ -191,23 +161,8 @@ struct AttendReport {
     }
 
     var json: String {
-        let members: [(String, JSONValue)] = [
-            ("batch", .integer(shape.batch)),
-            ("query_heads", .integer(shape.queryHeads)),
-            ("kv_heads", .integer(shape.keyValueHeads)),
-            ("queries", .integer(shape.queries)),
-            ("keys", .integer(shape.keys)),
-            ("head_dim", .integer(shape.headDimension)),
-            ("value_dim", .integer(shape.valueDimension)),
-            ("sink", .string(SinkOption.description(command.sink, attention.normaliser))),
-            ("mask", .string("\(command.options.mask)")),
-            ("scale", .number(attention.scale)),
-            ("scaling", .string("\(command.options.scores.scaling)")),
-            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
-            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
-            ("normaliser", .string("\(command.options.scores.normaliser)")),
-            ("positions", .string(command.options.position.summary)),
-            ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
+        var members = command.problem.members(attention)
+        members += [
             ("kernels", .string(attention.kernels.name)),
             ("threads", .integer(attention.threads)),
             ("runs", .integer(computed.runs)),
@@ -225,12 +180,7 @@ struct AttendReport {
             meanSinkShares.map { decimal($0, digits: 4) }.joined(separator: " ")
             + (attention.normaliser.hasSink ? " (mean of each head)" : "none")
         return """
-            queries     \(inputs.descriptions[0])
-            keys        \(inputs.descriptions[1])
-            values      \(inputs.descriptions[2])
-            weights     \(command.options.scores.normaliser), sink \(SinkOption.description(command.sink, attention.normaliser)), mask \(command.options.mask), scale \(decimal(attention.scale, digits: 6, format: "g"))
-            scores      scaling \(command.options.scores.scaling), softcap \(attention.softcap.map { "\($0)" } ?? "none"), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
-            positions   \(command.options.position.summary), norm of queries and keys \(command.options.position.qkNorm.rawValue)
+            \(command.problem.lines(attention, inputs))
             kernels     \(attention.kernels.name), at most \(attention.threads) thread\(attention.threads == 1 ? "" : "s")
             time        \(time) ms, fastest of \(computed.runs); \(decimal(gflops, digits: 3, format: "g")) GFLOP/s
             sink share  \(shares)

@@ -29,7 +29,7 @@ struct Quiet: ParsableCommand {
             cannot be used, 64 for a command line that cannot.
             """,
         version: version,
-        subcommands: [Attend.self, Bench.self, Info.self])
+        subcommands: [Attend.self, Inspect.self, Bench.self, Info.self])
 
     static func main() {
         do {

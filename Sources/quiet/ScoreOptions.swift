@@ -42,8 +42,7 @@ struct ScoreOptions: ParsableArguments {
             try Attention(
                 AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: sink?.sink { _ in [0] },
                 scaling: scaling.library(queryHeads: 1),
-                softcap: softcap, normaliser: normaliser.library, threads: 1,
-                kernels: KernelSet.available.last)
+                softcap: softcap, normaliser: normaliser.library, threads: 1, kernels: KernelSet.available.first)
         }
     }
 }

@@ -77,6 +77,15 @@ extension AttentionCase {
         }
     }
 
+    /// The diagnostics of all rows, of inputs in Float.
+    public func diagnostics(
+        _ inputs: AttentionInputs, _ attention: Attention, epsilon: Double
+    ) throws -> [RowDiagnostics] {
+        try attention.diagnostics(
+            queries: laidOut(inputs.queries, rows: queries, width: headDimension),
+            keys: laidOut(inputs.keys, rows: keys, width: headDimension), epsilon: epsilon)
+    }
+
     private func run<Scalar: AttentionScalar>(
         _ inputs: AttentionInputs, _ attention: Attention, _ convert: (Float) -> Scalar
     ) throws -> AttentionOutputs {

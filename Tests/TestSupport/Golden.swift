@@ -10,6 +10,7 @@ public struct Golden: Decodable, Sendable {
     public let zeroTailPadding: ZeroTailPadding
     public let otherNormalisers: [Normaliser]
     public let positions: Positions
+    public let diagnostics: Diagnostics
 
     /// One row of scores `x`, its sink, and what normalising it gives.
     public struct Row: Decodable, Sendable, CustomStringConvertible {
@@ -19,6 +20,8 @@ public struct Golden: Decodable, Sendable {
         public let weights: [GoldenNumber]
         public let sinkShare: GoldenNumber
         public let logSumExp: GoldenNumber
+        /// -sum_j p[j] ln p[j] over the keys alone, whose weights sum to less than 1, and with the sink's share.
+        public let rawEntropy, entropyWithSink: GoldenNumber
         /// The weights that four known bugs give, by the bug's name.
         public let traps: [String: [GoldenNumber]]?
         public var description: String { name }
@@ -29,6 +32,8 @@ public struct Golden: Decodable, Sendable {
             case weights = "p_f64"
             case sinkShare = "p_sink_f64"
             case logSumExp = "lse_f64"
+            case rawEntropy = "entropy_raw_f64"
+            case entropyWithSink = "entropy_with_sink_f64"
             case traps = "traps_f64"
         }
     }
@@ -140,7 +145,7 @@ public struct Golden: Decodable, Sendable {
     }
 
     enum CodingKeys: String, CodingKey {
-        case rows, attention, positions
+        case rows, attention, positions, diagnostics
         case otherNormalisers = "other_normalisers"
         case zeroTailPadding = "zero_tail_padding_trap"
     }

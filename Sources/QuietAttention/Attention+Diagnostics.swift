@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention+Diagnostics.swift - diagnostics of every row or head, computed while the keys pass by.
+
+import CKernels
+
+extension Attention {
+    // MARK: - Rows
+
+    /// How every row spreads its weight. The weights are never stored: a thread holds the scores of a few rows.
+    ///
+    /// - Parameters:
+    ///   - queries: `[B, H, L, D]`.
+    ///   - keys: `[B, G, S, D]`.
+    ///   - epsilon: what counts as next to nothing: ``RowDiagnostics/shareBelowEpsilon``.
+    /// - Returns: one per row, in the order of ``AttentionResult/logSumExp``: `[B, H, L]` in every layout, `[H, total]` for
+    ///   a packed batch.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `composition` (a normaliser other than softmax, whose
+    ///   weights are no distribution) or `memory`.
+    public func diagnostics(
+        queries: [Float], keys: [Float], epsilon: Double = 1e-3
+    ) throws(AttentionError) -> [RowDiagnostics] {
+        try diagnostics(queries: queries.span, keys: keys.span, epsilon: epsilon)
+    }
+
+    /// How every row spreads its weight, for inputs of any storage type.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `composition` or `memory`.
+    public func diagnostics<Input: AttentionScalar>(
+        queries: Span<Input>, keys: Span<Input>, epsilon: Double = 1e-3
+    ) throws(AttentionError) -> [RowDiagnostics] {
+        try checkCount("queries", queries.count, shape.queryCount)
+        try checkCount("keys", keys.count, shape.keyCount)
+        guard epsilon >= 0, epsilon.isFinite else {
+            throw AttentionError(.epsilon, "epsilon", expected: "a finite number, 0 or more", found: "\(epsilon)")
+        }
+        guard normaliser == .softmax else {
+            throw AttentionError(
+                .composition, "normaliser", expected: "softmax, whose weights and sink share sum to 1",
+                found: "\(normaliser)")
+        }
+        guard shape.rowCount > 0 else { return [] }
+        // As a forward pass would be cut up, but for values, and for the time that a pair of query and key takes.
+        let keyShape = try AttentionShape(withoutValues: shape)
+        let schedule = try ForwardSchedule(
+            keyShape, mask: mask, preparesRows: preparation != nil, threads: threads,
+            nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker / RowDiagnosis.timesForward)
+        let longest = schedule.sequences.reduce(0) { max($0, $1.blocks.count) } * SequencePlan.block
+        let buffer = try workspace.take(
+            byteCount: schedule.memory.byteCount + schedule.workers * RowDiagnosis.byteCount(keys: longest))
+        defer { workspace.give(back: buffer) }
+        return queries.withUnsafeBufferPointer { queries in
+            keys.withUnsafeBufferPointer { keys in
+                withMaskAndBias { mask, bias in
+                    [RowDiagnostics](unsafeUninitializedCapacity: shape.rowCount) { results, count in
+                        let diagnosis = RowDiagnosis(
+                            shape: keyShape, schedule: schedule, results: results.baseAddress!, epsilon: epsilon,
+                            buffers: buffer.address + schedule.memory.byteCount, keys: longest)
+                        // Neither values nor output are touched: any address will do.
+                        let queries = UnsafeRawPointer(queries.baseAddress!)
+                        let keys = keys.baseAddress.map { UnsafeRawPointer($0) } ?? queries
+                        let tensors = ForwardTensors(
+                            queries: queries, keys: keys, values: keys, inputStorage: Input.storage,
+                            output: UnsafeMutableRawPointer(mutating: queries), outputStorage: .float32,
+                            logSumExp: nil, sinkShare: nil)
+                        ForwardRun(
+                            attention: self, tensors: tensors, mask: mask, bias: bias, memory: buffer.address,
+                            diagnosis: diagnosis
+                        ).runAll()
+                        count = shape.rowCount
+                    }
+                }
+            }
+        }
+    }
+
+    // MARK: - Heads
+
+    /// How every query head spreads its weight: one per head, over all rows and batch items.
+    ///
+    /// - Parameters: as of ``diagnostics(queries:keys:epsilon:)``.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `composition` or `memory`.
+    public func headDiagnostics(
+        queries: [Float], keys: [Float], epsilon: Double = 1e-3
+    ) throws(AttentionError) -> [HeadDiagnostics] {
+        let rows = try diagnostics(queries: queries, keys: keys, epsilon: epsilon)
+        let rowsPerHead = shape.isPacked ? shape.totalQueries : shape.queries
+        let items = shape.isPacked ? 1 : shape.batch
+        return (0..<shape.queryHeads).map { head in
+            HeadDiagnostics(
+                (0..<items).flatMap { item in
+                    let first = (item * shape.queryHeads + head) * rowsPerHead
+                    return rows[first..<first + rowsPerHead]
+                })
+        }
+    }
+}
+
+extension AttentionShape {
+    /// The same problem with values of one element.
+    fileprivate init(withoutValues shape: AttentionShape) throws(AttentionError) {
+        if let queryOffsets = shape.queryOffsets {
+            try self.init(
+                packed: queryOffsets, keyOffsets: shape.keyOffsets, queryHeads: shape.queryHeads,
+                keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension, valueDimension: 1)
+        } else {
+            try self.init(
+                batch: shape.batch, queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads,
+                queries: shape.queries, keys: shape.keys, headDimension: shape.headDimension, valueDimension: 1)
+        }
+    }
+}
+
+/// What a run makes of rows instead of output.
+struct RowDiagnosis: @unchecked Sendable {
+    /// With values of one element.
+    let shape: AttentionShape
+    let schedule: ForwardSchedule
+    /// [B][H][L].
+    let results: UnsafeMutablePointer<RowDiagnostics>
+    let epsilon: Double
+    /// One per worker, of ``byteCount(keys:)``.
+    let buffers: UnsafeMutableRawPointer
+    /// Most keys that a row's blocks hold.
+    let keys: Int
+
+    /// A pair of query and key takes at least so many times as long as in a forward pass.
+    static let timesForward = 4.0
+    /// Rows whose scores are held at once: two tiles of the kernels.
+    static let rows = 12
+
+    /// The scores of some rows as kernels give them, [block][row][key of the block], and of one row its scores and weights.
+    static func byteCount(keys: Int) -> Int { (rows + 2) * keys * MemoryLayout<Float>.size }
+
+    /// The diagnostics of the rows of a kernel call.
+    ///
+    /// - Parameter result: where that of row 0 goes.
+    func run(
+        _ arguments: qattn_forward_args, kernels: KernelSet, sink: Float, worker: Int,
+        result: UnsafeMutablePointer<RowDiagnostics>
+    ) {
+        let scores = (buffers + worker * Self.byteCount(keys: keys)).assumingMemoryBound(to: Float.self)
+        var part = arguments
+        for begin in stride(from: arguments.row_begin, to: arguments.row_end, by: Self.rows) {
+            part.row_begin = begin
+            part.row_end = min(begin + Self.rows, arguments.row_end)
+            let blocks = blocks(of: part)
+            for block in blocks {
+                kernels.functions.pointee.scores(
+                    &part, block, scores + (block - blocks.lowerBound) * Self.rows * SequencePlan.block)
+            }
+            for row in begin..<part.row_end {
+                // A sink that grows with the row's keys has that part of its logit here.
+                let sink = sink + (part.row_constants.map { $0[row * part.row_constant_strides.query] } ?? 0)
+                let (visible, weights) = gather(row - begin, blocks: blocks.count, from: scores)
+                (result + row).initialize(
+                    to: RowDiagnostics(
+                        scores: visible, weights: weights, sink: sink, epsilon: epsilon, kernels: kernels))
+            }
+        }
+    }
+
+    /// The blocks with a key that some of the rows see, masks and biases aside.
+    private func blocks(of arguments: qattn_forward_args) -> Range<Int> {
+        let first = max(0, arguments.row_begin + arguments.first_key_offset)
+        let last = min(arguments.seq_kv, arguments.row_end - 1 + arguments.last_key_offset)
+        return first < last ? first / SequencePlan.block..<SequencePlan.blocks(of: last) : 0..<0
+    }
+
+    /// A row's scores above -inf, side by side, and room for its weights.
+    private func gather(
+        _ row: Int, blocks: Int, from scores: UnsafeMutablePointer<Float>
+    ) -> (scores: UnsafeBufferPointer<Float>, weights: UnsafeMutableBufferPointer<Float>) {
+        let visible = scores + Self.rows * keys
+        var count = 0
+        for block in 0..<blocks {
+            let source = scores + (block * Self.rows + row) * SequencePlan.block
+            for key in 0..<SequencePlan.block where source[key] != -.infinity {
+                visible[count] = source[key]
+                count += 1
+            }
+        }
+        return (
+            UnsafeBufferPointer(start: visible, count: count),
+            UnsafeMutableBufferPointer(start: visible + keys, count: count)
+        )
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// RowDiagnostics.swift - what the weights of one row look like: how much the sink takes, how spread the rest is.
+
+import CKernels
+
+/// How one row of attention spreads its weight, for scores x over the n keys that it sees and a sink logit s:
+///
+///     p[j] = e^x[j] / (e^s + sum_k e^x[k]),    p_sink = 1 - sum_j p[j]
+///
+/// Weights are the kernels' powers of 2 in Float; all sums over them are in Double and in a fixed order. The bits do not
+/// depend on the kernel set or on threads. Entropies are in nats, within 2e-6 of their formula where scores are below 100.
+///
+/// *Edge cases*: a key whose score is -inf counts as one that the row does not see. A row that sees no key has entropies
+/// and weights of 0, a sink share of 1 (softmax: 0), and NaN for what is divided by n. NaN or +inf in a visible score makes
+/// everything NaN but the number of keys.
+public struct RowDiagnostics: Sendable, Hashable {
+    /// n.
+    public let visibleKeys: Int
+    /// p_sink, 0...1.
+    public let sinkShare: Double
+    /// max p.
+    public let largestWeight: Double
+    /// Of keys and sink together: `-sum p ln p - p_sink ln p_sink`, 0 to ln(n + 1).
+    public let entropy: Double
+    /// Of the keys alone, `-sum r ln r` with `r = p / (1 - p_sink)`: 0 to ln n, and what it is under softmax.
+    public let keyEntropy: Double
+    /// `sum p / sqrt(n sum p^2)`: 1 where all keys weigh the same, 1 / sqrt(n) where one has all the weight.
+    public let l1OverL2: Double
+    /// `(sum p / n) / max p`: 1 where all keys weigh the same, 1 / n where one has all the weight.
+    public let meanOverMaximum: Double
+    /// The share of keys with `p <= epsilon`.
+    public let shareBelowEpsilon: Double
+    /// max abs(x), in natural units.
+    public let largestScore: Double
+    /// max abs(x) over the median of abs(x); 1 where all are 0. Rotary positions beyond the length of training show here.
+    public let scoreTopToMedian: Double
+
+    /// - Parameters:
+    ///   - scores: in base 2, of the keys that the row sees.
+    ///   - weights: room for as many numbers.
+    ///   - sink: in natural units.
+    init(
+        scores: UnsafeBufferPointer<Float>, weights: UnsafeMutableBufferPointer<Float>, sink: Float, epsilon: Double,
+        kernels: KernelSet
+    ) {
+        guard !scores.isEmpty else {
+            self.init(visibleKeys: 0, sinkShare: sink == -.infinity ? 0 : 1, others: 0, ratios: .nan)
+            return
+        }
+        var maximum = -Float.infinity
+        for score in scores {
+            // Of NaN, too, this is not true.
+            guard score < .infinity else {
+                self.init(visibleKeys: scores.count, sinkShare: .nan, others: .nan, ratios: .nan)
+                return
+            }
+            maximum = max(maximum, score)
+        }
+        self.init(scores: scores, maximum: maximum, weights: weights, sink: sink, epsilon: epsilon, kernels: kernels)
+    }
+
+    private init(visibleKeys: Int, sinkShare: Double, others: Double, ratios: Double) {
+        (self.visibleKeys, self.sinkShare) = (visibleKeys, sinkShare)
+        (largestWeight, entropy, keyEntropy, largestScore) = (others, others, others, others)
+        (l1OverL2, meanOverMaximum, shareBelowEpsilon, scoreTopToMedian) = (ratios, ratios, ratios, ratios)
+    }
+
+    /// Weights are taken relative to the largest one, w[j] = 2^(t[j] - maximum), so that none overflows; the sink's may be
+    /// far from them on either side, and joins in Double.
+    private init(
+        scores: UnsafeBufferPointer<Float>, maximum: Float, weights: UnsafeMutableBufferPointer<Float>, sink: Float,
+        epsilon: Double, kernels: KernelSet
+    ) {
+        let count = scores.count
+        for index in scores.indices { weights[index] = scores[index] - maximum }
+        kernels.functions.pointee.exp2(weights.baseAddress, weights.baseAddress, count)
+        let sum = orderedSum(count) { Double(weights[$0]) }
+        let squares = orderedSum(count) { Double(weights[$0]) * Double(weights[$0]) }
+        // The score of a weight of 0 may be -inf here.
+        let energy = orderedSum(count) { index in
+            weights[index] == 0 ? 0 : Double(weights[index]) * Double(scores[index] - maximum)
+        }
+
+        let (keyMaximum, sink) = (Double(maximum) * Self.ln2, Double(sink))
+        let reference = max(keyMaximum, sink)
+        let keyFactor = ElementaryFunctions.exponential(keyMaximum - reference)
+        let sinkWeight = ElementaryFunctions.exponential(sink - reference)
+        let total = sum * keyFactor + sinkWeight
+        let keyShare = sum * keyFactor / total
+        visibleKeys = count
+        sinkShare = sinkWeight / total
+        largestWeight = keyFactor / total
+        keyEntropy = ElementaryFunctions.logarithm(sum) - Self.ln2 * energy / sum
+        // The entropy of the choice between keys and sink, and that among keys.
+        entropy = Self.surprise(keyShare) + Self.surprise(sinkShare) + keyShare * keyEntropy
+        l1OverL2 = sum / (Double(count) * squares).squareRoot()
+        meanOverMaximum = sum / Double(count)
+        let below = orderedSum(count) { Double(weights[$0]) * keyFactor <= epsilon * total ? 1 : 0 }
+        shareBelowEpsilon = below / Double(count)
+
+        for index in scores.indices { weights[index] = abs(scores[index]) }
+        let top = (Self.element(ofRank: count - 1, in: weights), Self.median(weights))
+        largestScore = Double(top.0) * Self.ln2
+        scoreTopToMedian = top.0 == 0 ? 1 : Double(top.0) / top.1
+    }
+
+    private static let ln2 = 0x1.62e42fefa39efp-1
+
+    /// -p ln p; next to 0 it is below 1e-304.
+    private static func surprise(_ p: Double) -> Double {
+        p < .leastNormalMagnitude ? 0 : -p * ElementaryFunctions.logarithm(p)
+    }
+
+    private static func median(_ magnitudes: UnsafeMutableBufferPointer<Float>) -> Double {
+        let upper = Double(element(ofRank: magnitudes.count / 2, in: magnitudes))
+        if !magnitudes.count.isMultiple(of: 2) { return upper }
+        return (Double(element(ofRank: magnitudes.count / 2 - 1, in: magnitudes)) + upper) / 2
+    }
+
+    /// The element that would be at that place if they were sorted. Bits of numbers that are not negative ascend with
+    /// them, so it is found byte by byte, from the highest: how many elements share each value of the next byte?
+    private static func element(ofRank rank: Int, in magnitudes: UnsafeMutableBufferPointer<Float>) -> Float {
+        withUnsafeTemporaryAllocation(of: Int.self, capacity: 256) { counts in
+            var (rank, found, known) = (rank, UInt32(0), UInt32(0))
+            for shift in [24, 16, 8, 0] as [UInt32] {
+                counts.initialize(repeating: 0)
+                for magnitude in magnitudes where magnitude.bitPattern & known == found {
+                    counts[Int(magnitude.bitPattern >> shift & 0xff)] += 1
+                }
+                var byte = 0
+                while rank >= counts[byte] {
+                    rank -= counts[byte]
+                    byte += 1
+                }
+                found |= UInt32(byte) << shift
+                known |= 0xff << shift
+            }
+            return Float(bitPattern: found)
+        }
+    }
+}
+
+/// The diagnostics of a query head: means and extremes over its rows that see a key, in all batch items.
+///
+/// *Edge case*: without such rows everything is NaN, but the number of rows is 0. NaN in one row makes the means NaN.
+public struct HeadDiagnostics: Sendable, Hashable {
+    /// Rows that see a key.
+    public let rows: Int
+    /// Means of ``RowDiagnostics``' properties of these names.
+    public let sinkShare, entropy, keyEntropy, l1OverL2, meanOverMaximum, shareBelowEpsilon: Double
+    /// Means, too.
+    public let largestWeight, scoreTopToMedian: Double
+    /// The largest score of all rows.
+    public let largestScore: Double
+    /// The smallest and the largest sink share of a row.
+    public let smallestSinkShare, largestSinkShare: Double
+
+    /// The diagnostics of these rows together.
+    public init(_ rows: some Collection<RowDiagnostics>) {
+        let rows = rows.filter { $0.visibleKeys > 0 }
+        func mean(_ property: KeyPath<RowDiagnostics, Double>) -> Double {
+            orderedSum(rows.count) { rows[$0][keyPath: property] } / Double(rows.count)
+        }
+        func extreme(_ property: KeyPath<RowDiagnostics, Double>, _ choose: (Double, Double) -> Double) -> Double {
+            let values = rows.map { $0[keyPath: property] }
+            return values.first.map { first in values.reduce(first) { $1.isNaN ? $1 : choose($0, $1) } } ?? .nan
+        }
+        self.rows = rows.count
+        sinkShare = mean(\.sinkShare)
+        entropy = mean(\.entropy)
+        keyEntropy = mean(\.keyEntropy)
+        l1OverL2 = mean(\.l1OverL2)
+        meanOverMaximum = mean(\.meanOverMaximum)
+        shareBelowEpsilon = mean(\.shareBelowEpsilon)
+        largestWeight = mean(\.largestWeight)
+        scoreTopToMedian = mean(\.scoreTopToMedian)
+        largestScore = extreme(\.largestScore, max)
+        smallestSinkShare = extreme(\.sinkShare, min)
+        largestSinkShare = extreme(\.sinkShare, max)
+    }
+}

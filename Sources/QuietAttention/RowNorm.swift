@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// RowNorm.swift - LayerNorm and RMSNorm of the rows of a matrix.
+
+import CKernels
+
+/// Layer normalisation: every row centred, scaled to unit variance, and given a gain and a bias per channel.
+///
+///     y[d] = (x[d] - mean) / sqrt(variance + epsilon) gain[d] + bias[d],   variance = mean of (x - mean)^2
+///
+/// All arithmetic is in Float, in a fixed order: 16 partial sums by d mod 16, added in a tree, as ``QueryKeyNorm`` has it. The
+/// bits of a row do not depend on the kernel set or on other rows.
+///
+/// *Edge cases*: equal elements give the bias. NaN or an infinity makes its row NaN and no other.
+///
+/// *Source*: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450, 2016.
+public struct LayerNorm: Sendable, Hashable {
+    private let norm: RowNorm
+
+    /// - Parameters:
+    ///   - dimension: the length of a row, 1 and up.
+    ///   - gain: one per channel; nil: 1.
+    ///   - bias: one per channel; nil: 0.
+    ///   - epsilon: added to the variance, 0 and up.
+    ///   - kernels: nil: as for ``Attention``.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `elementCount`, `epsilon` or `kernelSet`.
+    public init(
+        dimension: Int, gain: [Float]? = nil, bias: [Float]? = nil, epsilon: Float = 1e-5, kernels: KernelSet? = nil
+    ) throws(AttentionError) {
+        norm = try RowNorm(
+            dimension: dimension, isCentred: true, gain: gain, bias: bias, epsilon: epsilon, kernels: kernels)
+    }
+
+    /// Normalises rows `[rows, dimension]` in place.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
+    public func apply(to rows: inout [Float]) throws(AttentionError) { try norm.apply(to: &rows) }
+
+    /// Normalises rows `[rows, dimension]` in place.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
+    public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) { try norm.apply(to: &rows) }
+}
+
+/// Root mean square normalisation: every row scaled to a mean square of 1, and given a gain per channel.
+///
+///     y[d] = x[d] / sqrt(mean of x^2 + epsilon) gain[d]
+///
+/// Arithmetic and edge cases as in ``LayerNorm``. A row of zeros stays one, so that RMSNorm, unlike a LayerNorm with a
+/// bias, keeps the zero vector that is equivalent to softmax_1.
+///
+/// *Source*: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, 2019.
+public struct RMSNorm: Sendable, Hashable {
+    private let norm: RowNorm
+
+    /// - Parameters:
+    ///   - dimension: the length of a row, 1 and up.
+    ///   - gain: one per channel; nil: 1.
+    ///   - epsilon: added to the mean square, 0 and up. LLaMA has 1e-6, gpt-oss 1e-5.
+    ///   - kernels: nil: as for ``Attention``.
+    /// - Throws: ``AttentionError`` of kind `dimension`, `elementCount`, `epsilon` or `kernelSet`.
+    public init(
+        dimension: Int, gain: [Float]? = nil, epsilon: Float = 1e-6, kernels: KernelSet? = nil
+    ) throws(AttentionError) {
+        norm = try RowNorm(
+            dimension: dimension, isCentred: false, gain: gain, bias: nil, epsilon: epsilon, kernels: kernels)
+    }
+
+    /// Normalises rows `[rows, dimension]` in place.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
+    public func apply(to rows: inout [Float]) throws(AttentionError) { try norm.apply(to: &rows) }
+
+    /// Normalises rows `[rows, dimension]` in place.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
+    public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) { try norm.apply(to: &rows) }
+}
+
+/// What both norms do to a row.
+private struct RowNorm: Sendable, Hashable {
+    let dimension: Int
+    let isCentred: Bool
+    let gain, bias: [Float]?
+    let epsilon: Float
+    let kernels: KernelSet
+
+    init(
+        dimension: Int, isCentred: Bool, gain: [Float]?, bias: [Float]?, epsilon: Float, kernels: KernelSet?
+    ) throws(AttentionError) {
+        guard dimension >= 1 else {
+            throw AttentionError(.dimension, "dimension", expected: "1 or more", found: "\(dimension)")
+        }
+        for (name, values) in [("gain", gain), ("bias", bias)] {
+            guard let values, values.count != dimension else { continue }
+            throw AttentionError(
+                .elementCount, name, expected: "\(dimension) elements, one per channel", found: "\(values.count)")
+        }
+        guard epsilon >= 0, epsilon.isFinite else {
+            throw AttentionError(.epsilon, "epsilon", expected: "a finite number, 0 or more", found: "\(epsilon)")
+        }
+        (self.dimension, self.isCentred, self.gain, self.bias) = (dimension, isCentred, gain, bias)
+        self.epsilon = epsilon
+        self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
+    }
+
+    func apply(to rows: inout [Float]) throws(AttentionError) {
+        // Before the buffer is asked for: that would copy an array which others share.
+        try check(rows.count)
+        rows.withUnsafeMutableBufferPointer { apply(to: $0) }
+    }
+
+    func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) {
+        try check(rows.count)
+        rows.withUnsafeMutableBufferPointer { apply(to: $0) }
+    }
+
+    private func check(_ count: Int) throws(AttentionError) {
+        guard count.isMultiple(of: dimension) else {
+            throw AttentionError(
+                .elementCount, "rows", expected: "a multiple of the dimension \(dimension)", found: "\(count)")
+        }
+    }
+
+    private func apply(to rows: UnsafeMutableBufferPointer<Float>) {
+        var arguments = qattn_prepare_args()
+        (arguments.rows, arguments.out) = (UnsafeRawPointer(rows.baseAddress), rows.baseAddress)
+        (arguments.stride, arguments.out_stride) = (dimension, dimension)
+        arguments.storage = QATTN_FLOAT32
+        arguments.count = rows.count / dimension
+        arguments.dim = dimension
+        arguments.norm = isCentred ? QATTN_LAYER_NORM : QATTN_RMS_NORM
+        arguments.epsilon = epsilon
+        (gain ?? []).withUnsafeBufferPointer { gain in
+            (bias ?? []).withUnsafeBufferPointer { bias in
+                arguments.gain = self.gain == nil ? nil : gain.baseAddress
+                arguments.shift = self.bias == nil ? nil : bias.baseAddress
+                kernels.functions.pointee.prepare(&arguments)
+            }
+        }
+    }
+}

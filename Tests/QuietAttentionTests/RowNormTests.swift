@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// RowNormTests.swift - LayerNorm and RMSNorm against their formulas in Double, and what they do to rows without a spread.
+
+import QuietAttention
+import SeededInputs
+import TestSupport
+import Testing
+
+@Suite struct RowNormTests {
+    /// Lengths around the 16 lanes.
+    static let dimensions = [1, 2, 15, 16, 17, 64, 97]
+
+    private func oracle(
+        _ rows: [Float], dimension: Int, isCentred: Bool, gain: [Float]?, bias: [Float]?, epsilon: Float
+    ) -> [Double] {
+        stride(from: 0, to: rows.count, by: dimension).flatMap { start -> [Double] in
+            let row = rows[start..<start + dimension].map(Double.init)
+            let mean = isCentred ? row.reduce(0, +) / Double(dimension) : 0
+            let variance = row.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(dimension)
+            return row.enumerated().map { d, x in
+                let y = (x - mean) / (variance + Double(epsilon)).squareRoot()
+                return y * Double(gain?[d] ?? 1) + Double(bias?[d] ?? 0)
+            }
+        }
+    }
+
+    /// Rows of different sizes and offsets; one channel cannot be centred without losing everything.
+    private func rows(_ count: Int, _ dimension: Int, _ generator: inout SeededGenerator) -> [Float] {
+        (0..<count).flatMap { row in generator.normals(dimension).map { $0 * Float(1 + row) + 0.5 } }
+    }
+
+    @Test(arguments: dimensions)
+    func layerNorm(dimension: Int) throws {
+        var generator = SeededGenerator(seed: UInt64(dimension))
+        let input = rows(3, dimension, &generator)
+        let (gain, bias) = (generator.normals(dimension), generator.normals(dimension))
+        for (gain, bias) in [(gain, bias), (nil, bias), (gain, nil), (nil, nil)] as [([Float]?, [Float]?)] {
+            var result = input
+            try LayerNorm(dimension: dimension, gain: gain, bias: bias, epsilon: 1e-3).apply(to: &result)
+            let expected = oracle(
+                input, dimension: dimension, isCentred: true, gain: gain, bias: bias, epsilon: 1e-3)
+            try requireClose("row", result, expected, tolerance: { 2e-6 * max(1, abs($0)) }, "\(dimension)")
+        }
+    }
+
+    @Test(arguments: dimensions)
+    func rmsNorm(dimension: Int) throws {
+        var generator = SeededGenerator(seed: UInt64(dimension) + 1)
+        let input = rows(3, dimension, &generator)
+        let gain = generator.normals(dimension)
+        for gain in [gain, nil] {
+            var result = input
+            try RMSNorm(dimension: dimension, gain: gain).apply(to: &result)
+            let expected = oracle(
+                input, dimension: dimension, isCentred: false, gain: gain, bias: nil, epsilon: 1e-6)
+            try requireClose("row", result, expected, tolerance: { 1e-6 * max(1, abs($0)) }, "\(dimension)")
+        }
+    }
+
+    /// A row of zeros stays zero under RMSNorm; LayerNorm gives it the bias.
+    @Test func zeroRows() throws {
+        var rows = [Float](repeating: 0, count: 8)
+        try RMSNorm(dimension: 4, gain: [1, 2, 3, 4]).apply(to: &rows)
+        #expect(rows == [Float](repeating: 0, count: 8))
+        try LayerNorm(dimension: 4, bias: [1, 2, 3, 4]).apply(to: &rows)
+        #expect(rows == [1, 2, 3, 4, 1, 2, 3, 4])
+    }
+
+    @Test func notANumberStaysInItsRow() throws {
+        var rows: [Float] = [1, 2, 3, 4, 1, .nan, 3, 4, 1, 2, 3, .infinity]
+        try LayerNorm(dimension: 4).apply(to: &rows)
+        #expect(rows[..<4].allSatisfy { $0.isFinite })
+        #expect(rows[4...].allSatisfy { $0.isNaN })
+    }
+
+    @Test("bits are fixed", arguments: KernelSet.available)
+    func bitsAreFixed(kernels: KernelSet) throws {
+        var generator = SeededGenerator(seed: 9)
+        var rows = generator.normals(5 * 67)
+        let (gain, bias) = (generator.normals(67), generator.normals(67))
+        try LayerNorm(dimension: 67, gain: gain, bias: bias, kernels: kernels).apply(to: &rows)
+        try RMSNorm(dimension: 67, gain: gain, kernels: kernels).apply(to: &rows)
+        var digest = BitDigest()
+        digest.add(rows)
+        #expect(digest.hexadecimal == "fad4aeb975683342")
+    }
+
+    @Test func errors() throws {
+        func kind(_ body: () throws -> Void) -> AttentionError.Kind? {
+            do {
+                try body()
+                return nil
+            } catch {
+                return (error as? AttentionError)?.kind
+            }
+        }
+        #expect(kind { _ = try LayerNorm(dimension: 0) } == .dimension)
+        #expect(kind { _ = try RMSNorm(dimension: -1) } == .dimension)
+        #expect(kind { _ = try LayerNorm(dimension: 3, gain: [1, 2]) } == .elementCount)
+        #expect(kind { _ = try LayerNorm(dimension: 3, bias: [1, 2, 3, 4]) } == .elementCount)
+        #expect(kind { _ = try RMSNorm(dimension: 3, epsilon: -1) } == .epsilon)
+        #expect(kind { _ = try RMSNorm(dimension: 3, epsilon: .nan) } == .epsilon)
+        var rows: [Float] = [1, 2, 3, 4]
+        #expect(kind { try RMSNorm(dimension: 3).apply(to: &rows) } == .elementCount)
+        #expect(rows == [1, 2, 3, 4])
+        var none: [Float] = []
+        try LayerNorm(dimension: 3).apply(to: &none)
+    }
+}
