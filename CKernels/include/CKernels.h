@@ -38,9 +38,12 @@ typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN
 /* Packed keys and values of one head, in blocks of QATTN_KEY_BLOCK keys. A block is qattn_block_bytes() long, starts at
  * a multiple of QATTN_ALIGNMENT and holds, each part from a multiple of QATTN_ALIGNMENT on:
  *
- *     keys   [head_dim][QATTN_KEY_BLOCK]                                      a step over d meets 64 keys side by side
- *     values [QATTN_KEY_BLOCK][value_dim rounded up to QATTN_LANES]           0 past value_dim
+ *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim][QATTN_LANES keys]      a step over d meets 16 keys side by side
+ *     values [panels][QATTN_KEY_BLOCK][columns of the panel]                  0 past value_dim
  *     QATTN_INT8 only: key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
+ *
+ * which is the order in which forward reads them, from the first byte to the last: memory answers that fastest. The
+ * value_dim columns, rounded up to QATTN_LANES, are cut into panels of up to 64 from the left, 80 left into 48 and 32.
  *
  * What stands in the place of a key that was never packed is not read into any row. */
 typedef struct qattn_blocks {
