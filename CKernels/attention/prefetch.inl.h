@@ -57,7 +57,7 @@ enum { PREFETCH_STEP = 4 * CACHE_LINE };
 
 /* For tiles that multiply so many vectors of 16 with every line. */
 QATTN_INLINE prefetch_pace prefetch_pace_of(size_t products) {
-    return products > 4 ? (prefetch_pace){16384, CACHE_LINE} : (prefetch_pace){8192, PREFETCH_STEP};
+    return products > 4 ? (prefetch_pace){16384, CACHE_LINE} : (prefetch_pace){4096, PREFETCH_STEP};
 }
 
 QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes,

@@ -28,6 +28,7 @@ enum {
     QATTN_KEY_BLOCK = 64,      /* keys that share one rescaling of a row, and whose values are summed from 0 */
     QATTN_KEY_CHUNK = 1024,    /* keys summed from an empty state; chunks merge from left to right */
     QATTN_QUERY_BLOCK = 96,    /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_READ_STREAMS = 8,    /* most places that read_probe reads from side by side */
     QATTN_UPCOMING = 4,        /* tensors that forward may be told about in advance */
     QATTN_ALIGNMENT = 64       /* bytes, for packed keys, packed values and workspace */
 };
@@ -194,11 +195,12 @@ typedef struct qattn_kernels {
      * sinks and states are not used. */
     void (*scores)(const qattn_forward_args *args, size_t block, float *scores);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
-     * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away.
+     * a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
+     * fastest. The results only keep the work from being optimised away.
      */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
-    float (*read_probe)(const float *data, size_t count);
+    float (*read_probe)(const float *data, size_t count, size_t streams);
     /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
      * them: for tests. */
     void (*exp2)(const float *x, float *out, size_t count);
