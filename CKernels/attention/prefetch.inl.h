@@ -46,9 +46,9 @@ typedef struct block_prefetch {
     const char *following; /* block, or NULL */
 } block_prefetch;
 
-/* How far ahead, and which lines. The hardware follows a run of reads by itself and reads more at once than there can
- * be requests by instructions (24 lines on Zen 4), so tiles that soon need the next line only help it over the seams of
- * its pages, with every fourth line. Tiles that take longer than memory for a line ask for each. */
+/* How far ahead, and which lines. Tiles that take about as long as memory for a line, or longer, ask for each. Faster
+ * ones leave most to the hardware, which follows a run of reads by itself and has more reads under way at once than
+ * instructions can ask for (24 lines on Zen 4); every fourth line helps it over the seams of its pages. */
 typedef struct prefetch_pace {
     size_t ahead, every;
 } prefetch_pace;
@@ -57,7 +57,7 @@ enum { PREFETCH_STEP = 4 * CACHE_LINE };
 
 /* For tiles that multiply so many vectors of 16 with every line. */
 QATTN_INLINE prefetch_pace prefetch_pace_of(size_t products) {
-    return products > 4 ? (prefetch_pace){16384, CACHE_LINE} : (prefetch_pace){4096, PREFETCH_STEP};
+    return products >= 4 ? (prefetch_pace){16384, CACHE_LINE} : (prefetch_pace){4096, PREFETCH_STEP};
 }
 
 QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes,
