@@ -5,6 +5,7 @@
 
 reads one JSON command a line and answers one JSON line each:
     {"do": "prepare", "variant": v, "case": {...}, "inputs": file, "output": file}  -> {"ok": true}
+                                                              "decode": true: a variant of those to decode with
     {"do": "time", "variant": v, "seconds": s}                                      -> {"ms": [...]}
     {"do": "forget"}                                                                -> {"ok": true}
 or {"absent": why}, {"failed": why}.
@@ -46,6 +47,7 @@ class Torch:
         torch.set_grad_enabled(False)
         self.torch, self.version = torch, torch.__version__
         self.variants = {"SDPA": self.sdpa, "SDPA, zero key": self.zero_key, "flash op, LSE": self.log_sum_exp}
+        self.decoding = {"SDPA": self.sdpa, "SDPA, bfloat16": self.sdpa_bfloat16}
 
     def tensors(self, case, inputs):
         mask = additive_mask(case)
@@ -57,6 +59,11 @@ class Torch:
         attention = self.torch.nn.functional.scaled_dot_product_attention
         causal = case.mask == "causal" and mask is None
         return lambda: attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=case.group > 1)
+
+    def sdpa_bfloat16(self, case, inputs):
+        q, k, v, _ = (t if t is None else t.to(self.torch.bfloat16) for t in self.tensors(case, inputs))
+        attention = self.torch.nn.functional.scaled_dot_product_attention
+        return lambda: attention(q, k, v, enable_gqa=case.group > 1).float()
 
     def zero_key(self, case, inputs):
         """softmax_1 as nn.MultiheadAttention(add_zero_attn=True) has it: one more key and value, all zero.
@@ -106,6 +113,7 @@ class OnnxRuntime:
             "GQA, smooth_softmax": lambda case, inputs: self.grouped(case, inputs, softmax=False),
             "GQA, head_sink": lambda case, inputs: self.grouped(case, inputs, softmax=False, head_sink=True),
         }
+        self.decoding = {"GQA, shared buffer": self.decode}
 
     def session(self, case, inputs, operator, optional, constants, outputs, **attributes):
         """A model of one com.microsoft node over [batch, sequence, heads * dim]; returns the call that runs it."""
@@ -141,6 +149,47 @@ class OnnxRuntime:
         def run(owners=(feeds, bound)):  # the binding does not keep what it reads alive
             session.run_with_iobinding(binding)
             return results["out"].reshape(case.batch, case.queries, case.queryHeads, case.valueDimension)
+
+        return run
+
+    def decode(self, case, inputs):
+        """One token after keys - 1 others: the operator writes its key and value into the buffer that holds them."""
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        last = {n: inputs[n][:, :, -1:] for n in "qkv"}
+        feeds = {n: np.ascontiguousarray(a.transpose(0, 2, 1, 3)).reshape(case.batch, 1, -1) for n, a in last.items()}
+        buffers = {n: np.ascontiguousarray(inputs[n]) for n in "kv"}
+        tensor = lambda name, array: helper.make_tensor_value_info(name, types.FLOAT, list(array.shape))
+        out = np.empty((case.batch, 1, case.queryHeads * case.valueDimension), np.float32)
+        lengths, total = np.full(case.batch, case.keys - 1, np.int32), np.array(case.keys, np.int32)
+        node = helper.make_node(
+            "GroupQueryAttention", ["q", "k", "v", "past_k", "past_v", "lengths", "total"],
+            ["out", "present_k", "present_v"], domain="com.microsoft",
+            num_heads=case.queryHeads, kv_num_heads=case.keyValueHeads,
+        )  # fmt: skip
+        graph = helper.make_graph(
+            [node],
+            "decode",
+            [tensor(n, a) for n, a in feeds.items()] + [tensor(f"past_{n}", a) for n, a in buffers.items()],
+            [tensor("out", out)] + [tensor(f"present_{n}", a) for n, a in buffers.items()],
+            [
+                helper.make_tensor("lengths", types.INT32, lengths.shape, lengths),
+                helper.make_tensor("total", types.INT32, total.shape, [int(total)]),
+            ],
+        )
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        session = self.runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        for name, array in [*feeds.items(), *((f"past_{n}", a) for n, a in buffers.items())]:
+            binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        for name, array in [("out", out), *((f"present_{n}", a) for n, a in buffers.items())]:
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+        def run(owners=(feeds, buffers)):  # the binding does not keep what it reads alive
+            session.run_with_iobinding(binding)
+            return out.reshape(case.batch, 1, case.queryHeads, case.valueDimension)
 
         return run
 
@@ -194,6 +243,7 @@ class OpenVino:
             "SDPA": lambda case, inputs: self.sdpa(case, inputs, softmax=True),
             "SDPA, sink input": lambda case, inputs: self.sdpa(case, inputs, softmax=False),
         }
+        self.decoding = {}
 
     def sdpa(self, case, inputs, softmax):
         from openvino import opset13
@@ -267,7 +317,7 @@ def answer(library, prepared, command):
         return {"ms": timed(prepared[variant], command["seconds"])}
     else:
         case, inputs = Case(**command["case"]), load_file(command["inputs"])
-        run = library.variants[variant](case, inputs)
+        run = (library.decoding if command.get("decode") else library.variants)[variant](case, inputs)
         np.save(command["output"], library.numpy(run()))
         prepared[variant] = run
     return {"ok": True}
@@ -280,7 +330,11 @@ def main():
     prepared = {}
     try:
         library = LIBRARIES[sys.argv[1]](int(sys.argv[2]))
-        reply = {"version": library.version, "variants": list(library.variants)}
+        reply = {
+            "version": library.version,
+            "variants": list(library.variants),
+            "decoding": list(library.decoding),
+        }
     except Exception as error:
         reply = {"failed": f"{type(error).__name__}: {error}"}
     print(json.dumps(reply), file=answers, flush=True)

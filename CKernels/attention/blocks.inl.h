@@ -8,10 +8,16 @@
 
 /* One block. The scales are of QATTN_INT8 alone. */
 typedef struct block_parts {
-    char *keys;   /* [head_dim][64] */
-    char *values; /* [64][value_lanes] */
+    char *keys;   /* [4][head_dim][16] */
+    char *values; /* [panels][64][panel_lanes] */
     float *key_scales, *value_scales;
 } block_parts;
+
+/* Columns of the panel that begins a row's last `lanes` value columns. Five vectors make 3 + 2, not 4 + 1: a panel of
+ * one has too few independent sums to fill the pipeline. */
+QATTN_INLINE size_t panel_lanes(size_t lanes) {
+    return lanes == 5 * QATTN_LANES ? 3 * QATTN_LANES : qattn_min(lanes, 4 * QATTN_LANES);
+}
 
 /* Block `index`, whose length is `bytes` = qattn_block_bytes(). */
 QATTN_INLINE char *block_at(const qattn_blocks *blocks, size_t index, size_t bytes) {

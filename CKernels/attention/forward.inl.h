@@ -42,7 +42,7 @@ typedef struct tile_task {
     const float *queries; /* [6][head_lanes] */
     block_parts block;
     float *maximum, *sum, *out;
-    size_t head_dim, head_lanes, value_lanes;
+    size_t head_dim, head_lanes, value_lanes, block_bytes;
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
     uint64_t any, all;           /* of them */
     block_prefetch next;
@@ -58,10 +58,14 @@ typedef struct tile_kind {
     bool streams;          /* whether task->next is asked for */
 } tile_kind;
 
+QATTN_INLINE prefetch_pace tile_pace(tile_kind kind) {
+    return prefetch_pace_of(kind.rows * CACHE_LINE / (QATTN_LANES * storage_size(kind.storage)));
+}
+
 /* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
 QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char *keys, size_t d,
                                f32x16 sum[TILE_ROWS]) {
-    const f32x16 key = f32x16_load_storage(keys + d * QATTN_KEY_BLOCK * storage_size(kind.storage), kind.storage);
+    const f32x16 key = f32x16_load_storage(keys + d * QATTN_LANES * storage_size(kind.storage), kind.storage);
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++)
         sum[i] = f32x16_fma(f32x16_splat(task->queries[i * task->head_lanes + d]), key, sum[i]);
@@ -85,7 +89,7 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             for (; d + CHAINS_AT_ONCE <= end; d += QATTN_CHAINS) {
                 if (kind.streams &&
                     block_prefetch_due(d / QATTN_CHAINS, CHAINS_AT_ONCE * QATTN_LANES * storage_size(kind.storage)))
-                    block_prefetch_step(&next);
+                    block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
                 QATTN_UNROLL
                 for (size_t x = 0; x < CHAINS_AT_ONCE; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
@@ -126,11 +130,12 @@ QATTN_INLINE void scale_weights(float *weights, size_t rows, size_t count, const
 /* 1. for the `count` vectors of keys from vector `first` of the block on. */
 QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, size_t count,
                                 f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
-    const char *const keys = task->block.keys + first * QATTN_LANES * storage_size(kind.storage);
+    const size_t group_bytes = task->head_dim * QATTN_LANES * storage_size(kind.storage);
+    const char *const keys = task->block.keys + first * group_bytes;
     QATTN_UNROLL
     for (size_t v = 0; v < count; v++) {
         f32x16 scores[TILE_ROWS];
-        tile_scores(task, kind, keys + v * QATTN_LANES * storage_size(kind.storage), scores);
+        tile_scores(task, kind, keys + v * group_bytes, scores);
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) t[i][v] = scores[i];
     }
@@ -175,17 +180,17 @@ QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size
 
 /* The same for the keys [j, end), which all rows see. */
 QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values,
-                                     size_t count, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+                                     size_t stride, size_t count, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
     block_prefetch next = task->next;
     QATTN_UNROLL_4
     for (; j < end; j++) {
         if (kind.streams && block_prefetch_due(j, count * QATTN_LANES * storage_size(kind.storage)))
-            block_prefetch_step(&next);
+            block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
         f32x16 value[QATTN_VECTORS];
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
-            value[c] = f32x16_load_storage(
-                values + (j * task->value_lanes + c * QATTN_LANES) * storage_size(kind.storage), kind.storage);
+            value[c] =
+                f32x16_load_storage(values + (j * stride + c * QATTN_LANES) * storage_size(kind.storage), kind.storage);
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) {
             const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
@@ -199,8 +204,8 @@ QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, 
 /* 3. for `count` vectors of value columns: the block's own sum, then o = o a + sum. Runs of keys that all rows see, and
  * single keys that some see. The sum starts at -0, which alone leaves every number as it is when added: so a row that
  * sees no key of the block keeps its bits. */
-QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, size_t column, size_t count) {
-    const char *const values = task->block.values + column * storage_size(kind.storage);
+QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *values, size_t stride, size_t column,
+                              size_t count) {
     float *const out = task->out + column;
     f32x16 o[TILE_ROWS][QATTN_VECTORS];
     QATTN_UNROLL
@@ -212,12 +217,12 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, size_t column, si
         const size_t j = (size_t)__builtin_ctzll(rest);
         const uint64_t unseen = ~(task->all >> j); /* bit n: not every row sees key j + n */
         if (unseen & 1) {
-            tile_value_of_some(task, kind, j, values + j * task->value_lanes * storage_size(kind.storage), count, o);
+            tile_value_of_some(task, kind, j, values + j * stride * storage_size(kind.storage), count, o);
             rest &= rest - 1;
             continue;
         }
         const size_t end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK);
-        tile_values_of_all(task, kind, j, end, values, count, o);
+        tile_values_of_all(task, kind, j, end, values, stride, count, o);
         rest = end < QATTN_KEY_BLOCK ? rest >> end << end : 0;
     }
     QATTN_UNROLL
@@ -231,21 +236,25 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, size_t column, si
     }
 }
 
-/* All value columns, in panels of up to QATTN_VECTORS vectors. */
+/* All value columns, panel by panel, up to QATTN_VECTORS vectors at a time: where a whole panel fits, its stride is a
+ * constant too. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
+    const char *panel = task->block.values;
     for (size_t column = 0; column < task->value_lanes;) {
-        const size_t left = (task->value_lanes - column) / QATTN_LANES;
-        /* Five vectors make 3 + 2, not 4 + 1: a panel of one has too few independent sums to fill the pipeline. */
-        const size_t count = left == QATTN_VECTORS + 1 ? (left + 1) / 2 : qattn_min(left, QATTN_VECTORS);
-        switch (count) {
+        const size_t stride = panel_lanes(task->value_lanes - column);
 #if QATTN_VECTORS >= 4
-        case 4: tile_values(task, kind, column, 4); break;
-        case 3: tile_values(task, kind, column, 3); break;
-        case 2: tile_values(task, kind, column, 2); break;
-#endif
-        default: tile_values(task, kind, column, 1); break;
+        switch (stride / QATTN_LANES) {
+        case 4: tile_values(task, kind, panel, 4 * QATTN_LANES, column, 4); break;
+        case 3: tile_values(task, kind, panel, 3 * QATTN_LANES, column, 3); break;
+        case 2: tile_values(task, kind, panel, 2 * QATTN_LANES, column, 2); break;
+        default: tile_values(task, kind, panel, QATTN_LANES, column, 1); break;
         }
-        column += count * QATTN_LANES;
+#else
+        for (size_t c = 0; c < stride; c += QATTN_LANES)
+            tile_values(task, kind, panel + c * storage_size(kind.storage), stride, column + c, 1);
+#endif
+        column += stride;
+        panel += stride * QATTN_KEY_BLOCK * storage_size(kind.storage);
     }
 }
 
@@ -493,7 +502,8 @@ QATTN_INLINE tile_task block_task(const qattn_forward_args *args, const forward_
         .block = block_cut(&args->blocks, block_at(&args->blocks, block, ws->block_bytes), args->blocks.storage),
         .head_dim = args->blocks.head_dim,
         .head_lanes = ws->head_lanes,
-        .value_lanes = ws->value_lanes};
+        .value_lanes = ws->value_lanes,
+        .block_bytes = ws->block_bytes};
 }
 
 /* One block against every tile. */
@@ -504,7 +514,9 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
      * starts, or, where tiles are so few that they wait for memory, as it goes. */
     const char *const following = block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
     const bool streams = ws->rows <= STREAMING_ROWS;
-    task.next = block_prefetch_begin(streams ? following : NULL, ws->block_bytes);
+    if (streams)
+        task.next = block_prefetch_begin(task.block.keys, following, ws->block_bytes,
+                                         tile_pace((tile_kind){.rows = ws->rows, .storage = args->blocks.storage}));
     prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
     const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
     const bool ranges_only = !args->mask && !args->bias;

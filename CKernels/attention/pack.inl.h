@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pack.inl.h - rows of keys and values of one head, laid out for the kernels and rounded to the storage of its blocks.
  *
- *     keys[d][j]     = keys[64 block + j][d]          a step over d meets 64 keys side by side
- *     values[j][c]   = values[64 block + j][c], 0 for c >= value_dim
+ *     keys[g][d][r]   = keys[64 block + 16 g + r][d]         a step over d meets 16 keys side by side
+ *     values[p][j][c] = values[64 block + j][columns before p + c], 0 for columns from value_dim on
  *
  * int8: x = integer * scale, scale = max |x| / 127 over the row; NaN anywhere in it makes the scale NaN. */
 #ifndef QATTN_PACK_INL_H
@@ -70,7 +70,7 @@ QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns
     const uint32_t lanes = (1u << group->end) - (1u << group->begin);
     QATTN_UNROLL
     for (size_t c = 0; c < QATTN_LANES; c++) {
-        char *const packed = group->packed + (d + c) * QATTN_KEY_BLOCK * storage_size(to);
+        char *const packed = group->packed + (d + c) * QATTN_LANES * storage_size(to);
         if (whole) f32x16_store_storage(packed, tile[c], to);
         else if (c < columns) f32x16_store_selected(packed, lanes, tile[c], to);
     }
@@ -88,7 +88,7 @@ QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_st
                 lanes, load_packable(storage_at(key, (ptrdiff_t)d, from), columns, group->inverse_scales[r], from, to),
                 to);
             for (size_t c = 0; c < columns; c++)
-                memcpy(group->packed + ((d + c) * QATTN_KEY_BLOCK + r) * size, lanes + c * size, size);
+                memcpy(group->packed + ((d + c) * QATTN_LANES + r) * size, lanes + c * size, size);
         }
     }
 }
@@ -106,19 +106,26 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
     }
 }
 
-QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *packed, float inverse_scale, qattn_storage from,
-                             qattn_storage to) {
-    for (size_t c = 0; c < value_dim; c += QATTN_LANES)
-        f32x16_store_storage(
-            packed + c * storage_size(to),
-            load_packable(storage_at(value, (ptrdiff_t)c, from), value_dim - c, inverse_scale, from, to), to);
+/* Value j of a block. */
+QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *values, size_t j, float inverse_scale,
+                             qattn_storage from, qattn_storage to) {
+    const size_t value_lanes = qattn_round_up(value_dim, QATTN_LANES), size = storage_size(to);
+    for (size_t column = 0; column < value_lanes;) {
+        const size_t lanes = panel_lanes(value_lanes - column);
+        for (size_t c = 0; c < lanes; c += QATTN_LANES)
+            f32x16_store_storage(values + (j * lanes + c) * size,
+                                 load_packable(storage_at(value, (ptrdiff_t)(column + c), from), value_dim - column - c,
+                                               inverse_scale, from, to),
+                                 to);
+        column += lanes;
+        values += lanes * QATTN_KEY_BLOCK * size;
+    }
 }
 
 /* Keys [begin, end) of one block, which are rows from `row` on of the call. */
 QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, size_t begin, size_t end, size_t row,
                              qattn_storage key_from, qattn_storage value_from, qattn_storage to) {
     const size_t head_dim = args->blocks.head_dim, value_dim = args->blocks.value_dim;
-    const size_t value_bytes = qattn_round_up(value_dim, QATTN_LANES) * storage_size(to);
     const char *key = storage_at(args->keys, (ptrdiff_t)row * args->key_stride, key_from);
     const char *value = storage_at(args->values, (ptrdiff_t)row * args->value_stride, value_from);
     const ptrdiff_t key_step = args->key_stride * (ptrdiff_t)storage_size(key_from);
@@ -129,7 +136,7 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
                            .stride = args->key_stride,
                            .begin = j - first,
                            .end = qattn_min(end - first, QATTN_LANES),
-                           .packed = block.keys + first * storage_size(to)};
+                           .packed = block.keys + first * head_dim * storage_size(to)};
         for (size_t r = group.begin; to == QATTN_INT8 && r < group.end; r++)
             group.inverse_scales[r] = row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, key_from,
                                                 block.key_scales + first + r);
@@ -138,7 +145,7 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
         for (; j < first + group.end; j++, value += value_step) {
             float inverse_scale = 1;
             if (to == QATTN_INT8) inverse_scale = row_scale(value, value_dim, value_from, block.value_scales + j);
-            pack_value(value, value_dim, block.values + j * value_bytes, inverse_scale, value_from, to);
+            pack_value(value, value_dim, block.values, j, inverse_scale, value_from, to);
         }
     }
 }

@@ -39,33 +39,48 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
     }
 }
 
-/* The next block of keys and values, for tiles so few that they wait for memory: they ask for it as fast as they read
- * their own. */
+/* A block's own later lines and then the next block's, for tiles so few that they wait for memory: as they read their
+ * block from its first byte to its last, they ask for what they will read soon. */
 typedef struct block_prefetch {
-    const char *at, *end; /* in the first stream */
-    size_t stream_bytes;
+    const char *at, *end;
+    const char *following; /* block, or NULL */
 } block_prefetch;
 
-/* Lines that a step asks for, one in each of as many parts of the block: memory answers several pages at once faster
- * than one (8 streams read 1.4 times as fast as 1, and 1.1 times as fast as 4 or 16, on a Zen 4 server). */
-enum { PREFETCH_STREAMS = 8, PREFETCH_STEP_BYTES = PREFETCH_STREAMS * CACHE_LINE };
+/* How far ahead, and which lines. Tiles that take about as long as memory for a line, or longer, ask for each. Faster
+ * ones leave most to the hardware, which follows a run of reads by itself and has more reads under way at once than
+ * instructions can ask for (24 lines on Zen 4); every fourth line helps it over the seams of its pages. */
+typedef struct prefetch_pace {
+    size_t ahead, every;
+} prefetch_pace;
 
-/* block may be NULL. */
-QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, size_t bytes) {
-    const size_t stream_bytes = qattn_round_up(bytes, PREFETCH_STEP_BYTES) / PREFETCH_STREAMS;
-    return (block_prefetch){.at = block, .end = block ? block + stream_bytes : NULL, .stream_bytes = stream_bytes};
+enum { PREFETCH_STEP = 4 * CACHE_LINE };
+
+/* For tiles that multiply so many vectors of 16 with every line. */
+QATTN_INLINE prefetch_pace prefetch_pace_of(size_t products) {
+    return products >= 4 ? (prefetch_pace){16384, CACHE_LINE} : (prefetch_pace){4096, PREFETCH_STEP};
 }
 
-QATTN_INLINE void block_prefetch_step(block_prefetch *next) {
-    if (next->at == next->end) return;
+QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes,
+                                                 prefetch_pace pace) {
+    return (block_prefetch){.at = block + qattn_min(pace.ahead, bytes), .end = block + bytes, .following = following};
+}
+
+/* Due whenever PREFETCH_STEP bytes of the block have been read. */
+QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes, prefetch_pace pace) {
+    if (next->at >= next->end) {
+        if (!next->following) return;
+        next->at = next->following;
+        next->end = next->following + bytes;
+        next->following = NULL;
+    }
     QATTN_UNROLL
-    for (size_t n = 0; n < PREFETCH_STREAMS; n++) __builtin_prefetch(next->at + n * next->stream_bytes, 0, 2);
-    next->at += CACHE_LINE;
+    for (size_t n = 0; n < PREFETCH_STEP; n += pace.every) __builtin_prefetch(next->at + n, 0, 2);
+    next->at += PREFETCH_STEP;
 }
 
 /* Whether a step is due with step n of a loop of which each reads so many bytes: a constant power of two of them. */
 QATTN_INLINE bool block_prefetch_due(size_t n, size_t bytes) {
-    const size_t every = PREFETCH_STEP_BYTES / bytes;
+    const size_t every = PREFETCH_STEP / bytes;
     return n % (every < 1 ? 1 : every) == 0;
 }
 

@@ -26,22 +26,30 @@ static float QATTN_FUNCTION(fma_probe)(size_t rounds) {
     return chain[0][0];
 }
 
-/* Eight streams of their own, so that the hardware prefetches several pages ahead. */
-static float QATTN_FUNCTION(read_probe)(const float *data, size_t count) {
-    enum { STREAMS = 8 };
-    const size_t stream = count / (STREAMS * QATTN_LANES) * QATTN_LANES;
-    f32x16 sum[STREAMS];
+/* The sum of `streams` equal parts read side by side, a constant. */
+QATTN_INLINE float read_streams(const float *data, size_t count, size_t streams) {
+    const size_t stream = count / (streams * QATTN_LANES) * QATTN_LANES;
+    f32x16 sum[QATTN_READ_STREAMS];
     QATTN_UNROLL
-    for (int i = 0; i < STREAMS; i++) sum[i] = f32x16_splat(0);
+    for (size_t i = 0; i < streams; i++) sum[i] = f32x16_splat(0);
     for (size_t n = 0; n < stream; n += QATTN_LANES) {
         QATTN_UNROLL
-        for (size_t i = 0; i < STREAMS; i++) sum[i] += f32x16_load(data + i * stream + n);
+        for (size_t i = 0; i < streams; i++) sum[i] += f32x16_load(data + i * stream + n);
     }
     QATTN_UNROLL
-    for (int i = 1; i < STREAMS; i++) sum[0] += sum[i];
+    for (size_t i = 1; i < streams; i++) sum[0] += sum[i];
     float total = sum[0][0];
-    for (size_t n = STREAMS * stream; n < count; n++) total += data[n];
+    for (size_t n = streams * stream; n < count; n++) total += data[n];
     return total;
+}
+
+static float QATTN_FUNCTION(read_probe)(const float *data, size_t count, size_t streams) {
+    switch (streams) {
+    case 1: return read_streams(data, count, 1);
+    case 2: return read_streams(data, count, 2);
+    case 4: return read_streams(data, count, 4);
+    default: return read_streams(data, count, QATTN_READ_STREAMS);
+    }
 }
 
 #endif

@@ -28,6 +28,7 @@ enum {
     QATTN_KEY_BLOCK = 64,      /* keys that share one rescaling of a row, and whose values are summed from 0 */
     QATTN_KEY_CHUNK = 1024,    /* keys summed from an empty state; chunks merge from left to right */
     QATTN_QUERY_BLOCK = 96,    /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_READ_STREAMS = 8,    /* most places that read_probe reads from side by side */
     QATTN_UPCOMING = 4,        /* tensors that forward may be told about in advance */
     QATTN_ALIGNMENT = 64       /* bytes, for packed keys, packed values and workspace */
 };
@@ -38,9 +39,12 @@ typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN
 /* Packed keys and values of one head, in blocks of QATTN_KEY_BLOCK keys. A block is qattn_block_bytes() long, starts at
  * a multiple of QATTN_ALIGNMENT and holds, each part from a multiple of QATTN_ALIGNMENT on:
  *
- *     keys   [head_dim][QATTN_KEY_BLOCK]                                      a step over d meets 64 keys side by side
- *     values [QATTN_KEY_BLOCK][value_dim rounded up to QATTN_LANES]           0 past value_dim
+ *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim][QATTN_LANES keys]      a step over d meets 16 keys side by side
+ *     values [panels][QATTN_KEY_BLOCK][columns of the panel]                  0 past value_dim
  *     QATTN_INT8 only: key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
+ *
+ * which is the order in which forward reads them, from the first byte to the last: memory answers that fastest. The
+ * value_dim columns, rounded up to QATTN_LANES, are cut into panels of up to 64 from the left, 80 left into 48 and 32.
  *
  * What stands in the place of a key that was never packed is not read into any row. */
 typedef struct qattn_blocks {
@@ -191,11 +195,12 @@ typedef struct qattn_kernels {
      * sinks and states are not used. */
     void (*scores)(const qattn_forward_args *args, size_t block, float *scores);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
-     * a sum over n floats, as fast as this set reads memory. The results only keep the work from being optimised away.
+     * a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
+     * fastest. The results only keep the work from being optimised away.
      */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
-    float (*read_probe)(const float *data, size_t count);
+    float (*read_probe)(const float *data, size_t count, size_t streams);
     /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
      * them. out may be x. */
     void (*exp2)(const float *x, float *out, size_t count);

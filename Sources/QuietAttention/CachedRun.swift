@@ -170,7 +170,7 @@ struct CachedRun: @unchecked Sendable {
         let page = max(item.chunks.lowerBound * SequencePlan.chunk / SequencePlan.block, plan.pages.lowerBound)
         return qattn_upcoming_rows(
             base: cache.block(page: page, head: item.keyValueHead), stride_bytes: 0, rows: 1,
-            row_bytes: cache.pageBytes / cache.keyValueHeads)
+            row_bytes: cache.blockBytes)
     }
 }
 

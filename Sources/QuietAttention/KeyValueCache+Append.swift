@@ -85,7 +85,7 @@ extension KeyValueCache {
         let added = try takePages(grown + (sharesLast ? 1 : 0))
         if sharesLast {
             let shared = pages.removeLast()
-            added[0].address.copyMemory(from: shared.address, byteCount: pageBytes)
+            added[0].copyBlocks(from: shared)
         }
         if freed > freedPages {
             // What the window leaves behind is of use for tokens to come.
@@ -98,7 +98,7 @@ extension KeyValueCache {
         count += tokens
     }
 
-    /// Spare pages worth holding: allocating many together is what makes large pages of memory.
+    /// Spare pages worth holding: allocating many together is what makes long runs of a head's blocks.
     private var pagesAhead: Int { max(1, pages.count / 8) }
 
     /// Pages that are this cache's own: spares that no copy of the cache has too, and new ones.
@@ -110,14 +110,16 @@ extension KeyValueCache {
         }
         if taken.count == count { return taken }
         let missing = count - taken.count
-        // As many as make a large page.
-        let together = (AlignedMemory.largePage - 1) / pageBytes + 1
+        // As many as make a large page of memory, and as hold the chunk that attention reads at once.
+        let together = max(
+            (AlignedMemory.largePage - 1) / pageBytes + 1, SequencePlan.blocks(of: SequencePlan.chunk))
         let ahead = max(missing, min(pagesAhead, together))
         var allocated: [KeyValuePage] = []
         while allocated.count < ahead {
             let extent = min(together, ahead - allocated.count)
             do {
-                allocated += try KeyValuePage.pages(extent, byteCount: pageBytes, allocate)
+                allocated += try KeyValuePage.pages(
+                    extent, heads: keyValueHeads, blockBytes: blockBytes, allocate)
             } catch {
                 spares = taken
                 throw error

@@ -13,8 +13,8 @@ import CKernels
 ///
 /// A value: copies are independent. It is stored in pages of ``pageTokens`` tokens that copies share, so a copy takes a
 /// pointer per page and no keys; when two copies that share a partly filled last page both go on, one of them copies that
-/// page. Pages never move and are never copied to grow; room for an eighth more than is held, up to 2 MB, is allocated
-/// ahead. Several tasks may read one cache, or write to copies of it.
+/// page. Pages never move and are never copied to grow; room for an eighth more than is held, up to 1024 tokens or
+/// 2 MB, is allocated ahead. Several tasks may read one cache, or write to copies of it.
 ///
 /// *Storage*. 16-bit storage rounds each element to nearest even; what comes in that type is kept exactly. int8 has one
 /// scale per token, head, and of keys and values: with `amax` the largest magnitude of the token's key (value),
@@ -74,7 +74,7 @@ public struct KeyValueCache: Sendable {
     var spares: [KeyValuePage] = []
     /// Pages that the window has left behind.
     var freedPages = 0
-    let pageBytes: Int
+    let blockBytes: Int
     let allocate: AlignedMemory.Allocate
     /// nil where keys are stored as they come.
     let preparation: RowPreparation?
@@ -145,21 +145,26 @@ public struct KeyValueCache: Sendable {
         try positions.checkFitsCache()
         angles = try preparation?.angles(length: 0)
         let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, head.valueDimension)
-        let (pageBytes, overflow) = blockBytes.multipliedReportingOverflow(by: keyValueHeads)
-        guard !overflow else {
+        guard !blockBytes.multipliedReportingOverflow(by: keyValueHeads).overflow else {
             throw AttentionError(
                 .overflow, "keyValueHeads", expected: "a page of at most \(Int.max) bytes",
                 found: "\(keyValueHeads) heads of \(blockBytes) bytes")
         }
-        self.pageBytes = pageBytes
+        self.blockBytes = blockBytes
     }
 
     /// Positions of the tokens held: from 0, or from the first token of the oldest page that the window has not left
     /// behind, up to ``count``.
     public var positions: Range<Int> { freedPages * Self.pageTokens..<count }
 
-    /// Bytes of all pages held, those shared with copies and those for tokens to come included.
-    public var byteCount: Int { (pages.count + spares.count) * pageBytes }
+    /// Bytes of memory that this cache keeps from being freed: all pages held, those shared with copies, those for
+    /// tokens to come, and freed ones that were allocated together with some that are still held.
+    public var byteCount: Int {
+        var extents: [ObjectIdentifier: Int] = [:]
+        for page in pages { extents[ObjectIdentifier(page.extent)] = page.extent.byteCount }
+        for page in spares { extents[ObjectIdentifier(page.extent)] = page.extent.byteCount }
+        return extents.values.reduce(0, +)
+    }
 
     /// Bytes of the keys, values and scales of one token.
     package var bytesPerToken: Int {
@@ -196,10 +201,13 @@ public struct KeyValueCache: Sendable {
         return max(0, position - (min(window, AttentionShape.longestSequence) - 1)) / Self.pageTokens
     }
 
+    /// Of a page, the blocks of all heads.
+    var pageBytes: Int { keyValueHeads * blockBytes }
+
     /// The block of page `page`, counted from the first token of the sequence; nil for one that is not held.
     func block(page: Int, head: Int) -> UnsafeMutableRawPointer? {
         let index = page - freedPages
         guard pages.indices.contains(index) else { return nil }
-        return pages[index].address + head * (pageBytes / keyValueHeads)
+        return pages[index].block(head: head)
     }
 }

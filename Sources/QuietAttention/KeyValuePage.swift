@@ -3,38 +3,61 @@
 
 import CKernels
 
-/// Packed keys and values of one block of tokens: the blocks of all key/value heads, one after another.
+/// Packed keys and values of one block of tokens: a block of each key/value head.
 ///
 /// Caches share pages. One that is the only owner of a page may write to it; others copy it first. No page is written to
 /// while a second cache can read it, so pages need no lock.
+///
+/// Pages that were allocated together lie head by head, `[heads][pages][block]`: what attention reads of a head from one
+/// page after another is one run of memory, which is read faster than pieces.
 final class KeyValuePage: @unchecked Sendable {
-    let address: UnsafeMutableRawPointer
-    private let extent: KeyValueExtent
+    let extent: KeyValueExtent
+    /// Of the extent's pages.
+    private let index: Int
 
-    fileprivate init(_ extent: KeyValueExtent, at address: UnsafeMutableRawPointer) {
+    fileprivate init(_ extent: KeyValueExtent, index: Int) {
         self.extent = extent
-        self.address = address
+        self.index = index
     }
 
-    /// Adjacent pages whose contents are unknown: what was never packed is never read into a result.
+    /// The block of one head.
+    func block(head: Int) -> UnsafeMutableRawPointer {
+        extent.address + (head * extent.pages + index) * extent.blockBytes
+    }
+
+    func copyBlocks(from other: KeyValuePage) {
+        for head in 0..<extent.heads {
+            block(head: head).copyMemory(from: other.block(head: head), byteCount: extent.blockBytes)
+        }
+    }
+
+    /// Pages of one extent, whose contents are unknown: what was never packed is never read into a result.
     static func pages(
-        _ count: Int, byteCount: Int, _ allocate: AlignedMemory.Allocate
+        _ count: Int, heads: Int, blockBytes: Int, _ allocate: AlignedMemory.Allocate
     ) throws(AttentionError) -> [KeyValuePage] {
-        let (bytes, overflow) = count.multipliedReportingOverflow(by: byteCount)
+        let (bytes, overflow) = count.multipliedReportingOverflow(by: heads * blockBytes)
         guard !overflow, let address = allocate(bytes) else {
             throw AttentionError(
-                .memory, "cache", expected: "memory for \(count) pages of \(byteCount) bytes", found: "none")
+                .memory, "cache", expected: "memory for \(count) pages of \(heads * blockBytes) bytes", found: "none")
         }
-        let extent = KeyValueExtent(address)
-        return (0..<count).map { KeyValuePage(extent, at: address + $0 * byteCount) }
+        let extent = KeyValueExtent(address, pages: count, heads: heads, blockBytes: blockBytes)
+        return (0..<count).map { KeyValuePage(extent, index: $0) }
     }
 }
 
 /// The memory of pages that were allocated together. It goes with the last of them.
-private final class KeyValueExtent {
-    private let address: UnsafeMutableRawPointer
+final class KeyValueExtent {
+    fileprivate let address: UnsafeMutableRawPointer
+    fileprivate let pages, heads, blockBytes: Int
 
-    init(_ address: UnsafeMutableRawPointer) { self.address = address }
+    fileprivate init(_ address: UnsafeMutableRawPointer, pages: Int, heads: Int, blockBytes: Int) {
+        self.address = address
+        self.pages = pages
+        self.heads = heads
+        self.blockBytes = blockBytes
+    }
+
+    var byteCount: Int { pages * heads * blockBytes }
 
     deinit {
         AlignedMemory.free(address)

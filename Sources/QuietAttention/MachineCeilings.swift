@@ -24,8 +24,8 @@ package enum MachineCeilings {
         return Double(threads) * Double(measuredRounds) * Double(kernels.functions.pointee.fma_probe_flops) / best / 1e9
     }
 
-    /// GB/s (10^9 bytes) of reading a buffer well beyond the last cache, shared out among so many threads: the best of
-    /// several repeats.
+    /// GB/s (10^9 bytes) of reading a buffer well beyond the last cache, shared out among so many threads, each reading
+    /// from one place or several side by side: the best of several repeats of each.
     ///
     /// - Parameter seconds: how long to measure, about.
     package static func readBandwidth(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double {
@@ -35,12 +35,15 @@ package enum MachineCeilings {
         defer { AlignedMemory.free(address) }
         nonisolated(unsafe) let data = address.bindMemory(to: Float.self, capacity: count)
         data.initialize(repeating: 1, count: count)
-        let best = bestSeconds(within: seconds) {
-            DispatchQueue.concurrentPerform(iterations: threads) { thread in
-                let part = count / threads * thread..<count / threads * (thread + 1)
-                _ = kernels.functions.pointee.read_probe(data + part.lowerBound, part.count)
-            }
-        }
+        let best =
+            [1, 2, 4, QATTN_READ_STREAMS].map { streams in
+                bestSeconds(within: seconds / 4) {
+                    DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                        let part = count / threads * thread..<count / threads * (thread + 1)
+                        _ = kernels.functions.pointee.read_probe(data + part.lowerBound, part.count, streams)
+                    }
+                }
+            }.min() ?? .nan
         return Double(count / threads * threads * MemoryLayout<Float>.stride) / best / 1e9
     }
 

@@ -28,6 +28,26 @@ import Testing
         #expect(cache.count == 200 && cache.positions == 0..<200)
     }
 
+    @Test func aHeadsBlocksLieBehindEachOther() throws {
+        let cache = try problem.cache(appending: 0..<400)
+        // Those of pages that were allocated together.
+        for head in 0..<2 {
+            for page in 1..<7 {
+                let (before, block) = (cache.block(page: page - 1, head: head), cache.block(page: page, head: head))
+                #expect(try #require(block) - #require(before) == cache.blockBytes)
+            }
+        }
+        #expect(cache.block(page: 0, head: 1) == cache.block(page: 6, head: 0).map { $0 + cache.blockBytes })
+    }
+
+    @Test func memoryCountsUntilItIsFreed() throws {
+        var cache = try problem.cache(window: 100, appending: 0..<400)
+        try problem.append(0..<1, to: &cache)
+        // Seven pages were allocated together: four are behind the window, and go with the last of the others.
+        #expect(cache.positions == 256..<401)
+        #expect(cache.byteCount == 7 * cache.pageBytes)
+    }
+
     @Test func storagesTakeTheirBytes() throws {
         let bytes = try KeyValueCache.Storage.allCases.map { storage in
             try KeyValueCache(keyValueHeads: 8, headDimension: 128, storage: storage).bytesPerToken
@@ -211,7 +231,7 @@ import Testing
         let page = try KeyValueCache(keyValueHeads: 1 << 37, headDimension: 1024)
         #expect(page.pageBytes >= 1 << 56)
         expectRefusal(.memory, "cache") {
-            _ = try KeyValuePage.pages(1, byteCount: page.pageBytes, AlignedMemory.allocate)
+            _ = try KeyValuePage.pages(1, heads: 1, blockBytes: page.pageBytes, AlignedMemory.allocate)
         }
     }
 
