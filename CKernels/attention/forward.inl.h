@@ -22,7 +22,7 @@
 
 /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after another.
  */
-enum { QATTN_CHAINS = 4, CHAINS_AT_ONCE = QATTN_VECTORS, CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK };
+enum { QATTN_CHAINS = 4, PANEL_VECTORS = 4, CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK };
 
 /* The caller's workspace, cut up, and what else a call knows from its start. */
 typedef struct forward_workspace {
@@ -62,6 +62,11 @@ QATTN_INLINE prefetch_pace tile_pace(tile_kind kind) {
     return prefetch_pace_of(kind.rows * CACHE_LINE / (QATTN_LANES * storage_size(kind.storage)));
 }
 
+/* Chains of scores, or vectors of value columns, side by side in a tile of so many rows. */
+QATTN_INLINE size_t vectors_at_once(size_t rows) {
+    return qattn_min(QATTN_VECTORS * (rows == 1 ? 4 : rows == 2 ? 2 : 1), PANEL_VECTORS);
+}
+
 /* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
 QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char *keys, size_t d,
                                f32x16 sum[TILE_ROWS]) {
@@ -74,6 +79,7 @@ QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char
 /* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
  * halves the rounding errors of one long chain; with registers for all four they run side by side. */
 QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
+    const size_t at_once = vectors_at_once(kind.rows);
     block_prefetch next = task->next;
     for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
@@ -84,18 +90,18 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             for (size_t i = 0; i < kind.rows; i++) sum[chain][i] = f32x16_splat(0);
         }
         QATTN_UNROLL
-        for (size_t chain = 0; chain < QATTN_CHAINS; chain += CHAINS_AT_ONCE) {
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once) {
             size_t d = begin + chain;
-            for (; d + CHAINS_AT_ONCE <= end; d += QATTN_CHAINS) {
+            for (; d + at_once <= end; d += QATTN_CHAINS) {
                 if (kind.streams &&
-                    block_prefetch_due(d / QATTN_CHAINS, CHAINS_AT_ONCE * QATTN_LANES * storage_size(kind.storage)))
+                    block_prefetch_due(d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage)))
                     block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
                 QATTN_UNROLL
-                for (size_t x = 0; x < CHAINS_AT_ONCE; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
+                for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
             QATTN_UNROLL
-            for (size_t x = 0; x + 1 < CHAINS_AT_ONCE; x++) {
-                if (d + x < end) tile_channel(task, kind, keys, d + x, sum[x]);
+            for (size_t x = 0; x + 1 < at_once; x++) {
+                if (d + x < end) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
         }
         QATTN_UNROLL
@@ -165,7 +171,7 @@ QATTN_INLINE void tile_probabilities(tile_task *task, tile_kind kind, size_t fir
 /* o[i] += p[i][j] v[j] of one key, for the rows that see it. Others are left out, never multiplied by 0: 0 * NaN is
  * NaN. */
 QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size_t j, const char *value, size_t count,
-                                     f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+                                     f32x16 o[TILE_ROWS][PANEL_VECTORS]) {
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
         if (!(task->visible[i] >> j & 1)) continue;
@@ -180,13 +186,13 @@ QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size
 
 /* The same for the keys [j, end), which all rows see. */
 QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values,
-                                     size_t stride, size_t count, f32x16 o[TILE_ROWS][QATTN_VECTORS]) {
+                                     size_t stride, size_t count, f32x16 o[TILE_ROWS][PANEL_VECTORS]) {
     block_prefetch next = task->next;
     QATTN_UNROLL_4
     for (; j < end; j++) {
         if (kind.streams && block_prefetch_due(j, count * QATTN_LANES * storage_size(kind.storage)))
             block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
-        f32x16 value[QATTN_VECTORS];
+        f32x16 value[PANEL_VECTORS];
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
             value[c] =
@@ -207,7 +213,7 @@ QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, 
 QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *values, size_t stride, size_t column,
                               size_t count) {
     float *const out = task->out + column;
-    f32x16 o[TILE_ROWS][QATTN_VECTORS];
+    f32x16 o[TILE_ROWS][PANEL_VECTORS];
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
         QATTN_UNROLL
@@ -236,23 +242,29 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *value
     }
 }
 
-/* All value columns, panel by panel, up to QATTN_VECTORS vectors at a time: where a whole panel fits, its stride is a
- * constant too. */
+/* All value columns, panel by panel: whole ones where the registers hold their sums, and then their stride is a
+ * constant too; else vector by vector or two by two. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
+    const size_t at_once = vectors_at_once(kind.rows);
     const char *panel = task->block.values;
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t stride = panel_lanes(task->value_lanes - column);
-#if QATTN_VECTORS >= 4
-        switch (stride / QATTN_LANES) {
-        case 4: tile_values(task, kind, panel, 4 * QATTN_LANES, column, 4); break;
-        case 3: tile_values(task, kind, panel, 3 * QATTN_LANES, column, 3); break;
-        case 2: tile_values(task, kind, panel, 2 * QATTN_LANES, column, 2); break;
-        default: tile_values(task, kind, panel, QATTN_LANES, column, 1); break;
+        if (at_once == PANEL_VECTORS) {
+            switch (stride / QATTN_LANES) {
+            case 4: tile_values(task, kind, panel, 4 * QATTN_LANES, column, 4); break;
+            case 3: tile_values(task, kind, panel, 3 * QATTN_LANES, column, 3); break;
+            case 2: tile_values(task, kind, panel, 2 * QATTN_LANES, column, 2); break;
+            default: tile_values(task, kind, panel, QATTN_LANES, column, 1); break;
+            }
+        } else {
+            for (size_t c = 0; c < stride;) {
+                const char *const values = panel + c * storage_size(kind.storage);
+                const size_t count = qattn_min(at_once, (stride - c) / QATTN_LANES);
+                if (count == 2) tile_values(task, kind, values, stride, column + c, 2);
+                else tile_values(task, kind, values, stride, column + c, 1);
+                c += count * QATTN_LANES;
+            }
         }
-#else
-        for (size_t c = 0; c < stride; c += QATTN_LANES)
-            tile_values(task, kind, panel + c * storage_size(kind.storage), stride, column + c, 1);
-#endif
         column += stride;
         panel += stride * QATTN_KEY_BLOCK * storage_size(kind.storage);
     }

@@ -111,7 +111,7 @@ public final class Attention: Sendable {
     }
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.
-    init(
+    package init(
         _ shape: AttentionShape, sink: AttentionSink?, mask: AttentionMask, scale: Double?,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
         normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>?,

@@ -41,7 +41,7 @@ struct ForwardSchedule: Sendable {
     /// Packing a key or value element takes as long as so many multiply-adds, memory included.
     static let multiplyAddsPerPackedElement = 10.0
     /// Waking a thread costs about 45 microseconds: each must have several times that to do.
-    static let nanosecondsPerWorker = 250_000.0
+    static let nanosecondsPerWorker = 180_000.0
     /// Groups of less work than this are taken whole: handing out their items would cost too much.
     static let nanosecondsPerSharedGroup = 40_000.0
     /// More workers than any CPU has hardware threads.

@@ -145,7 +145,7 @@ struct AttendReport {
     private var shape: AttentionShape { attention.shape }
 
     private var gflops: Double {
-        FloatOperations(attention, mask: command.problem.options.mask).count / computed.seconds / 1e9
+        FloatOperations(attention, mask: command.problem.options.mask, keyLengths: nil).count / computed.seconds / 1e9
     }
 
     /// The mean over batch and rows, one per query head; NaN where there are no rows, none without a sink.

@@ -47,6 +47,12 @@ struct Bench: ParsableCommand {
     @Option(help: "Keys per sequence. Default: as many as queries, or 4096 to decode.")
     var keys: Int?
 
+    @Option(
+        help: ArgumentHelp(
+            "Keys of each sequence that are not padding, separated by commas. Default: all.", valueName: "n,n,..."),
+        transform: KeyLengths.init(parsing:))
+    var keyLengths: KeyLengths?
+
     @Option(help: "Length D of a query and of a key.")
     var headDim = 64
 
@@ -97,7 +103,8 @@ struct Bench: ParsableCommand {
         guard storage != .int8 || pass == .decode else {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
-        _ = try usage { try shape }
+        let shape = try usage { try self.shape }
+        try keyLengths?.check(shape)
         try options.scores.check(sink: sink)
     }
 
@@ -105,7 +112,7 @@ struct Bench: ParsableCommand {
         let sink = SinkOption.sink(sink) { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
         let shape = try shape
         let attention = try Attention(
-            shape, sink: sink, mask: options.mask.mask,
+            shape, sink: sink, mask: keyLengths.map { options.mask.mask.keyLengths($0.lengths) } ?? options.mask.mask,
             scaling: options.scores.scaling.library(queryHeads: shape.queryHeads), softcap: options.scores.softcap,
             alibi: options.scores.alibi ? .standard : nil, normaliser: options.scores.normaliser.library,
             positions: options.position.library(keys: shape.keys), queryKeyNorm: options.position.norm,
@@ -183,6 +190,26 @@ enum Storage: String {
     }
 }
 
+/// `<n>,<n>,...`, one for each sequence.
+struct KeyLengths: CustomStringConvertible {
+    let lengths: [Int]
+
+    init(parsing text: String) throws {
+        let words = text.split(separator: ",", omittingEmptySubsequences: false)
+        lengths = words.compactMap { Int($0) }
+        guard lengths.count == words.count else { throw ValidationError("expected numbers separated by commas") }
+    }
+
+    func check(_ shape: AttentionShape) throws {
+        guard lengths.count == shape.batch, lengths.allSatisfy((0...shape.keys).contains) else {
+            throw ValidationError(
+                "--key-lengths: expected \(shape.batch) numbers from 0 to \(shape.keys), got \(description)")
+        }
+    }
+
+    var description: String { lengths.map(String.init).joined(separator: ",") }
+}
+
 /// Orders of dimensions, by their initials.
 enum Layout: String, CaseIterable, ExpressibleByArgument {
     case bhsd, bshd
@@ -211,14 +238,20 @@ struct BenchReport {
     private var keyValueBytes: Double {
         // Row 0 sees the first key of all, the last row the last one.
         var seen = shape.queries == 0 ? 0 : shape.keys
+        var first = 0
         if case .window(let width) = command.options.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
+            first = shape.keys - seen
         }
-        return Double(shape.batch) * Double(seen) * Double(bytesPerToken)
+        guard let lengths = command.keyLengths?.lengths, shape.queries > 0 else {
+            return Double(shape.batch) * Double(seen) * Double(bytesPerToken)
+        }
+        return Double(lengths.reduce(0) { $0 + max(0, $1 - first) }) * Double(bytesPerToken)
     }
 
     var json: JSONValue {
-        let operations = FloatOperations(attention, mask: command.options.mask)
+        let operations = FloatOperations(
+            attention, mask: command.options.mask, keyLengths: command.keyLengths?.lengths)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [
@@ -250,6 +283,7 @@ struct BenchReport {
             ("kv_heads", .integer(shape.keyValueHeads)),
             ("queries", .integer(shape.queries)),
             ("keys", .integer(shape.keys)),
+            ("key_lengths", .array((command.keyLengths?.lengths ?? []).map(JSONValue.integer))),
             ("head_dim", .integer(shape.headDimension)),
             ("value_dim", .integer(shape.valueDimension)),
             ("mask", .string("\(command.options.mask)")),

@@ -4,7 +4,7 @@
 //     operations = 2 pairs (headDimension + valueDimension),   4 pairs headDimension where the two are equal
 //
 // Pairs are those of all queries with all keys, half of them under a causal mask, as others count them, so that figures
-// can be compared; of a window only the visible ones. Exponentials and sums are not counted.
+// can be compared; of a window only the visible ones. Padding is not counted, exponentials and sums neither.
 
 import QuietAttention
 
@@ -13,9 +13,10 @@ struct FloatOperations {
     /// Which pairs were counted.
     let pairs: String
 
-    init(_ attention: Attention, mask: MaskOption) {
+    init(_ attention: Attention, mask: MaskOption, keyLengths: [Int]?) {
         let shape = attention.shape
-        let all = Double(shape.rowCount) * Double(shape.keys)
+        let keys = keyLengths.map { $0.reduce(0.0) { $0 + Double($1) } } ?? Double(shape.batch) * Double(shape.keys)
+        let all = Double(shape.queryHeads) * Double(shape.queries) * keys
         let counted: Double
         switch mask {
         case .none: (counted, pairs) = (all, "all")

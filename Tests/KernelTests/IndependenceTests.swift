@@ -97,7 +97,7 @@ import Testing
         }
     }
 
-    /// Work for several threads: each has at least 120 microseconds of it by the API's own estimate.
+    /// Work for several threads, in many items or in few.
     static let threaded: [AttentionCase] = [
         AttentionCase(queries: 150, keys: 200, headDimension: 64) {
             ($0.keyValueHeads, $0.group, $0.geometry) = (3, 2, .causal)

@@ -4,6 +4,7 @@
 import QuietAttention
 
 extension AttentionCase {
+    /// With more than one thread the work is spread over all of them, however little it is.
     public func attention(
         _ inputs: AttentionInputs, kernels: KernelSet, threads: Int = 1
     ) throws -> Attention {
@@ -16,7 +17,7 @@ extension AttentionCase {
             alibi: hasALiBi ? .standard : nil, normaliser: attentionNormaliser,
             bias: try inputs.bias.map { try broadcastTensor($0.values, $0.extents) },
             layout: layout == .headsFirst ? .batchHeadsSequence : .batchSequenceHeads, threads: threads,
-            kernels: kernels)
+            kernels: kernels, workspace: nil, nanosecondsPerWorker: 1e-9)
     }
 
     /// The named sinks by their name, so that each way of giving a sink is used.
