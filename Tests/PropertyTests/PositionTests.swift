@@ -29,6 +29,8 @@ import Testing
             ($0.normaliser, $0.sink, $0.keyLengths) = (.sigmoidOverKeys, .none, .partial)
         },
         AttentionCase(queries: 7, keys: 80, headDimension: 6) { $0.normaliser = .clipped },
+        // Rows that see nothing of the first chunk: keys are counted from the second one.
+        AttentionCase(queries: 3, keys: 1090, headDimension: 4) { $0.geometry = .window(20) },
     ]
 
     /// What the reference gives, for the features and shapes.
@@ -41,7 +43,7 @@ import Testing
             }
         }
 
-    @Test("every encoding and norm equals the reference", arguments: kernelSets, 0..<6)
+    @Test("every encoding and norm equals the reference", arguments: kernelSets, 0..<7)
     func equalsTheReference(kernels: KernelSet, number: Int) throws {
         for (shape, positions, solved) in Self.solved where shape == Self.shapes[number] {
             for threads in [1, 2] {
@@ -55,6 +57,18 @@ import Testing
                     "\(kernels), \(threads) threads: \(positions): \(shape)")
             }
         }
+    }
+
+    @Test("diagnostics see prepared rows", arguments: PositionCase.all(headDimension: 8))
+    func diagnostics(positions: PositionCase) throws {
+        let shape = AttentionCase(queries: 20, keys: 90, headDimension: 8) { ($0.geometry, $0.group) = (.causal, 2) }
+        let (inputs, kernels) = (shape.inputs, kernelSets[0])
+        let prepared = shape.prepared(inputs, positions)
+        let expected = try shape.attention(prepared, kernels: kernels)
+            .diagnostics(queries: prepared.queries, keys: prepared.keys)
+        let attention = try shape.attention(
+            inputs, positions: positions.positions, queryKeyNorm: positions.norm, kernels: kernels)
+        #expect(try attention.diagnostics(queries: inputs.queries, keys: inputs.keys) == expected)
     }
 
     @Test("tables equal the reference", arguments: PositionCase.all(headDimension: 12))
