@@ -5,7 +5,8 @@
 ///
 ///     out[i] = sum_j p[i][j] v[j],    p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k]),    x[i][j] = scale q[i].k[j] + bias[i][j]
 ///
-/// over the keys j that row i sees. Never holds a matrix of queries by keys: rows pass over blocks of keys with a running
+/// over the keys j that row i sees, where q and k may be normalised and turned by their positions before
+/// (``QueryKeyNorm``, ``AttentionPositions``). Never holds a matrix of queries by keys: rows pass over blocks of keys with a running
 /// maximum and a running sum.
 ///
 ///     let shape = try AttentionShape(queryHeads: 12, queries: 1024, keys: 1024, headDimension: 64)

@@ -23,7 +23,7 @@ struct PositionTables: Sendable {
         // No positions beyond Int, whatever the embedding.
         if let identifiers = positions.identifiers { try Self.check(identifiers, shape) }
         let sequences = Self.sequences(shape, embedding, keyLengths)
-        for sequence in sequences { _ = try preparation.angles(length: sequence.length) }
+        for length in Set(sequences.map(\.length)) { _ = try preparation.angles(length: length) }
         guard shape.rowCount > 0, let first = try preparation.angles(length: sequences.first?.length ?? 0) else {
             return nil
         }

@@ -22,6 +22,15 @@ import Testing
             ($0.sink, $0.storage, $0.layout) = (.amid, .bfloat16, .sequenceFirst)
         },
         AttentionCase(queries: 101, keys: 70, headDimension: 4) { ($0.geometry, $0.bias) = (.window(30), .normal) },
+        AttentionCase(queries: 9, keys: 70, headDimension: 8) {
+            ($0.geometry, $0.group, $0.softcap, $0.hasALiBi, $0.scaling) = (.causal, 2, 3, true, .scalableSoftmax)
+        },
+        AttentionCase(queries: 7, keys: 80, headDimension: 6) {
+            ($0.normaliser, $0.sink, $0.keyLengths) = (.sigmoidOverKeys, .none, .partial)
+        },
+        AttentionCase(queries: 7, keys: 80, headDimension: 6) { $0.normaliser = .clipped },
+        // Rows that see nothing of the first chunk: keys are counted from the second one.
+        AttentionCase(queries: 3, keys: 1090, headDimension: 4) { $0.geometry = .window(20) },
     ]
 
     /// What the reference gives, for the features and shapes.
@@ -34,16 +43,32 @@ import Testing
             }
         }
 
-    @Test("every encoding and norm equals the reference", arguments: kernelSets, 0..<3)
+    @Test("every encoding and norm equals the reference", arguments: kernelSets, 0..<7)
     func equalsTheReference(kernels: KernelSet, number: Int) throws {
         for (shape, positions, solved) in Self.solved where shape == Self.shapes[number] {
             for threads in [1, 2] {
                 try requireSameBits(
-                    shape.run(solved.inputs, shape.attention(solved.inputs, positions, kernels, threads: threads)),
+                    shape.run(
+                        solved.inputs,
+                        shape.attention(
+                            solved.inputs, positions: positions.positions, queryKeyNorm: positions.norm,
+                            kernels: kernels, threads: threads)),
                     solved.expected, valueDimension: shape.valueDimension,
                     "\(kernels), \(threads) threads: \(positions): \(shape)")
             }
         }
+    }
+
+    @Test("diagnostics see prepared rows", arguments: PositionCase.all(headDimension: 8))
+    func diagnostics(positions: PositionCase) throws {
+        let shape = AttentionCase(queries: 20, keys: 90, headDimension: 8) { ($0.geometry, $0.group) = (.causal, 2) }
+        let (inputs, kernels) = (shape.inputs, kernelSets[0])
+        let prepared = shape.prepared(inputs, positions)
+        let expected = try shape.attention(prepared, kernels: kernels)
+            .diagnostics(queries: prepared.queries, keys: prepared.keys)
+        let attention = try shape.attention(
+            inputs, positions: positions.positions, queryKeyNorm: positions.norm, kernels: kernels)
+        #expect(try attention.diagnostics(queries: inputs.queries, keys: inputs.keys) == expected)
     }
 
     @Test("tables equal the reference", arguments: PositionCase.all(headDimension: 12))
@@ -211,29 +236,19 @@ import Testing
 }
 
 extension AttentionCase {
-    /// The case with positions and norms. Storage is of the inputs: queries and keys are prepared from what they hold.
-    func attention(
-        _ inputs: AttentionInputs, _ positions: PositionCase, _ kernels: KernelSet, threads: Int
-    ) throws -> Attention {
-        let plain = try attention(inputs, kernels: kernels, threads: threads)
-        return try Attention(
-            plain.shape, sink: .logits(inputs.sinks), mask: plain.mask, scale: plain.scale, bias: plain.bias,
-            positions: positions.positions, queryKeyNorm: positions.norm, layout: plain.layout, threads: threads,
-            kernels: kernels)
-    }
-
     /// The inputs with queries and keys prepared by the reference.
     func prepared(_ inputs: AttentionInputs, _ positions: PositionCase) -> AttentionInputs {
         var result = inputs
+        func length(_ item: Int) -> Int { inputs.keyLengths?[item] ?? keys }
         result.queries = (0..<batch * queryHeads).flatMap { head in
             positions.prepared(
                 inputs.queries.rows(head * queries, queries, headDimension), positions: keys - queries..<keys,
-                headDimension: headDimension, length: keys, .queries)
+                headDimension: headDimension, length: length(head / queryHeads), .queries)
         }
         result.keys = (0..<batch * keyValueHeads).flatMap { head in
             positions.prepared(
                 inputs.keys.rows(head * keys, keys, headDimension), positions: 0..<keys,
-                headDimension: headDimension, length: keys, .keys)
+                headDimension: headDimension, length: length(head / keyValueHeads), .keys)
         }
         return result
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// PositionCacheTests.swift - caches with positions: the bits of one prefill, however tokens come.
+// PositionCacheTests.swift - positions in caches, in parts and on threads: the bits of one prefill, however it is cut.
 
 import TestSupport
 import Testing
@@ -100,5 +100,37 @@ import Testing
         }
         let count = together.output.count / 2
         #expect(together.output.prefix(count) != together.output.suffix(count))
+    }
+
+    /// States of chunks, of rows prepared once for each of them.
+    @Test func partsOfTheKeys() throws {
+        let problem = Self.problem
+        var cache = try self.cache(Self.cases[0], KernelSet.preferred())
+        try problem.append(0..<1100, to: &cache)
+        let attention = try problem.attention(threads: 2)
+        let queries = problem.queries(Self.last)
+        let parts = try [0..<1024, 1024..<1100].map {
+            try attention.partial(queries: queries, cache: cache, keys: $0)
+        }
+        let merged = try parts[0].merged(with: parts[1]).finish(sink: .softmax1)
+        #expect(try merged.bits == prefill(Self.cases[0]).bits)
+    }
+
+    /// Each worker prepares rows in memory of its own, and packs blocks for others.
+    @Test(arguments: ThreadTests.shapes, [2, 5])
+    func threadsChangeNoPreparedBit(_ shape: AttentionShape, _ threads: Int) throws {
+        let problem = Problem(shape)
+        let positions = AttentionPositions.rotary(
+            RotaryEmbedding(dimensions: 2, scaling: .xPos(scaleBase: 512, centre: 100)))
+        let expected = try problem.run(
+            Attention(shape, mask: .causal, positions: positions, queryKeyNorm: .rms(), threads: 1)
+        ).bits
+        for wholeGroups in [false, true] {
+            let attention = try Attention(
+                shape, mask: .causal, positions: positions, queryKeyNorm: .rms(), threads: threads, spread: true,
+                wholeGroups: wholeGroups)
+            #expect(attention.threadsInUse > 1 || shape.keys == 0)
+            for _ in 0..<3 { #expect(try problem.run(attention).bits == expected) }
+        }
     }
 }

@@ -9,12 +9,13 @@ extension Attention {
     /// With work spread over all threads however little it is, by shared groups or by whole ones.
     convenience init(
         _ shape: AttentionShape, sink: AttentionSink = .softmax1, mask: AttentionMask = .none,
-        bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int,
-        workspace: AttentionWorkspace? = nil, spread: Bool, wholeGroups: Bool = false
+        bias: BroadcastTensor<Float>? = nil, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        layout: AttentionLayout? = nil, threads: Int, workspace: AttentionWorkspace? = nil, spread: Bool,
+        wholeGroups: Bool = false
     ) throws {
         try self.init(
-            shape, sink: sink, mask: mask, scale: nil, bias: bias, layout: layout, threads: threads, kernels: nil,
-            workspace: workspace,
+            shape, sink: sink, mask: mask, scale: nil, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
+            layout: layout, threads: threads, kernels: nil, workspace: workspace,
             nanosecondsPerWorker: spread ? 1e-9 : ForwardSchedule.nanosecondsPerWorker,
             nanosecondsPerSharedGroup: wholeGroups ? 1e9 : 0)
     }

@@ -6,7 +6,8 @@ import QuietAttention
 extension AttentionCase {
     /// With more than one thread the work is spread over all of them, however little it is.
     public func attention(
-        _ inputs: AttentionInputs, kernels: KernelSet, threads: Int = 1
+        _ inputs: AttentionInputs, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        kernels: KernelSet, threads: Int = 1
     ) throws -> Attention {
         let shape = try AttentionShape(
             batch: batch, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: queries, keys: keys,
@@ -16,6 +17,7 @@ extension AttentionCase {
             scale: scale == .standard ? nil : inputs.scale, scaling: try attentionScaling, softcap: softcap,
             alibi: hasALiBi ? .standard : nil, normaliser: attentionNormaliser,
             bias: try inputs.bias.map { try broadcastTensor($0.values, $0.extents) },
+            positions: positions, queryKeyNorm: queryKeyNorm,
             layout: layout == .headsFirst ? .batchHeadsSequence : .batchSequenceHeads, threads: threads,
             kernels: kernels, workspace: nil, nanosecondsPerWorker: 1e-9)
     }
