@@ -13,8 +13,8 @@ struct Inspect: ParsableCommand {
             over the sample's deviation (3 for a normal distribution) and in excess of the population's (0); the share of \
             elements beyond 6 standard deviations; and what int8 quantisation leaves of it, in dB.
 
-            Where the file holds queries, keys and values [batch, heads, sequence, dimension], for every query head, as means \
-            over its rows: the sink's share; the largest weight; the entropy with the sink and of the keys alone, in nats; \
+            Where the file holds queries, keys and values [batch, heads, sequence, dimension], called q, k and v or <prefix>.q \
+            and so on, or as the options say, for every query head, as means over its rows: the sink's share; the largest weight; the entropy with the sink and of the keys alone, in nats; \
             l1/l2 and mean/max of the weights, 1 where all are equal; the share of weights up to epsilon; the largest \
             score of all rows; and the ratio of the largest to the median score.
             """)
@@ -51,24 +51,33 @@ struct Inspect: ParsableCommand {
         let file = try SafetensorsFile(path: input)
         let tensors = tensor.isEmpty ? file.tensors : try tensor.map { try file.tensor(named: $0) }
         let measured = try tensors.map { try MeasuredTensor($0, file, isAskedFor: !tensor.isEmpty) }
-        let heads = holdsProblem(file) ? try MeasuredHeads(problem, file, epsilon: epsilon) : nil
+        let heads = try problems(file).map { try MeasuredHeads($0, file, epsilon: epsilon) }
         if json {
-            var members: [(name: String, value: JSONValue)] = [
+            let members: [(name: String, value: JSONValue)] = [
                 ("file", .string(input)), ("tensors", .array(measured.map { $0.report() })),
+                ("attention", .array(heads.map { $0.report() })),
             ]
-            if let heads { members.append(("attention", heads.report())) }
             try emit(JSONValue.object(members).text())
         } else {
             let table = TextTable(MeasuredTensor.titles, measured.map { $0.cells }, leftColumns: 3)
-            try emit([table.text, heads?.text].compactMap { $0 }.joined(separator: "\n\n"))
+            try emit(([table.text] + heads.map(\.text)).joined(separator: "\n\n"))
         }
     }
 
-    /// Names that were asked for have to be there; without any, a file of other tensors is none the worse.
-    private func holdsProblem(_ file: SafetensorsFile) -> Bool {
-        guard tensor.isEmpty else { return false }
-        let names = [problem.queries, problem.keys, problem.values]
-        return names != ["q", "k", "v"] || names.allSatisfy { name in file.tensors.contains { $0.name == name } }
+    /// The queries, keys and values that were asked for; by default all that are called q, k and v behind a common
+    /// prefix, and may be ones: matrices of those names are weights.
+    private func problems(_ file: SafetensorsFile) -> [FileProblem] {
+        guard tensor.isEmpty else { return [] }
+        guard [problem.queries, problem.keys, problem.values] == ["q", "k", "v"] else { return [problem] }
+        return file.tensors.compactMap { tensor in
+            guard tensor.name == "q" || tensor.name.hasSuffix(".q") else { return nil }
+            var candidate = problem
+            let prefix = tensor.name.dropLast()
+            (candidate.queries, candidate.keys, candidate.values) = (tensor.name, prefix + "k", prefix + "v")
+            let names = [candidate.queries, candidate.keys, candidate.values]
+            let fits = names.allSatisfy { name in file.tensors.contains { $0.name == name && $0.shape.count == 4 } }
+            return fits ? candidate : nil
+        }
     }
 }
 
@@ -149,6 +158,7 @@ private struct MeasuredHeads {
         }
         let table = TextTable(["head"] + Self.columns.map(\.title), rows, leftColumns: 0)
         return """
+            tensors     \([problem.queries, problem.keys, problem.values].map(printable).joined(separator: ", "))
             \(problem.lines(attention, inputs))
             epsilon     \(decimal(epsilon, digits: 3, format: "g"))
 
@@ -157,7 +167,11 @@ private struct MeasuredHeads {
     }
 
     func report() -> JSONValue {
-        var members = problem.members(attention)
+        var members: [(name: String, value: JSONValue)] = [
+            ("query_tensor", .string(problem.queries)), ("key_tensor", .string(problem.keys)),
+            ("value_tensor", .string(problem.values)),
+        ]
+        members += problem.members(attention)
         members += [
             ("kernels", .string(attention.kernels.name)),
             ("threads", .integer(attention.threads)),

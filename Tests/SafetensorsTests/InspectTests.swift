@@ -19,9 +19,12 @@ import Testing
         return run
     }
 
+    func attention(_ run: QuietProcess) throws -> [[String: Any]] {
+        try #require(try run.json["attention"] as? [[String: Any]])
+    }
+
     func heads(_ run: QuietProcess) throws -> [[String: Double]] {
-        let attention = try #require(try run.json["attention"] as? [String: Any])
-        return try #require(attention["heads"] as? [[String: Double]])
+        try #require(try attention(run).first?["heads"] as? [[String: Double]])
     }
 
     func tensors(_ run: QuietProcess) throws -> [String: [String: Any]] {
@@ -99,7 +102,7 @@ import Testing
         let shares = try #require(try attend.json["mean_sink_share"] as? [Double])
         let run = try QuietProcess(["inspect", CommandLineTests.example] + options)
         for (head, share) in zip(try heads(run), shares) { #expect(isClose(head["sink_share"], share)) }
-        let attention = try #require(try run.json["attention"] as? [String: Any])
+        let attention = try #require(try attention(run).first)
         for name in ["mask", "sink", "scale", "positions"] {
             #expect("\(attention[name] ?? 0)" == "\(try attend.json[name] ?? 1)", "\(name)")
         }
@@ -140,7 +143,7 @@ import Testing
     @Test func tensorsByName() throws {
         let run = try inspect(CommandLineTests.example, "--tensor", "v", "--tensor", "k", "--json")
         #expect(Set(try tensors(run).keys) == ["v", "k"])
-        #expect(try run.json["attention"] == nil)
+        #expect(try attention(run).isEmpty)
         #expect(try inspect(CommandLineTests.example, "--tensor", "v").output.split(separator: "\n").count == 2)
     }
 
@@ -151,7 +154,7 @@ import Testing
             NamedTensor(name: "broken", shape: [2], values: [.nan, 1]),
             NamedTensor(name: "q", shape: [1], values: [3]))
         let run = try inspect(path, "--json")
-        #expect(try run.json["attention"] == nil)
+        #expect(try attention(run).isEmpty)
         let found = try tensors(run)
         #expect(found["weight"]?["infinity_norm"] as? Double == 9)
         #expect(found["broken"]?["infinity_norm"] is NSNull && found["broken"]?["count"] as? Int == 2)
@@ -182,6 +185,26 @@ import Testing
         #expect(found.count == 4 && found.allSatisfy { $0["rows"] == 6 })
         #expect(found[1]["sink_share"]! > 0.999 && found[3]["sink_share"] == 0)
         #expect(found[3]["entropy"] == found[3]["key_entropy"])
+    }
+
+    /// Every q with a k and a v behind the same prefix; matrices of those names are weights.
+    @Test func layersAreFoundByTheirPrefixes() throws {
+        func tensors(_ prefix: String, _ shape: [Int]) -> [NamedTensor] {
+            ["q", "k", "v"].enumerated().map { index, name in
+                let values = (0..<shape.reduce(1, *)).map { Float(($0 * 7 + index) % 5) }
+                return NamedTensor(name: prefix + name, shape: shape, values: values)
+            }
+        }
+        let path = folder("in.safetensors")
+        let layers = tensors("layer0.", [1, 2, 3, 4]) + tensors("layer1.", [1, 1, 5, 2])
+        let others = tensors("weights.", [4, 4]) + [NamedTensor(name: "lone.q", shape: [1, 1, 1, 1], values: [1])]
+        try SafetensorsFile.write(layers + others, to: path)
+        let found = try attention(inspect(path, "--json"))
+        #expect(found.map { $0["query_tensor"] as? String } == ["layer0.q", "layer1.q"])
+        #expect(found.map { $0["value_tensor"] as? String } == ["layer0.v", "layer1.v"])
+        #expect(found.map { ($0["heads"] as? [Any])?.count } == [2, 1])
+        let text = try inspect(path).output
+        #expect(text.contains("tensors     layer1.q, layer1.k, layer1.v") && !text.contains("tensors     weights"))
     }
 
     // MARK: - What cannot be used
