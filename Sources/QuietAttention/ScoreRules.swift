@@ -52,6 +52,19 @@ struct ScoreRules: Sendable {
         }
     }
 
+    /// Kernels multiply by log2(e) and round to Float.
+    private static let largestFactor = Double(Float.greatestFiniteMagnitude) / 1.5
+
+    private func checkedFactor(_ factor: Double, query: Int) throws(AttentionError) -> Double {
+        let product = abs(scale * factor)
+        guard product <= Self.largestFactor, product / (softcap ?? 1) <= Self.largestFactor else {
+            throw AttentionError(
+                .scaling, "scaling", expected: "factors whose product with the scale is within the range of Float",
+                found: "\(factor) in row \(query)")
+        }
+        return factor
+    }
+
     /// Whether rows have factors or constants of their own.
     private var hasRowNumbers: Bool {
         !scaling.isConstant || normaliser != .softmax || sink.countsKeys
@@ -68,22 +81,23 @@ struct ScoreRules: Sendable {
     ) throws(AttentionError) -> KernelScores {
         let slopes = try alibi?.checkedSlopes(queryHeads: shape.queryHeads) ?? []
         try scaling.check(fits: shape)
+        if let softcap, abs(scale / softcap) > Self.largestFactor {
+            throw AttentionError(
+                .softcap, "softcap", expected: "\(abs(scale) / Self.largestFactor) or more with the scale \(scale)",
+                found: "\(softcap)")
+        }
         guard hasRowNumbers else { return KernelScores(self, slopes: slopes, rows: nil) }
         let keys = VisibleKeys(shape, plans: plans, isUniform: isUniform, allowed: mask.allowed, bias: bias)
         let rows = keys.rows(of: scaling)
         var factors = [Double](repeating: 1, count: rows.count)
         var constants = [Float](repeating: 0, count: rows.count)
-        try rows.forEach { item, head, query, index throws(AttentionError) in
+        for index in 0..<rows.count {
+            let (item, head, query) = rows[index]
             let count = keys.count(item: item, head: head, query: query)
-            let factor = scaling.factor(
-                keys: count, headDimension: shape.headDimension, item: item, head: head, query: query)
-            let largest = Double(Float.greatestFiniteMagnitude) / 1.5
-            guard abs(scale * factor) <= largest, abs(scale * factor / (softcap ?? 1)) <= largest else {
-                throw AttentionError(
-                    .scaling, "scaling", expected: "factors whose product with the scale is within the range of Float",
-                    found: "\(factor) in row \(query)")
-            }
-            factors[index] = factor
+            factors[index] = try checkedFactor(
+                scaling.factor(
+                    keys: count, headDimension: shape.headDimension, item: item, head: head, query: query), query: query
+            )
             constants[index] =
                 sink.countsKeys
                 ? (count == 0 ? -.infinity : Float(ElementaryFunctions.logarithm(Double(count))))

@@ -35,16 +35,9 @@ struct VisibleKeys {
                 keys: 0)
         }
 
-        func forEach(_ body: (Int, Int, Int, Int) throws(AttentionError) -> Void) throws(AttentionError) {
-            var index = 0
-            for item in 0..<batch {
-                for head in 0..<heads {
-                    for query in 0..<queries {
-                        try body(item, head, query, index)
-                        index += 1
-                    }
-                }
-            }
+        /// The row whose numbers are kept at an index.
+        subscript(index: Int) -> (item: Int, head: Int, query: Int) {
+            (index / queries / heads, index / queries % heads, index % queries)
         }
     }
 

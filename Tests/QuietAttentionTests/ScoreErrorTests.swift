@@ -40,6 +40,11 @@ import Testing
         expectRefusal(.softcap, "softcap") { _ = try CachedAttention(queryHeads: 2, softcap: cap) }
     }
 
+    /// Queries are multiplied by their quotient.
+    @Test func softcapsFarBelowTheScale() {
+        expectRefusal(.softcap, "softcap") { _ = try Attention(shape, scale: 1e30, softcap: 1e-10) }
+    }
+
     @Test func slopes() {
         expectRefusal(.alibi, "alibi.slopes") { _ = try Attention(shape, alibi: .slopes([1])) }
         expectRefusal(.alibi, "alibi.slopes[1]") { _ = try Attention(shape, alibi: .slopes([1, .nan])) }
