@@ -51,7 +51,7 @@ import Testing
             (nil, false, AttentionCase.ScalingChoice.none), (30, false, .none), (1.5, true, .clippedLogKeys),
             (nil, true, .table),
         ] {
-            let shape = AttentionCase(queries: 24, keys: 700, headDimension: 64) {
+            let shape = AttentionCase(queries: 6, keys: 500, headDimension: 64) {
                 ($0.softcap, $0.hasALiBi, $0.scaling) = (softcap, hasALiBi, scaling)
                 ($0.normaliser, $0.geometry, $0.group, $0.sink) = (normaliser, .causal, 2, .amid)
             }
