@@ -63,10 +63,10 @@ QATTN_INLINE row_finish begin_row_finish(const score_finish *finish, row_place p
     return row;
 }
 
-/* t - slope |distance - first - r| for lane r; distances within a block are exact. */
+/* t - slope |distance - first - r| for lane r. */
 QATTN_INLINE f32x16 alibi_lanes(f32x16 t, float slope, float distance, size_t first) {
     const f32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return f32x16_fma(f32x16_splat(-slope), f32x16_abs(distance - (float)first - lane), t);
+    return f32x16_fma(f32x16_splat(-slope), f32x16_abs(distance - (lane + (float)first)), t);
 }
 
 /* A row's scores against the first `count` vectors of a block. */

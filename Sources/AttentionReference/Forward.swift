@@ -107,8 +107,7 @@ extension ReferenceProblem {
     /// |position - key| in Float, rounded for the key's block: exact below 2^24.
     private func distance(_ position: Int, _ key: Int) -> Float {
         let blockFirst = key / keyBlock * keyBlock
-        let lane = key % laneCount
-        return abs((Float(position - blockFirst) - Float(key - blockFirst - lane)) - Float(lane))
+        return abs(Float(position - blockFirst) - Float(key - blockFirst))
     }
 }
 
