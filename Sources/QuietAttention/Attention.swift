@@ -37,6 +37,8 @@
 public final class Attention: Sendable {
     /// The dimensions.
     public let shape: AttentionShape
+    /// Where weight goes that no key deserves.
+    public let sink: AttentionSink
     /// What scores are multiplied by.
     public let scale: Double
     /// What the scale is multiplied by, row by row.
@@ -125,6 +127,7 @@ public final class Attention: Sendable {
         let rules = try ScoreRules(
             sink: sink, scale: self.scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser)
         (self.scaling, self.softcap, self.alibi, self.normaliser) = (scaling, softcap, alibi, normaliser)
+        self.sink = rules.sink
         uniformSink = try rules.sink.uniformLogit() ?? 0
         headSinks = try rules.sink.checkedLogits(queryHeads: shape.queryHeads)
         try mask.check(fits: shape)

@@ -132,6 +132,8 @@ public struct AttentionShape: Sendable, Hashable {
 
     /// Longest sequence. Sums of a few positions and windows stay far from overflow below it.
     static let longestSequence = 1 << 40
+    /// Longest key, and longest value.
+    static let longestDimension = 1024
 
     private static func check(_ name: String, _ value: Int, in range: ClosedRange<Int>) throws(AttentionError) {
         guard !range.contains(value) else { return }
@@ -179,8 +181,8 @@ public struct AttentionShape: Sendable, Hashable {
     private func checkHeadsAndCounts() throws(AttentionError) {
         try Self.check("queryHeads", queryHeads, in: 0...Int.max)
         try Self.check("keyValueHeads", keyValueHeads, in: 0...Int.max)
-        try Self.check("headDimension", headDimension, in: 1...1024)
-        try Self.check("valueDimension", valueDimension, in: 1...1024)
+        try Self.check("headDimension", headDimension, in: 1...Self.longestDimension)
+        try Self.check("valueDimension", valueDimension, in: 1...Self.longestDimension)
         guard queryHeads == 0 || (keyValueHeads > 0 && queryHeads % keyValueHeads == 0) else {
             throw AttentionError(
                 .headGroups, "keyValueHeads", expected: "a divisor of the \(queryHeads) query heads",

@@ -164,6 +164,44 @@ import Testing
         }
     }
 
+    /// Two batch items, two heads on one, and as many keys as make two parts: output is weights times values.
+    @Test("weights", arguments: kernelSets, [AttentionLayout.batchHeadsSequence, .batchSequenceHeads])
+    func weights(kernels: KernelSet, layout: AttentionLayout) throws {
+        let (queries, keys) = (3, 1030)
+        let shape = try AttentionShape(
+            batch: 2, queryHeads: 2, keyValueHeads: 1, queries: queries, keys: keys, headDimension: 4)
+        var generator = SeededGenerator(seed: 5)
+        let data = [shape.queryCount, shape.keyCount, shape.valueCount].map { generator.normals($0) }
+        for normaliser in [AttentionNormaliser.softmax] + SmallProblem.normalisers {
+            let attention = try Attention(
+                shape, mask: .causal.keyLengths([keys, 70]), softcap: 5, alibi: .standard, normaliser: normaliser,
+                layout: layout, kernels: kernels)
+            let weights = try attention.weights(queries: data[0], keys: data[1])
+            let result = try attention.forward(queries: data[0], keys: data[1], values: data[2])
+            #expect(weights.count == 2 * 2 * queries * keys)
+            for row in 0..<shape.rowCount {
+                let (item, head, query) = (row / queries / 2, row / queries % 2, row % queries)
+                let picked = weights.rows(row, 1, keys)
+                #expect(picked[(item == 0 ? keys - queries + query + 1 : 70)...].allSatisfy { $0 == 0 })
+                // One key/value head: its rows are adjacent in both layouts.
+                let expected = picked.indices.reduce(0.0) {
+                    $0 + Double(picked[$1]) * Double(data[2][(item * keys + $1) * 4 + 1])
+                }
+                let place =
+                    layout == .batchHeadsSequence ? row : (item * queries + query) * 2 + head
+                #expect(abs(Double(result.output[place * 4 + 1]) - expected) < 1e-5 * max(1, abs(expected)))
+                if normaliser == .softmax {
+                    let sum = picked.reduce(0.0) { $0 + Double($1) }
+                    #expect(abs(sum + Double(result.sinkShare[row]) - 1) < 1e-5)
+                }
+            }
+        }
+        let packed = try Attention(
+            AttentionShape(packed: [0, 2, 5], queryHeads: 1, headDimension: 4), kernels: kernels)
+        let five = [Float](repeating: 0, count: 20)
+        #expect(throws: AttentionError.self) { try packed.weights(queries: five, keys: five) }
+    }
+
     // MARK: - Scores
 
     @Test("a table of factors is a scale per row, to the bit", arguments: kernelSets)
