@@ -557,9 +557,10 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
 /* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. */
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const size_t head_dim = args->blocks.head_dim;
+    const float uniform = query_factor(args, ws->places[0]);
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
         float *const out = ws->queries + i * ws->head_lanes;
-        const f32x16 c = f32x16_splat(query_factor(args, ws->places[i]));
+        const f32x16 c = f32x16_splat(args->row_factors ? query_factor(args, ws->places[i]) : uniform);
         const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
             f32x16 x = f32x16_splat(0);

@@ -111,7 +111,7 @@ extension AttentionShape {
 }
 
 /// What a run makes of rows instead of output.
-struct RowDiagnosis: @unchecked Sendable {
+final class RowDiagnosis: @unchecked Sendable {
     /// With values of one element.
     let shape: AttentionShape
     let schedule: ForwardSchedule
@@ -122,6 +122,15 @@ struct RowDiagnosis: @unchecked Sendable {
     let buffers: UnsafeMutableRawPointer
     /// Most keys that a row's blocks hold.
     let keys: Int
+
+    init(
+        shape: AttentionShape, schedule: ForwardSchedule, results: UnsafeMutablePointer<RowDiagnostics>,
+        epsilon: Double,
+        buffers: UnsafeMutableRawPointer, keys: Int
+    ) {
+        (self.shape, self.schedule, self.results) = (shape, schedule, results)
+        (self.epsilon, self.buffers, self.keys) = (epsilon, buffers, keys)
+    }
 
     /// A pair of query and key takes at least so many times as long as in a forward pass.
     static let timesForward = 4.0

@@ -7,7 +7,7 @@ import CKernels
 ///
 /// The keys and values of one (sequence, key/value head), a *group*, are packed once and read by all its query heads.
 /// Packed groups live in a few slots that are reused, so that memory does not grow with batch or heads.
-struct ForwardSchedule: Sendable {
+final class ForwardSchedule: Sendable {
     /// One per sequence with queries, or a single one that stands for all.
     let sequences: [SequencePlan]
     let isUniform: Bool
