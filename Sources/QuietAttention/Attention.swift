@@ -38,17 +38,17 @@ public final class Attention: Sendable {
     /// The dimensions.
     public let shape: AttentionShape
     /// Where weight goes that no key deserves.
-    public let sink: AttentionSink
+    public var sink: AttentionSink { rules.sink }
     /// What scores are multiplied by.
-    public let scale: Double
+    public var scale: Double { rules.scale }
     /// What the scale is multiplied by, row by row.
-    public let scaling: ScoreScaling
+    public var scaling: ScoreScaling { rules.scaling }
     /// The bound of scores; nil: none.
-    public let softcap: Double?
+    public var softcap: Double? { rules.softcap }
     /// The slopes by which scores fall with distance; nil: none.
-    public let alibi: ALiBi?
+    public var alibi: ALiBi? { rules.alibi }
     /// How scores become weights.
-    public let normaliser: AttentionNormaliser
+    public var normaliser: AttentionNormaliser { rules.normaliser }
     /// Which keys a row sees.
     public let mask: AttentionMask
     /// What is added to the scores, in natural units.
@@ -66,6 +66,7 @@ public final class Attention: Sendable {
     /// The memory that calls reuse.
     public let workspace: AttentionWorkspace
 
+    private let rules: ScoreRules
     let scores: KernelScores
     let schedule: ForwardSchedule
     let rows: TensorRows
@@ -123,11 +124,9 @@ public final class Attention: Sendable {
         nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
-        self.scale = try Self.checked(scale, headDimension: shape.headDimension)
-        let rules = try ScoreRules(
-            sink: sink, scale: self.scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser)
-        (self.scaling, self.softcap, self.alibi, self.normaliser) = (scaling, softcap, alibi, normaliser)
-        self.sink = rules.sink
+        rules = try ScoreRules(
+            sink: sink, scale: Self.checked(scale, headDimension: shape.headDimension), scaling: scaling,
+            softcap: softcap, alibi: alibi, normaliser: normaliser)
         uniformSink = try rules.sink.uniformLogit() ?? 0
         headSinks = try rules.sink.checkedLogits(queryHeads: shape.queryHeads)
         try mask.check(fits: shape)

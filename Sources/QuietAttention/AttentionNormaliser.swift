@@ -53,6 +53,14 @@ public enum AttentionNormaliser: Sendable, Hashable {
         }
     }
 
+    /// Whether the constant depends on the keys that a row sees.
+    var countsKeys: Bool {
+        switch self {
+        case .clippedSoftmax(.overKeys(_, .visible), _), .sigmoid(.minusLog(.visible)), .reluSquared(.visible): true
+        default: false
+        }
+    }
+
     /// Checks a buffer for log-sum-exps or sink shares.
     func checkSums(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
         guard hasSink else {

@@ -34,13 +34,13 @@ public final class CachedAttention: Sendable {
     /// What scores are multiplied by; nil: 1 / sqrt(headDimension) of the caches.
     public let scale: Double?
     /// What the scale is multiplied by, row by row.
-    public let scaling: ScoreScaling
+    public var scaling: ScoreScaling { rules.scaling }
     /// The bound of scores; nil: none.
-    public let softcap: Double?
+    public var softcap: Double? { rules.softcap }
     /// The slopes by which scores fall with distance; nil: none.
-    public let alibi: ALiBi?
+    public var alibi: ALiBi? { rules.alibi }
     /// How scores become weights.
-    public let normaliser: AttentionNormaliser
+    public var normaliser: AttentionNormaliser { rules.normaliser }
     /// The order of dimensions of queries and output; nil: `[batch, heads, sequence, dimension]`, or
     /// `[total, heads, dimension]` where a call has `queryOffsets`.
     public let layout: AttentionLayout?
@@ -94,11 +94,9 @@ public final class CachedAttention: Sendable {
         }
         self.queryHeads = queryHeads
         self.scale = if let scale { try Attention.checked(scale, headDimension: 1) } else { nil }
-        let rules = try ScoreRules(
+        rules = try ScoreRules(
             sink: sink, scale: self.scale ?? 1, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser
         )
-        self.rules = rules
-        (self.scaling, self.softcap, self.alibi, self.normaliser) = (scaling, softcap, alibi, normaliser)
         sinks = try rules.sink.logits(queryHeads: queryHeads)
         _ = try alibi?.checkedSlopes(queryHeads: queryHeads)
         self.layout = layout

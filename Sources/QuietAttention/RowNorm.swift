@@ -27,7 +27,7 @@ public struct LayerNorm: Sendable, Hashable {
         dimension: Int, gain: [Float]? = nil, bias: [Float]? = nil, epsilon: Float = 1e-5, kernels: KernelSet? = nil
     ) throws(AttentionError) {
         norm = try RowNorm(
-            dimension: dimension, isCentred: true, gain: gain, bias: bias, epsilon: epsilon, kernels: kernels)
+            dimension: dimension, kind: .layer, gain: gain, bias: bias, epsilon: epsilon, kernels: kernels)
     }
 
     /// Normalises rows `[rows, dimension]` in place.
@@ -62,7 +62,7 @@ public struct RMSNorm: Sendable, Hashable {
         dimension: Int, gain: [Float]? = nil, epsilon: Float = 1e-6, kernels: KernelSet? = nil
     ) throws(AttentionError) {
         norm = try RowNorm(
-            dimension: dimension, isCentred: false, gain: gain, bias: nil, epsilon: epsilon, kernels: kernels)
+            dimension: dimension, kind: .rms, gain: gain, bias: nil, epsilon: epsilon, kernels: kernels)
     }
 
     /// Normalises rows `[rows, dimension]` in place.
@@ -79,13 +79,13 @@ public struct RMSNorm: Sendable, Hashable {
 /// What both norms do to a row.
 private struct RowNorm: Sendable, Hashable {
     let dimension: Int
-    let isCentred: Bool
+    let kind: QueryKeyNorm.Kind
     let gain, bias: [Float]?
     let epsilon: Float
     let kernels: KernelSet
 
     init(
-        dimension: Int, isCentred: Bool, gain: [Float]?, bias: [Float]?, epsilon: Float, kernels: KernelSet?
+        dimension: Int, kind: QueryKeyNorm.Kind, gain: [Float]?, bias: [Float]?, epsilon: Float, kernels: KernelSet?
     ) throws(AttentionError) {
         guard dimension >= 1 else {
             throw AttentionError(.dimension, "dimension", expected: "1 or more", found: "\(dimension)")
@@ -98,7 +98,7 @@ private struct RowNorm: Sendable, Hashable {
         guard epsilon >= 0, epsilon.isFinite else {
             throw AttentionError(.epsilon, "epsilon", expected: "a finite number, 0 or more", found: "\(epsilon)")
         }
-        (self.dimension, self.isCentred, self.gain, self.bias) = (dimension, isCentred, gain, bias)
+        (self.dimension, self.kind, self.gain, self.bias) = (dimension, kind, gain, bias)
         self.epsilon = epsilon
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
     }
@@ -122,20 +122,12 @@ private struct RowNorm: Sendable, Hashable {
     }
 
     private func apply(to rows: UnsafeMutableBufferPointer<Float>) {
-        var arguments = qattn_prepare_args()
-        (arguments.rows, arguments.out) = (UnsafeRawPointer(rows.baseAddress), rows.baseAddress)
-        (arguments.stride, arguments.out_stride) = (dimension, dimension)
-        arguments.storage = QATTN_FLOAT32
-        arguments.count = rows.count / dimension
-        arguments.dim = dimension
-        arguments.norm = isCentred ? QATTN_LAYER_NORM : QATTN_RMS_NORM
-        arguments.epsilon = epsilon
-        (gain ?? []).withUnsafeBufferPointer { gain in
-            (bias ?? []).withUnsafeBufferPointer { bias in
-                arguments.gain = self.gain == nil ? nil : gain.baseAddress
-                arguments.shift = self.bias == nil ? nil : bias.baseAddress
-                kernels.functions.pointee.prepare(&arguments)
-            }
-        }
+        guard let address = rows.baseAddress else { return }
+        let side = PreparedSide(
+            dimension: dimension, norm: QueryKeyNorm(kind: kind, epsilon: epsilon), gain: gain, shift: bias,
+            rotation: QATTN_ROTATED, pairing: QATTN_HALVES, pairs: 0)
+        side.prepare(
+            address, stride: dimension, storage: .float32, count: rows.count / dimension, table: nil, into: address,
+            outStride: dimension, kernels.functions)
     }
 }

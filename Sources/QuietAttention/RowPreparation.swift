@@ -65,10 +65,10 @@ struct PreparedSide: Sendable {
     ///
     /// - Parameters:
     ///   - table: of the first row's position; those of the others follow. Only read where there are pairs.
-    ///   - out: rows ``RowPreparation/stride(_:)`` elements apart.
+    ///   - outStride: elements between the rows of `out`; nil: ``RowPreparation/stride(_:)``.
     func prepare(
         _ rows: UnsafeRawPointer, stride: Int, storage: AttentionStorage, count: Int, table: UnsafePointer<Float>?,
-        into out: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<qattn_kernels>
+        into out: UnsafeMutablePointer<Float>, outStride: Int? = nil, _ kernels: UnsafePointer<qattn_kernels>
     ) {
         var arguments = qattn_prepare_args()
         arguments.rows = rows
@@ -88,7 +88,7 @@ struct PreparedSide: Sendable {
         arguments.pairs = pairs
         arguments.tables = table
         arguments.out = out
-        arguments.out_stride = RowPreparation.stride(dimension)
+        arguments.out_stride = outStride ?? RowPreparation.stride(dimension)
         (gain ?? []).withUnsafeBufferPointer { gain in
             (shift ?? []).withUnsafeBufferPointer { shift in
                 arguments.gain = self.gain == nil ? nil : gain.baseAddress

@@ -5,12 +5,12 @@ import CKernels
 
 /// All that stands between the products of queries and keys and their weights, apart from masks and bias.
 struct ScoreRules: Sendable {
-    var sink = AttentionSink.softmax1
+    let sink: AttentionSink
     var scale: Double
-    var scaling = ScoreScaling.constant
-    var softcap: Double?
-    var alibi: ALiBi?
-    var normaliser = AttentionNormaliser.softmax
+    let scaling: ScoreScaling
+    let softcap: Double?
+    let alibi: ALiBi?
+    let normaliser: AttentionNormaliser
 
     /// - Parameter sink: nil: softmax_1 where the normaliser has a sink.
     init(
@@ -70,6 +70,9 @@ struct ScoreRules: Sendable {
         !scaling.isConstant || normaliser != .softmax || sink.countsKeys
     }
 
+    /// Whether some number of a row depends on how many keys it sees.
+    private var countsKeys: Bool { scaling.countsKeys || normaliser.countsKeys || sink.countsKeys }
+
     /// The rules for a problem.
     ///
     /// - Parameters:
@@ -88,12 +91,13 @@ struct ScoreRules: Sendable {
         }
         guard hasRowNumbers else { return KernelScores(self, slopes: slopes, rows: nil) }
         let keys = VisibleKeys(shape, plans: plans, isUniform: isUniform, allowed: mask.allowed, bias: bias)
-        let rows = keys.rows(of: scaling)
+        let rows = countsKeys ? keys.rows(of: scaling) : VisibleKeys.Rows(of: scaling, shape)
         var factors = [Double](repeating: 1, count: rows.count)
         var constants = [Float](repeating: 0, count: rows.count)
         for index in 0..<rows.count {
             let (item, head, query) = rows[index]
-            let count = keys.count(item: item, head: head, query: query)
+            // Counting may go through a mask: only where a formula asks for it.
+            let count = countsKeys ? keys.count(item: item, head: head, query: query) : 1
             factors[index] = try checkedFactor(
                 scaling.factor(
                     keys: count, headDimension: shape.headDimension, item: item, head: head, query: query), query: query

@@ -36,6 +36,14 @@ public enum ScoreScaling: Sendable {
 
     var isConstant: Bool { if case .constant = self { true } else { false } }
 
+    /// Whether factors depend on the keys that a row sees.
+    var countsKeys: Bool {
+        switch self {
+        case .constant, .table: false
+        case .clippedLogKeys, .logKeys, .logKeysPerDimension, .scalableSoftmax: true
+        }
+    }
+
     /// The name, as errors call it.
     var name: String {
         switch self {

@@ -35,6 +35,22 @@ struct VisibleKeys {
                 keys: 0)
         }
 
+        init(batch: Int, heads: Int, queries: Int) {
+            (self.batch, self.heads, self.queries) = (batch, heads, queries)
+        }
+
+        /// Where nothing depends on the keys that a row sees: those of a table, or a single one for all.
+        init(of scaling: ScoreScaling, _ shape: AttentionShape) {
+            guard case .table(let table) = scaling else {
+                self.init(batch: 1, heads: 1, queries: 1)
+                return
+            }
+            let extents = table.extents
+            self.init(
+                batch: extents.batch == 1 ? 1 : shape.batch, heads: extents.heads == 1 ? 1 : shape.queryHeads,
+                queries: extents.queries == 1 ? 1 : shape.queries)
+        }
+
         /// The row whose numbers are kept at an index.
         subscript(index: Int) -> (item: Int, head: Int, query: Int) {
             (index / queries / heads, index / queries % heads, index % queries)

@@ -86,22 +86,14 @@ import Testing
     }
 
     @Test func errors() throws {
-        func kind(_ body: () throws -> Void) -> AttentionError.Kind? {
-            do {
-                try body()
-                return nil
-            } catch {
-                return (error as? AttentionError)?.kind
-            }
-        }
-        #expect(kind { _ = try LayerNorm(dimension: 0) } == .dimension)
-        #expect(kind { _ = try RMSNorm(dimension: -1) } == .dimension)
-        #expect(kind { _ = try LayerNorm(dimension: 3, gain: [1, 2]) } == .elementCount)
-        #expect(kind { _ = try LayerNorm(dimension: 3, bias: [1, 2, 3, 4]) } == .elementCount)
-        #expect(kind { _ = try RMSNorm(dimension: 3, epsilon: -1) } == .epsilon)
-        #expect(kind { _ = try RMSNorm(dimension: 3, epsilon: .nan) } == .epsilon)
+        expectRefusal(.dimension, "dimension") { _ = try LayerNorm(dimension: 0) }
+        expectRefusal(.dimension, "dimension") { _ = try RMSNorm(dimension: -1) }
+        expectRefusal(.elementCount, "gain") { _ = try LayerNorm(dimension: 3, gain: [1, 2]) }
+        expectRefusal(.elementCount, "bias") { _ = try LayerNorm(dimension: 3, bias: [1, 2, 3, 4]) }
+        expectRefusal(.epsilon, "epsilon") { _ = try RMSNorm(dimension: 3, epsilon: -1) }
+        expectRefusal(.epsilon, "epsilon") { _ = try RMSNorm(dimension: 3, epsilon: .nan) }
         var rows: [Float] = [1, 2, 3, 4]
-        #expect(kind { try RMSNorm(dimension: 3).apply(to: &rows) } == .elementCount)
+        expectRefusal(.elementCount, "rows") { try RMSNorm(dimension: 3).apply(to: &rows) }
         #expect(rows == [1, 2, 3, 4])
         var none: [Float] = []
         try LayerNorm(dimension: 3).apply(to: &none)
