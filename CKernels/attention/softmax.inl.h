@@ -3,7 +3,7 @@
  *
  *     m' = max(m, t[j]),  a = 2^(m - m'),  p[j] = 2^(t[j] - m'),  l[r] = l[r] a + p[r] + p[r+16] + p[r+32] + p[r+48]
  *
- * for the block's keys; o = o a + sum p[j] v[j] follows in forward.inl.h. The sink joins once, at the very end.
+ * for the block's keys; o = o a + sum p[j] v[j] follows in tiles.inl.h. The sink joins once, at the very end.
  *
  * While m is -inf nothing has been summed, and the subtraction uses 0 instead: -inf - -inf would be NaN. */
 #ifndef QATTN_SOFTMAX_INL_H

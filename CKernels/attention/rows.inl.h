@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rows.inl.h - the rows of a call to forward and their sums: from the caller's queries through the workspace to the
+ * caller's outputs or states. */
+#ifndef QATTN_ROWS_INL_H
+#define QATTN_ROWS_INL_H
+
+#include "attention/blocks.inl.h"
+#include "attention/prefetch.inl.h"
+#include "attention/scores.inl.h"
+#include "attention/weights.inl.h"
+
+/* The caller's workspace, cut up, and what else a call knows from its start. */
+typedef struct forward_workspace {
+    qattn_normaliser normaliser; /* of the pass over the keys at hand */
+    bool plain;                  /* softmax over float32 blocks, of scores that need nothing but a mask */
+    float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
+    row_state state, chunk; /* the sums so far, and those of the chunk at hand */
+    size_t head_lanes, value_lanes, rows, tiles, block_bytes;
+    row_place places[QATTN_QUERY_BLOCK]; /* of the rows; the last one's for those that fill the last tile */
+    prefetch_cursor upcoming[QATTN_UPCOMING];
+    size_t upcoming_share[QATTN_UPCOMING]; /* lines to ask for with each tile and block */
+    row_totals totals[QUERY_TILES];        /* of the first pass of clipped softmax */
+} forward_workspace;
+
+/* The c of a row's normaliser. */
+QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
+    return args->row_constants[row_offset(args->row_constant_strides, row)];
+}
+
+/* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. */
+QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
+    const size_t head_dim = args->blocks.head_dim;
+    const float uniform = query_factor(args, ws->places[0]);
+    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+        float *const out = ws->queries + i * ws->head_lanes;
+        const f32x16 c = f32x16_splat(args->row_factors ? query_factor(args, ws->places[i]) : uniform);
+        const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
+        for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
+            f32x16 x = f32x16_splat(0);
+            if (i < ws->rows) x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), head_dim - d, storage) * c;
+            f32x16_store(out + d, x);
+        }
+    }
+}
+
+QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_workspace *ws) {
+    switch (args->query_storage) {
+    case QATTN_FLOAT32: scale_queries(args, ws, QATTN_FLOAT32); break;
+    case QATTN_FLOAT16: scale_queries(args, ws, QATTN_FLOAT16); break;
+    default: scale_queries(args, ws, QATTN_BFLOAT16); break;
+    }
+}
+
+QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws) {
+    const bool is_softmax = ws->normaliser == QATTN_SOFTMAX;
+    for (size_t i = 0; i < ws->tiles * QATTN_LANES; i++) state.maximum[i] = is_softmax ? -__builtin_inff() : 0;
+    memset(state.sum, 0, ws->tiles * TILE_ROWS * QATTN_LANES * sizeof(float));
+    memset(state.out, 0, ws->tiles * TILE_ROWS * ws->value_lanes * sizeof(float));
+    memset(state.started, false, ws->rows * sizeof(bool));
+}
+
+QATTN_INLINE void merge_chunk(const forward_workspace *ws) {
+    for (size_t i = 0; i < ws->rows; i++) {
+        if (ws->chunk.started[i])
+            merge_row(row_of(ws->state, i, ws->value_lanes), ws->state.started + i,
+                      row_of(ws->chunk, i, ws->value_lanes), ws->value_lanes);
+    }
+}
+
+/* What remains to be said of the rows of a tile, from all their sums. A row without keys has o = 0, so only its lse
+ * needs a word. */
+QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
+                                    size_t tile) {
+    const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
+    const row_place *const places = ws->places + first;
+    const float *const maximum = state.maximum + tile * QATTN_LANES, *const sum = state.sum + first * QATTN_LANES;
+    row_totals totals;
+    if (ws->normaliser == QATTN_SOFTMAX) {
+        float sinks[QATTN_LANES];
+        f32x16_store(sinks, f32x16_splat(args->sinks[places[0].head]));
+        for (size_t r = 0; places[count - 1].head != places[0].head && r < count; r++)
+            sinks[row_lane(r)] = args->sinks[places[r].head];
+        for (size_t r = 0; args->normaliser == QATTN_SOFTMAX && args->row_constants && r < count; r++)
+            sinks[row_lane(r)] += row_constant(args, places[r]);
+        tile_totals(maximum, sum, sinks, &totals, args->lse, args->sink_share);
+        for (size_t r = 0; args->lse && r < count; r++) {
+            if (!state.started[first + r]) totals.lse[row_lane(r)] = sinks[row_lane(r)];
+        }
+    } else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX) {
+        totals = ws->totals[tile];
+        f32x16_store(totals.factor, f32x16_splat(1));
+    } else {
+        float sums[QATTN_LANES];
+        f32x16_store(sums, tile_lane_sums(sum));
+        for (size_t r = 0; r < count; r++)
+            totals.factor[row_lane(r)] =
+                weights_factor(ws->normaliser, sums[row_lane(r)], row_constant(args, places[r]));
+    }
+    return totals;
+}
+
+QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
+                             qattn_storage storage) {
+    const size_t value_dim = args->blocks.value_dim;
+    for (size_t tile = 0; tile < ws->tiles; tile++) {
+        const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
+        const row_totals totals = tile_result(args, ws, state, tile);
+        for (size_t r = 0; r < count; r++) {
+            const row_place place = ws->places[first + r];
+            const f32x16 row_factor = f32x16_splat(totals.factor[row_lane(r)]);
+            const float *const o = state.out + (first + r) * ws->value_lanes;
+            char *const out =
+                (char *)args->out + row_offset(args->out_strides, place) * (ptrdiff_t)storage_size(storage);
+            for (size_t c = 0; c < value_dim; c += QATTN_LANES)
+                f32x16_store_first(out + c * storage_size(storage), value_dim - c, f32x16_load(o + c) * row_factor,
+                                   storage);
+            const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
+            if (args->lse) args->lse[at] = totals.lse[row_lane(r)];
+            if (args->sink_share) args->sink_share[at] = totals.sink_share[row_lane(r)];
+        }
+    }
+}
+
+QATTN_INLINE void store_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state) {
+    switch (args->out_storage) {
+    case QATTN_FLOAT32: store_rows(args, ws, state, QATTN_FLOAT32); break;
+    case QATTN_FLOAT16: store_rows(args, ws, state, QATTN_FLOAT16); break;
+    default: store_rows(args, ws, state, QATTN_BFLOAT16); break;
+    }
+}
+
+/* The parts of a row's state in the caller's array, `index` counted over chunks and rows; *seen is its `seen`. */
+QATTN_INLINE row_sums state_at(const qattn_forward_args *args, size_t index, float **seen) {
+    float *const state = args->states + index * qattn_state_floats(args->blocks.value_dim);
+    *seen = state + 1;
+    return (row_sums){.maximum = state, .sum = state + QATTN_LANES, .out = state + 2 * QATTN_LANES};
+}
+
+QATTN_INLINE void store_states(const qattn_forward_args *args, const forward_workspace *ws, size_t chunk) {
+    for (size_t i = 0; i < ws->rows; i++) {
+        float *seen;
+        const row_sums state = state_at(args, (chunk - args->chunk_begin) * ws->rows + i, &seen);
+        copy_row(state, row_of(ws->chunk, i, ws->value_lanes), ws->value_lanes);
+        *seen = ws->chunk.started[i];
+    }
+}
+
+/* Cuts floats off the workspace; every piece is a multiple of 16 floats. */
+QATTN_INLINE float *take(float **cursor, size_t count) {
+    float *const piece = *cursor;
+    *cursor += qattn_round_up(count, QATTN_LANES);
+    return piece;
+}
+
+QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
+    return (row_state){.maximum = take(cursor, ws->tiles * QATTN_LANES),
+                       .sum = take(cursor, ws->tiles * TILE_ROWS * QATTN_LANES),
+                       .out = take(cursor, ws->tiles * TILE_ROWS * ws->value_lanes),
+                       .started = (bool *)take(cursor, ws->tiles * TILE_ROWS)};
+}
+
+QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
+    ws->normaliser = args->normaliser;
+    ws->plain = args->normaliser == QATTN_SOFTMAX && args->blocks.storage == QATTN_FLOAT32 && scores_are_plain(args);
+    ws->rows = args->row_end - args->row_begin;
+    ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
+    ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
+    ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
+    ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
+    row_place place = {.head = args->row_begin / args->queries, .query = args->row_begin % args->queries};
+    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+        ws->places[i] = place;
+        if (i + 1 >= ws->rows) continue;
+        if (++place.query == args->queries) place = (row_place){.head = place.head + 1, .query = 0};
+    }
+    float *cursor = args->workspace;
+    ws->queries = take(&cursor, ws->tiles * TILE_ROWS * ws->head_lanes);
+    ws->state = take_state(&cursor, ws);
+    ws->chunk = take_state(&cursor, ws);
+}
+
+#endif
