@@ -9,13 +9,13 @@ Writes CKernels/simd/coefficients.h and Sources/AttentionReference/Coefficients.
 
     exp2   2^f ~ (((((c6 f + c5) f + c4) f + c3) f + c2) f + c1) f + 1     f in [-1/2, 1/2]
     log2   log2(1 + u) ~ u (((... (c8 u + c7) u ...) u + c1) u + c0)       u in [sqrt(1/2) - 1, sqrt(2) - 1]
-    tanh   tanh(y) ~ y P(y^2) / Q(y^2), P and Q of degree 4                y in [-9, 9]
+    tanh   tanh(y) ~ y k P(y^2) / Q(y^2), P and Q = z^4 + ...              y in [-9, 9]
 
 all by Horner's rule with one fused multiply-add in binary32 per coefficient. A Remez exchange in 40 digits gives the
 real coefficients. Rounding them costs more than the polynomial's own error, so for exp2 and log2 pairs of the rounded
 coefficients are then moved by a few units in the last place, as long as the largest error of the binary32 evaluation
 falls. The search looks at some arguments; every round then goes through all of them and adds the worst to those looked
-at. Those of tanh are rounded and left so.
+at. Those of tanh are rounded and left so, but for the last one of P, which makes the quotient 1 at 0.
 """
 
 import argparse
@@ -165,7 +165,9 @@ class Log2:
 
 
 class Tanh:
-    """tanh(y) = y P(y^2) / Q(y^2): the least largest relative error on [0, 9]; beyond, tanh(9) is off by 3e-8."""
+    """tanh(y) = y k P(y^2) / Q(y^2): the least largest relative error on [0, 9]; beyond, tanh(9) is off by 3e-8.
+
+    P and Q have the leading coefficient 1: Horner's rule then starts with a sum, not with a fused multiply-add."""
 
     DEGREE = 4
     LIMIT = 9
@@ -182,7 +184,9 @@ class Tanh:
             nodes = [grid[i] for i in alternating_extrema(errors)]
             if len(nodes) != count:
                 raise ArithmeticError("the error does not alternate: use a finer grid")
-        self.numerator, self.denominator = ([np.float32(float(c)) for c in x] for x in (p, q))
+        self.factor = np.float32(float(p[0] / q[0]))
+        self.numerator, self.denominator = ([np.float32(float(c / x[0])) for c in x[1:]] for x in (p, q))
+        self.numerator[-1] = np.float32(float(self.denominator[-1]) / float(self.factor))
         self.quotient_error = abs(error)
 
     def exchange(self, nodes, q, error):
@@ -205,7 +209,8 @@ class Tanh:
         """In units in the last place, over every 97th float from 2^-12 on; below, tanh(y) is y."""
         y = floats_between(2.0**-12, float(self.LIMIT), 97)
         z, exact = to_float32(y * y), np.tanh(y)
-        quotient = to_float32(to_float32(y * horner(self.numerator, z)) / horner(self.denominator, z))
+        p, q = (horner([np.float32(1)] + c, z) for c in (self.numerator, self.denominator))
+        quotient = to_float32(to_float32(to_float32(y * self.factor) * p) / q)
         unit = 2.0 ** (np.floor(np.log2(exact)) - 23)
         return float((np.abs(quotient - exact) / unit).max())
 
@@ -294,6 +299,7 @@ def generate():
         ln2_float=hexadecimal(np.float32(LN2)),
         exp2=c_array("qattn_exp2_coefficients", exp2),
         log2=c_array("qattn_log2_coefficients", log2),
+        tanh_factor=hexadecimal(tanh.factor),
         tanh_p=c_array("qattn_tanh_numerator", tanh.numerator),
         tanh_q=c_array("qattn_tanh_denominator", tanh.denominator),
     )
@@ -304,6 +310,7 @@ def generate():
         ln2_float=hexadecimal(np.float32(LN2)),
         exp2=swift_constants(exp2),
         log2=swift_constants(log2),
+        tanh_factor=hexadecimal(tanh.factor),
         tanh_p=swift_constants(tanh.numerator, "p"),
         tanh_q=swift_constants(tanh.denominator, "q"),
     )
@@ -327,9 +334,10 @@ C_TEMPLATE = """\
  * Largest error: {log2_polynomial} in real numbers, {log2_error} ulp by Horner's rule with fma in float32, and
  * {log2_absolute} max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e. */
 {log2}
-/* tanh(y) = y P(y^2) / Q(y^2), y in [-9, 9]; beyond, tanh(9) is off by 3e-8 at most. Highest power first.
- * Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in float32. */
-#define QATTN_TANH_LIMIT 9
+/* tanh(y) = y k P(y^2) / Q(y^2), y in [-9, 9], P(z) = z^4 + c[0] z^3 + ... + c[3], and Q likewise; beyond, tanh(9) is off
+ * by 3e-8 at most. Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in float32. */
+#define QATTN_TANH_LIMIT  9
+#define QATTN_TANH_FACTOR {tanh_factor}f /* k */
 {tanh_p}
 {tanh_q}
 #endif
@@ -357,11 +365,13 @@ enum Exp2Coefficients {{
 enum Log2Coefficients {{
 {log2}}}
 
-/// tanh(y) = y P(y^2) / Q(y^2) for y in [-9, 9]; P = (((p4 z + p3) z + p2) z + p1) z + p0, and Q likewise.
+/// tanh(y) = y k P(y^2) / Q(y^2) for y in [-9, 9]; P = (((z + p3) z + p2) z + p1) z + p0, and Q likewise.
 /// Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in Float.
 enum TanhCoefficients {{
     /// Beyond, tanh(9) is off by 3e-8 at most.
     static let limit: Float = 9
+    /// k.
+    static let factor: Float = {tanh_factor}
 {tanh_p}{tanh_q}}}
 """
 

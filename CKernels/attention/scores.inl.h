@@ -37,7 +37,7 @@ QATTN_INLINE bool scores_are_plain(const qattn_forward_args *args) {
 /* What finishing scores takes: of a call, and of a row against a block. */
 typedef struct score_finish {
     const qattn_forward_args *args;
-    float unit, cap;
+    float unit, cap; /* cap with the factor of tanh */
 } score_finish;
 
 typedef struct row_finish {
@@ -50,7 +50,7 @@ typedef struct row_finish {
 QATTN_INLINE score_finish begin_finish(const qattn_forward_args *args) {
     const float unit = score_unit(args);
     const double cap = args->softcap * (takes_scores(args) ? 1 : QATTN_LOG2E);
-    return (score_finish){.args = args, .unit = unit, .cap = (float)cap};
+    return (score_finish){.args = args, .unit = unit, .cap = (float)(cap * QATTN_TANH_FACTOR)};
 }
 
 QATTN_INLINE row_finish begin_row_finish(const score_finish *finish, row_place place, uint64_t visible,
@@ -75,7 +75,7 @@ QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, size
     if (args->softcap != 0) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) {
-            t[v] = finish->cap * f32x16_tanh(t[v]);
+            t[v] = f32x16_scaled_tanh(t[v], finish->cap);
             if (v + 1 < count) f32x16_in_order(&t[v], &t[v + 1]);
         }
     }

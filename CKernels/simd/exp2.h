@@ -45,13 +45,26 @@ QATTN_INLINE f32x16 f32x16_exp2m1(f32x16 x) {
     return x * f32x16_horner(x, qattn_exp2_coefficients, count - 1);
 }
 
-QATTN_INLINE f32x16 f32x16_tanh(f32x16 x) {
+/* x^count + c[0] x^(count - 1) + ... + c[count - 1]: the first step is a sum, for which CPUs have units of their own.
+ */
+QATTN_INLINE f32x16 f32x16_monic(f32x16 x, const float *coefficients, int count) {
+    f32x16 y = x + f32x16_splat(coefficients[0]);
+    QATTN_UNROLL
+    for (int i = 1; i < count; i++) y = f32x16_fma(y, x, f32x16_splat(coefficients[i]));
+    return y;
+}
+
+/* scale * tanh(x), of factor = scale * QATTN_TANH_FACTOR. */
+QATTN_INLINE f32x16 f32x16_scaled_tanh(f32x16 x, float factor) {
     const int count = sizeof qattn_tanh_numerator / sizeof *qattn_tanh_numerator;
     const f32x16 limit = f32x16_splat(QATTN_TANH_LIMIT);
     const f32x16 below = x > limit ? limit : x, y = below < -limit ? -limit : below;
     const f32x16 z = y * y;
-    return y * f32x16_horner(z, qattn_tanh_numerator, count) / f32x16_horner(z, qattn_tanh_denominator, count);
+    return y * f32x16_splat(factor) * f32x16_monic(z, qattn_tanh_numerator, count) /
+           f32x16_monic(z, qattn_tanh_denominator, count);
 }
+
+QATTN_INLINE f32x16 f32x16_tanh(f32x16 x) { return f32x16_scaled_tanh(x, QATTN_TANH_FACTOR); }
 
 QATTN_INLINE f32x16 f32x16_log2(f32x16 x) {
     const int count = sizeof qattn_log2_coefficients / sizeof *qattn_log2_coefficients;

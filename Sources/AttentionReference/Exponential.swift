@@ -39,28 +39,29 @@ public enum ReferenceMath {
     /// 2^x - 1 for x in [-1/2, 1/2], without the cancellation that subtracting 1 from 2^x has near 0.
     static func exp2m1(_ x: Float) -> Float { x * exp2Slope(x) }
 
-    /// tanh(x), within 5.3 ulp of the true value.
+    /// tanh(x), within 5.6 ulp of the true value.
     ///
-    ///     tanh(y) = y P(y^2) / Q(y^2), y = x in [-9, 9]; beyond, tanh(9), off by 3e-8 at most
+    ///     tanh(y) = y k P(y^2) / Q(y^2), y = x in [-9, 9]; beyond, tanh(9), off by 3e-8 at most
     ///
-    /// `P` and `Q` have degree 4, by Horner's rule.
+    /// `P` and `Q` have degree 4 and leading coefficient 1, by Horner's rule.
     ///
     /// Edge case: NaN gives NaN.
-    public static func tanh(_ x: Float) -> Float {
+    public static func tanh(_ x: Float) -> Float { tanh(x, scale: 1) }
+
+    /// scale * tanh(x): the scale is multiplied with k, in Double, and the product is rounded once.
+    static func tanh(_ x: Float, scale: Double) -> Float {
         let limit = TanhCoefficients.limit
         let y = x > limit ? limit : x < -limit ? -limit : x
         let z = y * y
-        var p = TanhCoefficients.p4
-        p = fma(p, z, TanhCoefficients.p3)
+        var p = z + TanhCoefficients.p3
         p = fma(p, z, TanhCoefficients.p2)
         p = fma(p, z, TanhCoefficients.p1)
         p = fma(p, z, TanhCoefficients.p0)
-        var q = TanhCoefficients.q4
-        q = fma(q, z, TanhCoefficients.q3)
+        var q = z + TanhCoefficients.q3
         q = fma(q, z, TanhCoefficients.q2)
         q = fma(q, z, TanhCoefficients.q1)
         q = fma(q, z, TanhCoefficients.q0)
-        return y * p / q
+        return y * Float(scale * Double(TanhCoefficients.factor)) * p / q
     }
 
     /// log2(x), within 7.3e-8 max(1, |log2(x)|) of the true value, and exact where x is a power of two.

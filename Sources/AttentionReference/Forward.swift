@@ -96,7 +96,7 @@ extension ReferenceProblem {
         var scores = [Float](repeating: 0, count: keys)
         for j in 0..<keys where row.isVisible[j] {
             var score = dot(query, row.keys + j * headDimension, count: headDimension)
-            if let softcap { score = Float(softcap * unit) * ReferenceMath.tanh(score) }
+            if let softcap { score = ReferenceMath.tanh(score, scale: softcap * unit) }
             if alibiSlopes != nil { score = fma(-(row.slope * unitFloat), distance(row.position, j), score) }
             if let bias = row.bias { score = fma(bias[j], unitFloat, score) }
             scores[j] = score

@@ -58,7 +58,7 @@ import Testing
             (squares, count) = (squares + error * error, count + 1)
             if error > worst { (worst, worstArgument) = (error, x) }
         }
-        #expect(worst <= 5.5, "at \(worstArgument)")
+        #expect(worst <= 5.7, "at \(worstArgument)")
         #expect((squares / Double(count)).squareRoot() < 1)
         let most = ReferenceMath.tanh(.infinity)
         #expect(abs(most - 1) <= 0x1p-22 && ReferenceMath.tanh(9) == most && ReferenceMath.tanh(-.infinity) == -most)
