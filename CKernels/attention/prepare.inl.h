@@ -63,10 +63,9 @@ typedef struct pair_lanes {
     f32x16 first, second;
 } pair_lanes;
 
-/* Pairs j ... j + 15 of a row of `pairs`; 0 behind them. */
-QATTN_INLINE pair_lanes load_pairs(const void *row, size_t j, size_t pairs, qattn_pairing pairing,
+/* Pairs j ... j + n - 1 of a row of `pairs`; 0 behind them. */
+QATTN_INLINE pair_lanes load_pairs(const void *row, size_t j, size_t n, size_t pairs, qattn_pairing pairing,
                                    qattn_storage storage) {
-    const size_t n = pairs - j;
     if (pairing == QATTN_HALVES)
         return (pair_lanes){f32x16_load_first(storage_at(row, (ptrdiff_t)j, storage), n, storage),
                             f32x16_load_first(storage_at(row, (ptrdiff_t)(pairs + j), storage), n, storage)};
@@ -81,8 +80,7 @@ QATTN_INLINE pair_lanes load_pairs(const void *row, size_t j, size_t pairs, qatt
     };
 }
 
-QATTN_INLINE void store_pairs(float *row, size_t j, size_t pairs, pair_lanes x, qattn_pairing pairing) {
-    const size_t n = pairs - j;
+QATTN_INLINE void store_pairs(float *row, size_t j, size_t n, size_t pairs, pair_lanes x, qattn_pairing pairing) {
     if (pairing == QATTN_HALVES) {
         f32x16_store_first(row + j, n, x.first, QATTN_FLOAT32);
         f32x16_store_first(row + pairs + j, n, x.second, QATTN_FLOAT32);
@@ -116,14 +114,16 @@ QATTN_INLINE pair_lanes turn_pairs(pair_lanes x, f32x16 c, f32x16 s, qattn_rotat
     return rotation == QATTN_STRICT_KEY ? rotate_lengths(t, c, s) : rotate_pairs((pair_lanes){t, t}, c, s);
 }
 
-/* out = the row rotated by its table; out may be the row itself. */
+/* out = the row rotated by its table; out may be the row itself. A constant `whole`, for multiples of 16 pairs, leaves
+ * no test in the loop. */
 QATTN_INLINE void rotate_row(const qattn_prepare_args *args, const void *row, const float *table, float *out,
-                             qattn_rotation rotation, qattn_pairing pairing, qattn_storage storage) {
+                             qattn_rotation rotation, qattn_pairing pairing, qattn_storage storage, bool whole) {
     const size_t pairs = args->pairs, lanes = qattn_round_up(pairs, QATTN_LANES);
     for (size_t j = 0; j < pairs; j += QATTN_LANES) {
-        const pair_lanes x = load_pairs(row, j, pairs, pairing, storage);
+        const size_t n = whole ? QATTN_LANES : qattn_min(pairs - j, QATTN_LANES);
+        const pair_lanes x = load_pairs(row, j, n, pairs, pairing, storage);
         const f32x16 c = f32x16_load(table + j), s = f32x16_load(table + lanes + j);
-        store_pairs(out, j, pairs, turn_pairs(x, c, s, rotation), pairing);
+        store_pairs(out, j, n, pairs, turn_pairs(x, c, s, rotation), pairing);
     }
     if ((const void *)out == row) return;
     for (size_t d = 2 * pairs; d < args->dim; d += QATTN_LANES)
@@ -133,17 +133,17 @@ QATTN_INLINE void rotate_row(const qattn_prepare_args *args, const void *row, co
 }
 
 QATTN_INLINE void prepare_rows(const qattn_prepare_args *args, qattn_rotation rotation, qattn_pairing pairing,
-                               qattn_storage storage) {
+                               qattn_storage storage, bool whole) {
     const size_t table_floats = 2 * qattn_round_up(args->pairs, QATTN_LANES);
     for (size_t r = 0; r < args->count; r++) {
         const void *row = storage_at(args->rows, (ptrdiff_t)r * args->stride, storage);
         const float *table = args->tables + r * table_floats;
         float *out = args->out + (ptrdiff_t)r * args->out_stride;
         if (args->norm == QATTN_NO_NORM) {
-            rotate_row(args, row, table, out, rotation, pairing, storage);
+            rotate_row(args, row, table, out, rotation, pairing, storage, whole);
         } else {
             normalise_row(args, row, out);
-            rotate_row(args, out, table, out, rotation, pairing, QATTN_FLOAT32);
+            rotate_row(args, out, table, out, rotation, pairing, QATTN_FLOAT32, whole);
         }
     }
 }
@@ -151,10 +151,10 @@ QATTN_INLINE void prepare_rows(const qattn_prepare_args *args, qattn_rotation ro
 static void QATTN_FUNCTION(prepare)(const qattn_prepare_args *args) {
     assert(args->storage != QATTN_INT8 && 2 * args->pairs <= args->dim);
     /* What models do most is compiled by itself; the rest looks up its kind as it goes. */
-    if (args->rotation != QATTN_ROTATED || args->storage != QATTN_FLOAT32)
-        prepare_rows(args, args->rotation, args->pairing, args->storage);
-    else if (args->pairing == QATTN_HALVES) prepare_rows(args, QATTN_ROTATED, QATTN_HALVES, QATTN_FLOAT32);
-    else prepare_rows(args, QATTN_ROTATED, QATTN_INTERLEAVED, QATTN_FLOAT32);
+    if (args->rotation != QATTN_ROTATED || args->storage != QATTN_FLOAT32 || args->pairs % QATTN_LANES != 0)
+        prepare_rows(args, args->rotation, args->pairing, args->storage, false);
+    else if (args->pairing == QATTN_HALVES) prepare_rows(args, QATTN_ROTATED, QATTN_HALVES, QATTN_FLOAT32, true);
+    else prepare_rows(args, QATTN_ROTATED, QATTN_INTERLEAVED, QATTN_FLOAT32, true);
 }
 
 #endif
