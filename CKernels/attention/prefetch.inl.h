@@ -16,6 +16,10 @@ typedef struct prefetch_cursor {
 
 QATTN_INLINE prefetch_cursor prefetch_begin(qattn_upcoming_rows rows) {
     if (!rows.base) rows.rows = 0;
+    if (rows.rows && rows.stride_bytes == (ptrdiff_t)rows.row_bytes) { /* one long row has no seams to step over */
+        rows.row_bytes *= rows.rows;
+        rows.rows = 1;
+    }
     return (prefetch_cursor){.rows = rows};
 }
 
