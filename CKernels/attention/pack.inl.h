@@ -23,8 +23,16 @@ typedef struct key_group {
     float inverse_scales[QATTN_LANES];
 } key_group;
 
+/* Rows come from memory in one of two ways. Rows one behind the other, read from the first byte to the last, are what
+ * hardware foresees; but a transposition reads short pieces of many rows, so they are touched in order before it. */
+static __attribute__((noinline)) void QATTN_FUNCTION(touch)(const char *bytes, size_t count) {
+    for (size_t byte = 0; byte < count; byte += CACHE_LINE) (void)*(const volatile char *)(bytes + byte);
+}
+
+/* Rows with gaps between them are asked for a block ahead. */
 QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row, size_t rows, size_t dim,
                                   qattn_storage storage) {
+    if (stride == (ptrdiff_t)dim) return;
     const size_t size = storage_size(storage);
     prefetch_cursor cursor = prefetch_begin((qattn_upcoming_rows){storage_at(base, (ptrdiff_t)row * stride, storage),
                                                                   stride * (ptrdiff_t)size, rows, dim * size});
@@ -140,6 +148,8 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
         for (size_t r = group.begin; to == QATTN_INT8 && r < group.end; r++)
             group.inverse_scales[r] = row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, key_from,
                                                 block.key_scales + first + r);
+        if (args->key_stride == (ptrdiff_t)head_dim)
+            QATTN_FUNCTION(touch)(key, (group.end - group.begin) * head_dim * storage_size(key_from));
         pack_keys(&group, head_dim, key_from, to);
         key += (ptrdiff_t)(group.end - group.begin) * key_step;
         for (; j < first + group.end; j++, value += value_step) {
@@ -157,7 +167,6 @@ QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage key_from,
     for (size_t key = args->key_begin; key < args->key_end;) {
         const size_t block = key / QATTN_KEY_BLOCK, first = block * QATTN_KEY_BLOCK;
         const size_t end = qattn_min(args->key_end, first + QATTN_KEY_BLOCK);
-        /* Packing reads short pieces of many rows, which the hardware does not foresee. */
         if (end < args->key_end) {
             const size_t next = end - args->key_begin, rows = qattn_min(QATTN_KEY_BLOCK, args->key_end - end);
             prefetch_tensor(args->keys, args->key_stride, next, rows, head_dim, key_from);
