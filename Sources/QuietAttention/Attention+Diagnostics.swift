@@ -36,7 +36,7 @@ extension Attention {
         guard normaliser == .softmax else {
             throw AttentionError(
                 .composition, "normaliser", expected: "softmax, whose weights and sink share sum to 1",
-                found: "\(normaliser)")
+                found: normaliser.name)
         }
         guard shape.rowCount > 0 else { return [] }
         // As a forward pass would be cut up, but for values, and for the time that a pair of query and key takes.
