@@ -4,25 +4,19 @@
 import ArgumentParser
 import QuietAttention
 
-/// Mask, threads and kernels.
+/// What is done to queries, keys and scores, on which threads and with which kernels.
 struct AttentionOptions: ParsableArguments {
-    @Option(
-        help: ArgumentHelp(
-            "none, causal, or window=<w>: causal, the last <w> keys, itself included. The last query stands at the last key. "
-                + "Default: none.",
-            valueName: "mask"),
-        transform: MaskOption.init(parsing:))
-    var mask = MaskOption.none
+    @OptionGroup(title: "Norms") var norms: NormOptions
+
+    @OptionGroup(title: "Positions") var position: PositionOptions
+
+    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
 
     @Option(help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
     var threads: Int?
 
     @Option(help: ArgumentHelp("auto, or a kernel set that `quiet info` lists.", valueName: "set"))
     var kernels = "auto"
-
-    @OptionGroup(title: "Scores") var scores: ScoreOptions
-
-    @OptionGroup(title: "Positions") var position: PositionOptions
 
     /// The kernel set asked for; nil: the library's choice.
     var kernelSet: KernelSet? {
@@ -34,6 +28,46 @@ struct AttentionOptions: ParsableArguments {
             throw ValidationError("--threads: expected 1 to 1024, got \(threads)")
         }
         _ = try kernelSet
+    }
+
+    /// The attention that the options ask for.
+    func attention(
+        _ shape: AttentionShape, sink: AttentionSink?, keyLengths: [Int]? = nil, queryKeyNorm: QueryKeyNorm?,
+        layout: AttentionLayout? = nil
+    ) throws -> Attention {
+        let mask = scores.mask.mask
+        return try Attention(
+            shape, sink: sink, mask: keyLengths.map { mask.keyLengths($0) } ?? mask, scale: scores.scale,
+            scaling: scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
+            alibi: scores.alibi ? .standard : nil, normaliser: scores.normaliser.library,
+            positions: position.library(keys: shape.keys), queryKeyNorm: queryKeyNorm, layout: layout,
+            threads: threads, kernels: try kernelSet)
+    }
+
+    /// Shape and options, as members of a JSON object.
+    func members(_ attention: Attention, sink: SinkOption?) -> [(name: String, value: JSONValue)] {
+        attention.shape.members + [
+            ("mask", .string("\(scores.mask)")),
+            ("sink", .string(SinkOption.description(sink, attention.normaliser))),
+            ("scale", .number(attention.scale)),
+            ("scaling", .string("\(scores.scaling)")),
+            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
+            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
+            ("normaliser", .string("\(scores.normaliser)")),
+            ("positions", .string(position.summary)),
+            ("qk_norm", .string(norms.qkNorm.rawValue)),
+        ]
+    }
+}
+
+extension AttentionShape {
+    /// The dimensions, as members of a JSON object.
+    var members: [(name: String, value: JSONValue)] {
+        [
+            ("batch", .integer(batch)), ("query_heads", .integer(queryHeads)), ("kv_heads", .integer(keyValueHeads)),
+            ("queries", .integer(queries)), ("keys", .integer(keys)), ("head_dim", .integer(headDimension)),
+            ("value_dim", .integer(valueDimension)),
+        ]
     }
 }
 
@@ -122,13 +156,6 @@ struct SinkOption: CustomStringConvertible {
         }
     }
 
-    /// The sink of a command, which may have none: softmax_1 where the normaliser has a sink.
-    static func sink(
-        _ option: SinkOption?, logits: (String) throws -> [Float]
-    ) rethrows -> AttentionSink? {
-        try option?.sink(logits: logits)
-    }
-
     /// What stands in reports.
     static func description(_ option: SinkOption?, _ normaliser: AttentionNormaliser) -> String {
         option?.description ?? (normaliser.hasSink ? softmax1.description : "none")
@@ -137,6 +164,17 @@ struct SinkOption: CustomStringConvertible {
     /// The sink; `logits` are asked for if there is one logit per query head, with the name of their tensor.
     func sink(logits: (String) throws -> [Float]) rethrows -> AttentionSink {
         try uniform ?? .logits(logits(tensor))
+    }
+}
+
+extension CaseIterable where Self: RawRepresentable<String> {
+    /// The case of that name.
+    init(parsing text: String) throws {
+        guard let value = Self(rawValue: text) else {
+            let names = Self.allCases.map(\.rawValue)
+            throw ValidationError("expected \(names.dropLast().joined(separator: ", ")) or \(names[names.count - 1])")
+        }
+        self = value
     }
 }
 

@@ -61,7 +61,14 @@ struct Bench: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "softmax, softmax1, n=<real> for softmax_n, or learned: one sink logit per query head, drawn like the inputs. Default: softmax1, or none where the normaliser has none.",
+            """
+            The logit s of softmax, clipped or not:
+              softmax           -inf: there is no sink
+              softmax1          0, the default
+              n=<real>          log n, softmax_n
+              learned           one for each query head, drawn like
+                                the inputs
+            """,
             valueName: "sink"),
         transform: SinkOption.seeded)
     var sink: SinkOption?
@@ -106,18 +113,14 @@ struct Bench: ParsableCommand {
         let shape = try usage { try self.shape }
         try keyLengths?.check(shape)
         try options.scores.check(sink: sink)
+        try options.norms.check()
     }
 
     func run() throws {
-        let sink = SinkOption.sink(sink) { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
-        let shape = try shape
-        let attention = try Attention(
-            shape, sink: sink, mask: keyLengths.map { options.mask.mask.keyLengths($0.lengths) } ?? options.mask.mask,
-            scaling: options.scores.scaling.library(queryHeads: shape.queryHeads), softcap: options.scores.softcap,
-            alibi: options.scores.alibi ? .standard : nil, normaliser: options.scores.normaliser.library,
-            positions: options.position.library(keys: shape.keys), queryKeyNorm: options.position.norm,
-            layout: layout.library, threads: options.threads,
-            kernels: try options.kernelSet)
+        let sink = sink?.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
+        let attention = try options.attention(
+            shape, sink: sink, keyLengths: keyLengths?.lengths, queryKeyNorm: options.norms.queryKeyNorm(),
+            layout: layout.library)
         let report =
             switch pass {
             case .forward:
@@ -147,7 +150,8 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: queryHeads, sink: sink, scaling: attention.scaling, softcap: attention.softcap,
+                queryHeads: queryHeads, sink: sink, scale: options.scores.scale, scaling: attention.scaling,
+                softcap: attention.softcap,
                 alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
                 threads: attention.threads,
                 kernels: attention.kernels), storage: storage.cache, seed: seed)
@@ -170,15 +174,8 @@ struct Bench: ParsableCommand {
 }
 
 /// Element types of the inputs.
-enum Storage: String {
+enum Storage: String, CaseIterable {
     case f32, bf16, f16, int8
-
-    init(parsing text: String) throws {
-        guard let storage = Storage(rawValue: text) else {
-            throw ValidationError("expected f32, bf16, f16 or int8")
-        }
-        self = storage
-    }
 
     var cache: KeyValueCache.Storage {
         switch self {
@@ -239,7 +236,7 @@ struct BenchReport {
         // Row 0 sees the first key of all, the last row the last one.
         var seen = shape.queries == 0 ? 0 : shape.keys
         var first = 0
-        if case .window(let width) = command.options.mask {
+        if case .window(let width) = command.options.scores.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
             first = shape.keys - seen
         }
@@ -251,7 +248,7 @@ struct BenchReport {
 
     var json: JSONValue {
         let operations = FloatOperations(
-            attention, mask: command.options.mask, keyLengths: command.keyLengths?.lengths)
+            attention, mask: command.options.scores.mask, keyLengths: command.keyLengths?.lengths)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [
@@ -276,24 +273,8 @@ struct BenchReport {
     }
 
     private var problem: [(name: String, value: JSONValue)] {
-        [
-            ("pass", .string(command.pass.rawValue)),
-            ("batch", .integer(shape.batch)),
-            ("query_heads", .integer(shape.queryHeads)),
-            ("kv_heads", .integer(shape.keyValueHeads)),
-            ("queries", .integer(shape.queries)),
-            ("keys", .integer(shape.keys)),
+        [("pass", .string(command.pass.rawValue))] + command.options.members(attention, sink: command.sink) + [
             ("key_lengths", .array((command.keyLengths?.lengths ?? []).map(JSONValue.integer))),
-            ("head_dim", .integer(shape.headDimension)),
-            ("value_dim", .integer(shape.valueDimension)),
-            ("mask", .string("\(command.options.mask)")),
-            ("sink", .string(SinkOption.description(command.sink, attention.normaliser))),
-            ("scaling", .string("\(command.options.scores.scaling)")),
-            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
-            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
-            ("normaliser", .string("\(command.options.scores.normaliser)")),
-            ("positions", .string(command.options.position.summary)),
-            ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
             ("storage", .string(command.storage.rawValue)),
             ("layout", .string(command.layout.rawValue)),
             ("seed", .string("\(command.seed)")),

@@ -41,6 +41,8 @@ struct Inspect: ParsableCommand {
         guard epsilon >= 0, epsilon.isFinite else {
             throw ValidationError("--epsilon: expected a finite number of 0 or more, got \(epsilon)")
         }
+        try problem.check()
+        try problem.options.norms.check()
         let normaliser = problem.options.scores.normaliser
         guard normaliser.library == .softmax else {
             throw ValidationError("--normaliser: only the weights of softmax are diagnosed, got \(normaliser)")
@@ -68,13 +70,17 @@ struct Inspect: ParsableCommand {
     /// prefix, and may be ones: matrices of those names are weights.
     private func problems(_ file: SafetensorsFile) -> [FileProblem] {
         guard tensor.isEmpty else { return [] }
-        guard [problem.queries, problem.keys, problem.values] == ["q", "k", "v"] else { return [problem] }
+        guard [problem.tensors.queries, problem.tensors.keys, problem.tensors.values] == ["q", "k", "v"] else {
+            return [problem]
+        }
         return file.tensors.compactMap { tensor in
             guard tensor.name == "q" || tensor.name.hasSuffix(".q") else { return nil }
             var candidate = problem
             let prefix = tensor.name.dropLast()
-            (candidate.queries, candidate.keys, candidate.values) = (tensor.name, prefix + "k", prefix + "v")
-            let names = [candidate.queries, candidate.keys, candidate.values]
+            let names = [tensor.name, prefix + "k", prefix + "v"]
+            (candidate.tensors.queries, candidate.tensors.keys, candidate.tensors.values) = (
+                names[0], names[1], names[2]
+            )
             let fits = names.allSatisfy { name in file.tensors.contains { $0.name == name && $0.shape.count == 4 } }
             return fits ? candidate : nil
         }
@@ -152,13 +158,15 @@ private struct MeasuredHeads {
         ("largest score", "largest_score", \.largestScore), ("top/median", "score_top_to_median", \.scoreTopToMedian),
     ]
 
+    private var names: [String] { [problem.tensors.queries, problem.tensors.keys, problem.tensors.values] }
+
     var text: String {
         let rows = heads.enumerated().map { head, diagnostics in
             ["\(head)"] + Self.columns.map { decimal(diagnostics[keyPath: $0.value], digits: 4, format: "g") }
         }
         let table = TextTable(["head"] + Self.columns.map(\.title), rows, leftColumns: 0)
         return """
-            tensors     \([problem.queries, problem.keys, problem.values].map(printable).joined(separator: ", "))
+            tensors     \(names.map(printable).joined(separator: ", "))
             \(problem.lines(attention, inputs))
             epsilon     \(decimal(epsilon, digits: 3, format: "g"))
 
@@ -168,8 +176,8 @@ private struct MeasuredHeads {
 
     func report() -> JSONValue {
         var members: [(name: String, value: JSONValue)] = [
-            ("query_tensor", .string(problem.queries)), ("key_tensor", .string(problem.keys)),
-            ("value_tensor", .string(problem.values)),
+            ("query_tensor", .string(names[0])), ("key_tensor", .string(names[1])),
+            ("value_tensor", .string(names[2])),
         ]
         members += problem.members(attention)
         members += [
