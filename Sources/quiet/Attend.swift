@@ -33,24 +33,18 @@ struct Attend: ParsableCommand {
 
     @OptionGroup var problem: FileProblem
 
-    @Option(
-        help: ArgumentHelp(
-            "Of each value, first of all, as above without gain and bias. Default: none.", valueName: "norm"),
-        transform: Norm.init(parsing:))
-    var valueNorm = Norm.none
-
     @OptionGroup(title: "Instead of scores and weights") var recurrence: RecurrenceOptions
 
-    @OptionGroup(title: "Output") var outputs: OutputOptions
+    @OptionGroup(title: "Values and output") var outputs: OutputOptions
 
     @Flag(help: "Print one JSON object.")
     var json = false
 
     func validate() throws {
         try problem.check()
-        try problem.options.norms.check(others: valueNorm, outputs.outputNorm)
+        try problem.norms.check(others: outputs.valueNorm, outputs.outputNorm)
         if let kind = recurrence.recurrent { try recurrence.check(kind, problem, lse: outputs.lse) }
-        let normaliser = problem.options.scores.normaliser
+        let normaliser = problem.scores.normaliser
         guard !outputs.lse || normaliser.library.hasSink else {
             throw ValidationError("--lse: the normaliser \(normaliser) has no log-sum-exp")
         }
@@ -63,10 +57,10 @@ struct Attend: ParsableCommand {
         }
         var inputs = try problem.inputs(file)
         let shape = inputs.shape
-        let kernels = try problem.options.kernelSet
+        let kernels = try problem.machine.kernelSet
         let gate = try outputs.gate.map { try GateTensor(file, $0, shape, kernels: kernels) }
-        let norms = problem.options.norms
-        try norms.apply(valueNorm, to: &inputs.values, dimension: shape.valueDimension, kernels: kernels)
+        let norms = problem.norms
+        try norms.apply(outputs.valueNorm, to: &inputs.values, dimension: shape.valueDimension, kernels: kernels)
         let method = try AttendMethod(recurrence.recurrent, problem, file, &inputs)
 
         var computed = try AttendResult(method, inputs)

@@ -18,20 +18,21 @@ struct RecurrenceOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            """
-            A state goes over the keys, in time L + S instead of L S: a baseline, with norms, the masks none and causal, and \
-            what follows below. Row i stands at p = i + S - L.
-              linear            sum w[j] v[j] / sum w, phi(x) = elu(x) + 1,
-                                w[j] = phi(q).phi(k[j])
-              retention         sum g^|p - j| q.k[j] v[j] / sqrt(D sum g^|p - j|)
-                                with g = 1 - 2^(-5 - h) in head h
-            """, valueName: "kind"),
+            "A state that goes over the keys, in time L + S instead of L S: a baseline to compare with. It has norms, the masks "
+                + "none and causal, and what follows below.",
+            discussion: """
+                linear            sum w[j] v[j] / sum w, w[j] = phi(q).phi(k[j]),
+                                  phi(x) = elu(x) + 1
+                retention         sum g^|p - j| q.k[j] v[j] / sqrt(D sum g^|p - j|),
+                                  p = i + S - L, g = 1 - 2^(-5 - h) in head h
+                """,
+            valueName: "kind"),
         transform: Kind.init(parsing:))
     var recurrent: Kind?
 
     /// Refuses what has no part in a recurrence.
     func check(_ kind: Kind, _ problem: FileProblem, lse: Bool) throws {
-        let scores = problem.options.scores
+        let scores = problem.scores
         if case .window = scores.mask {
             throw ValidationError(
                 "--mask: expected none or causal with \(kind.name), whose state cannot forget the keys behind a window")
@@ -40,7 +41,7 @@ struct RecurrenceOptions: ParsableArguments {
             ("--scale", scores.scale != nil), ("--scaling", scores.scaling.description != "none"),
             ("--softcap", scores.softcap != nil), ("--alibi", scores.alibi),
             ("--normaliser", scores.normaliser.description != "softmax"),
-            ("--positions", problem.options.position.positions != .none),
+            ("--positions", problem.position.positions != .none),
         ]
         for (option, _) in isGiven.filter(\.1) {
             throw ValidationError("\(option): is for scores, and \(kind.name) has none")
@@ -66,7 +67,7 @@ enum AttendMethod {
             return
         }
         let shape = inputs.shape
-        let (norms, kernels) = (problem.options.norms, try problem.options.kernelSet)
+        let (norms, kernels) = (problem.norms, try problem.machine.kernelSet)
         let vectors = try problem.normTensors.vectors(file, headDimension: shape.headDimension)
         try norms.apply(
             norms.qkNorm, to: &inputs.queries, dimension: shape.headDimension, gain: vectors.queryGain,
@@ -74,7 +75,7 @@ enum AttendMethod {
         try norms.apply(
             norms.qkNorm, to: &inputs.keys, dimension: shape.headDimension, gain: vectors.keyGain,
             bias: vectors.keyBias, kernels: kernels)
-        let isCausal = problem.options.scores.mask == .causal
+        let isCausal = problem.scores.mask == .causal
         self = .recurrent(kind, RecurrentAttention(kind.library, shape, isCausal: isCausal))
     }
 

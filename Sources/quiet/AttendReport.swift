@@ -34,8 +34,7 @@ struct AttendReport {
     let gate: GateTensor?
     let computed: AttendResult
 
-    private var options: AttentionOptions { command.problem.options }
-    private var gflops: Double { method.operations(mask: options.scores.mask) / computed.seconds / 1e9 }
+    private var gflops: Double { method.operations(mask: command.problem.scores.mask) / computed.seconds / 1e9 }
 
     /// The mean over batch and rows, one per query head; NaN where there are no rows, none without a sink.
     private var meanSinkShares: [Double] {
@@ -57,15 +56,15 @@ struct AttendReport {
         case .scores(let attention): command.problem.members(attention)
         case .recurrent(let kind, let attention):
             attention.shape.members + [
-                ("recurrent", .string(kind.rawValue)), ("mask", .string("\(options.scores.mask)")),
-                ("qk_norm", .string(options.norms.qkNorm.rawValue)),
+                ("recurrent", .string(kind.rawValue)), ("mask", .string("\(command.problem.scores.mask)")),
+                ("qk_norm", .string(command.problem.norms.qkNorm.rawValue)),
             ] + command.problem.normMembers
         }
     }
 
     var json: String {
         let members: [(name: String, value: JSONValue)] = [
-            ("value_norm", .string(command.valueNorm.rawValue)),
+            ("value_norm", .string(command.outputs.valueNorm.rawValue)),
             ("output_norm", .string(command.outputs.outputNorm.rawValue)),
             ("gate", .string(gate?.granularity ?? "none")),
             ("kernels", .string(method.kernels)),
@@ -87,7 +86,7 @@ struct AttendReport {
         case .recurrent(let kind, _):
             """
             \(inputs.lines)
-            weights     none: \(kind.name), mask \(options.scores.mask), norm of queries and keys \(options.norms.qkNorm.rawValue)
+            weights     none: \(kind.name), mask \(command.problem.scores.mask), norm of queries and keys \(command.problem.norms.qkNorm.rawValue)
             """
         }
     }
@@ -100,7 +99,7 @@ struct AttendReport {
         let gate = gate.map { "a gate for each \($0.granularity)" } ?? "no gate"
         return """
             \(problemLines)
-            beside      norm of values \(command.valueNorm.rawValue), of the output \(command.outputs.outputNorm.rawValue), \(gate)
+            beside      norm of values \(command.outputs.valueNorm.rawValue), of the output \(command.outputs.outputNorm.rawValue), \(gate)
             kernels     \(method.kernels), at most \(method.threads) thread\(method.threads == 1 ? "" : "s")
             time        \(time) ms, fastest of \(computed.runs); \(decimal(gflops, digits: 3, format: "g")) GFLOP/s
             sink share  \(shares)

@@ -4,14 +4,8 @@
 import ArgumentParser
 import QuietAttention
 
-/// What is done to queries, keys and scores, on which threads and with which kernels.
-struct AttentionOptions: ParsableArguments {
-    @OptionGroup(title: "Norms") var norms: NormOptions
-
-    @OptionGroup(title: "Positions") var position: PositionOptions
-
-    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
-
+/// On which threads and with which kernels.
+struct MachineOptions: ParsableArguments {
     @Option(help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
     var threads: Int?
 
@@ -23,12 +17,22 @@ struct AttentionOptions: ParsableArguments {
         get throws { kernels == "auto" ? nil : try usage { try KernelSet(named: kernels) } }
     }
 
-    mutating func validate() throws {
+    func validate() throws {
         if let threads, !(1...1024).contains(threads) {
             throw ValidationError("--threads: expected 1 to 1024, got \(threads)")
         }
         _ = try kernelSet
     }
+}
+
+/// What is done to queries, keys and scores, on which machine: the groups of options together.
+///
+/// Not a group of groups: an unoptimised parser of arguments checks each level of them many times over.
+struct AttentionOptions {
+    let norms: NormOptions
+    let position: PositionOptions
+    let scores: ScoreOptions
+    let machine: MachineOptions
 
     /// The attention that the options ask for.
     func attention(
@@ -41,7 +45,7 @@ struct AttentionOptions: ParsableArguments {
             scaling: scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
             alibi: scores.alibi ? .standard : nil, normaliser: scores.normaliser.library,
             positions: position.library(keys: shape.keys), queryKeyNorm: queryKeyNorm, layout: layout,
-            threads: threads, kernels: try kernelSet)
+            threads: machine.threads, kernels: try machine.kernelSet)
     }
 
     /// Shape and options, as members of a JSON object.

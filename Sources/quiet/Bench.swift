@@ -12,7 +12,7 @@ struct Bench: ParsableCommand {
             The pass `decode` reads keys and values from key/value caches, filled beforehand.
             Prints JSON, with among others:
               median_ms, min_ms    of a call, over `runs` runs of `calls_per_run` calls
-              gflops               2 pairs (D + Dv) / median_ms; `pairs` tells which
+              gflops               2 pairs (D + E) / median_ms; `pairs` tells which
                                    pairs count: all, half (causal) or visible (window)
               fma_peak_gflops      fused multiply-adds at best, on the same threads
               fraction_of_peak     gflops / fma_peak_gflops
@@ -35,16 +35,16 @@ struct Bench: ParsableCommand {
     @Option(help: "Sequences in the batch.")
     var batch = 1
 
-    @Option(help: "Heads of the queries.")
+    @Option(help: "Heads H of the queries.")
     var queryHeads = 12
 
-    @Option(help: "Heads of the keys and values. Default: as many as of the queries.")
+    @Option(help: "Heads G of the keys and values. Default: H.")
     var kvHeads: Int?
 
-    @Option(help: "Queries per sequence. Default: 1024, or 1 to decode.")
+    @Option(help: "Queries L of each sequence. Default: 1024, or 1 to decode.")
     var queries: Int?
 
-    @Option(help: "Keys per sequence. Default: as many as queries, or 4096 to decode.")
+    @Option(help: "Keys S of each sequence. Default: L, or 4096 to decode.")
     var keys: Int?
 
     @Option(
@@ -53,27 +53,32 @@ struct Bench: ParsableCommand {
         transform: KeyLengths.init(parsing:))
     var keyLengths: KeyLengths?
 
-    @Option(help: "Length D of a query and of a key.")
+    @Option(help: "Channels D of a query and of a key.")
     var headDim = 64
 
-    @Option(help: "Length Dv of a value. Default: as a key.")
+    @Option(help: "Channels E of a value. Default: D.")
     var valueDim: Int?
 
     @Option(
         help: ArgumentHelp(
-            """
-            The logit s of softmax, clipped or not:
-              softmax           -inf: there is no sink
-              softmax1          0, the default
-              n=<real>          log n, softmax_n
-              learned           one for each query head, drawn like
-                                the inputs
-            """,
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log n, softmax_n
+                learned           one for each query head, drawn like the inputs
+                """,
             valueName: "sink"),
         transform: SinkOption.seeded)
     var sink: SinkOption?
 
-    @OptionGroup var options: AttentionOptions
+    @OptionGroup(title: "Norms") var norms: NormOptions
+
+    @OptionGroup(title: "Positions") var position: PositionOptions
+
+    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
+
+    @OptionGroup var machine: MachineOptions
 
     @Option(
         help: ArgumentHelp(
@@ -94,6 +99,10 @@ struct Bench: ParsableCommand {
     @Flag(help: "Print the JSON object on one line.")
     var json = false
 
+    fileprivate var options: AttentionOptions {
+        AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
+    }
+
     private var shape: AttentionShape {
         get throws {
             let queries = queries ?? (pass == .decode ? 1 : 1024)
@@ -112,14 +121,14 @@ struct Bench: ParsableCommand {
         }
         let shape = try usage { try self.shape }
         try keyLengths?.check(shape)
-        try options.scores.check(sink: sink)
-        try options.norms.check()
+        try scores.check(sink: sink)
+        try norms.check()
     }
 
     func run() throws {
         let sink = sink?.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
         let attention = try options.attention(
-            shape, sink: sink, keyLengths: keyLengths?.lengths, queryKeyNorm: options.norms.queryKeyNorm(),
+            shape, sink: sink, keyLengths: keyLengths?.lengths, queryKeyNorm: norms.queryKeyNorm(),
             layout: layout.library)
         let report =
             switch pass {
@@ -150,7 +159,7 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: queryHeads, sink: sink, scale: options.scores.scale, scaling: attention.scaling,
+                queryHeads: queryHeads, sink: sink, scale: scores.scale, scaling: attention.scaling,
                 softcap: attention.softcap,
                 alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
                 threads: attention.threads,
@@ -236,7 +245,7 @@ struct BenchReport {
         // Row 0 sees the first key of all, the last row the last one.
         var seen = shape.queries == 0 ? 0 : shape.keys
         var first = 0
-        if case .window(let width) = command.options.scores.mask {
+        if case .window(let width) = command.scores.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
             first = shape.keys - seen
         }
@@ -248,7 +257,7 @@ struct BenchReport {
 
     var json: JSONValue {
         let operations = FloatOperations(
-            attention, mask: command.options.scores.mask, keyLengths: command.keyLengths?.lengths)
+            attention, mask: command.scores.mask, keyLengths: command.keyLengths?.lengths)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [

@@ -9,16 +9,26 @@ import Safetensors
 struct FileProblem: ParsableArguments {
     @OptionGroup(title: "Tensors of the file") var tensors: TensorNames
 
-    @OptionGroup var options: AttentionOptions
+    @OptionGroup(title: "Norms") var norms: NormOptions
 
     @OptionGroup(title: "Norms") var normTensors: NormTensors
 
+    @OptionGroup(title: "Positions") var position: PositionOptions
+
+    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
+
     @OptionGroup(title: "Scores and weights") var sinks: FileSink
+
+    @OptionGroup var machine: MachineOptions
+
+    private var options: AttentionOptions {
+        AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
+    }
 
     /// Refuses what would be refused whatever the file holds.
     func check() throws {
-        try options.scores.check(sink: sinks.sink)
-        try normTensors.check(options.norms.qkNorm)
+        try scores.check(sink: sinks.sink)
+        try normTensors.check(norms.qkNorm)
     }
 
     func inputs(_ file: SafetensorsFile) throws -> AttendInputs {
@@ -29,7 +39,7 @@ struct FileProblem: ParsableArguments {
         let vectors = try normTensors.vectors(file, headDimension: shape.headDimension)
         return try options.attention(
             shape, sink: try sinks.sink?.sink { try file.floats(named: $0) },
-            queryKeyNorm: options.norms.queryKeyNorm(vectors))
+            queryKeyNorm: norms.queryKeyNorm(vectors))
     }
 
     // MARK: - Reports
@@ -46,7 +56,6 @@ struct FileProblem: ParsableArguments {
 
     /// The same as lines.
     func lines(_ attention: Attention, _ inputs: AttendInputs) -> String {
-        let scores = options.scores
         let sink = SinkOption.description(sinks.sink, attention.normaliser)
         let scale = decimal(attention.scale, digits: 6, format: "g")
         let softcap = attention.softcap.map { "\($0)" } ?? "none"
@@ -54,7 +63,7 @@ struct FileProblem: ParsableArguments {
             \(inputs.lines)
             weights     \(scores.normaliser), sink \(sink), mask \(scores.mask), scale \(scale)
             scores      scaling \(scores.scaling), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
-            positions   \(options.position.summary), norm of queries and keys \(options.norms.qkNorm.rawValue)
+            positions   \(position.summary), norm of queries and keys \(norms.qkNorm.rawValue)
             """
     }
 }
@@ -75,13 +84,13 @@ struct TensorNames: ParsableArguments {
 struct FileSink: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            """
-            The logit s of softmax, clipped or not:
-              softmax           -inf: there is no sink
-              softmax1          0, the default
-              n=<real>          log n, softmax_n
-              tensor=<name>     one for each query head, [H]
-            """,
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log n, softmax_n
+                tensor=<name>     one for each query head, a tensor [H] of the file
+                """,
             valueName: "sink"),
         transform: SinkOption.inFile)
     var sink: SinkOption?

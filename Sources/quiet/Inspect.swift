@@ -13,8 +13,9 @@ struct Inspect: ParsableCommand {
             over the sample's deviation (3 for a normal distribution) and in excess of the population's (0); the share of \
             elements beyond 6 standard deviations; and what int8 quantisation leaves of it, in dB.
 
-            Where the file holds queries, keys and values [batch, heads, sequence, dimension], called q, k and v or <prefix>.q \
-            and so on, or as the options say, for every query head, as means over its rows: the sink's share; the largest weight; the entropy with the sink and of the keys alone, in nats; \
+            Where the file holds queries [batch, H, L, D], keys [batch, G, S, D] and values [batch, G, S, E], called q, k and \
+            v or <prefix>.q and so on, or as the options say, for every query head, as means over its rows: the sink's \
+            share; the largest weight; the entropy with the sink and of the keys alone, in nats; \
             l1/l2 and mean/max of the weights, 1 where all are equal; the share of weights up to epsilon; the largest \
             score of all rows; and the ratio of the largest to the median score.
             """)
@@ -42,8 +43,8 @@ struct Inspect: ParsableCommand {
             throw ValidationError("--epsilon: expected a finite number of 0 or more, got \(epsilon)")
         }
         try problem.check()
-        try problem.options.norms.check()
-        let normaliser = problem.options.scores.normaliser
+        try problem.norms.check()
+        let normaliser = problem.scores.normaliser
         guard normaliser.library == .softmax else {
             throw ValidationError("--normaliser: only the weights of softmax are diagnosed, got \(normaliser)")
         }

@@ -17,13 +17,13 @@ enum Norm: String, CaseIterable {
 struct NormOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            """
-            Of each query and key of each head, first of all:
-              none              the default
-              rms               x / sqrt(mean x^2 + epsilon) gain
-              layer             (x - mean) / sqrt(variance + epsilon)
-                                gain + bias
-            """, valueName: "norm"),
+            "Of each query and key of each head, before their positions.",
+            discussion: """
+                none              the default
+                rms               x / sqrt(mean x^2 + epsilon) gain
+                layer             (x - mean) / sqrt(variance + epsilon) gain + bias
+                """,
+            valueName: "norm"),
         transform: Norm.init(parsing:))
     var qkNorm = Norm.none
 

@@ -1,28 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// OutputOptions.swift - the options for what becomes of the output of attention, and where it goes.
+// OutputOptions.swift - the options for what becomes of values and of the output, and where it goes.
 
 import ArgumentParser
 import QuietAttention
 import Safetensors
 
-/// Norm, gate, file.
+/// Norms, gate, file.
 struct OutputOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Of each row of the output, before the gate: none, rms or layer, as above without gain and bias. RetNet has rms "
-                + "behind retention. Default: none.",
-            valueName: "norm"),
+            "Of each value: none, rms or layer as above, without gain and bias. Default: none.", valueName: "norm"),
+        transform: Norm.init(parsing:))
+    var valueNorm = Norm.none
+
+    @Option(
+        help: ArgumentHelp(
+            "Of each row of the output, likewise. RetNet has rms behind retention. Default: none.", valueName: "norm"),
         transform: Norm.init(parsing:))
     var outputNorm = Norm.none
 
     @Option(
         help: ArgumentHelp(
-            """
-            out sigmoid(z), a gate whose logits z are this tensor:
-              [H]               one for each head
-              [batch, H, L]     one for each row of each head
-              [batch, H, L, E]  one for each element
-            """, valueName: "name"))
+            "Then out becomes out sigmoid(z), with logits z of the file.",
+            discussion: """
+                [H]               one for each head
+                [batch, H, L]     one for each row of each head
+                [batch, H, L, E]  one for each element
+                """,
+            valueName: "name"))
     var gate: String?
 
     @Option(help: ArgumentHelp("The safetensors file to write.", valueName: "out.safetensors"))

@@ -15,15 +15,16 @@ struct PositionOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            """
-            Scores of the query at m and the key at n, R(m) the rotation of all pairs of channels by m theta:
-              none              q.k, the default
-              rope              (R(m) q).(R(n) k), pairs j and j + r/2
-              rope-interleaved  the same, pairs 2j and 2j + 1
-              coca-strict       sum t[j] |q[j]|^2 cos((m - n) theta[j]),
-                                t[j] = max(0, mean of pair j of k)
-              coca-slack        (q o R(m) q).(R(n) (t, t))
-            """,
+            "Products of the query q at m and the key k at n.",
+            discussion: """
+                none              q.k, the default
+                rope              (R(m) q).(R(n) k), R(m) turns pair j by m theta[j],
+                                  which is channels j and j + r/2
+                rope-interleaved  the same, pair j is channels 2j and 2j + 1
+                coca-strict       sum t[j] |q[j]|^2 cos((m - n) theta[j]),
+                                  t[j] = max(0, mean of pair j of k)
+                coca-slack        (q o R(m) q).(R(n) (t, t)), o channel by channel
+                """,
             valueName: "encoding"),
         transform: Encoding.init(parsing:))
     var positions = Encoding.none
@@ -33,18 +34,17 @@ struct PositionOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            """
-            For more keys than the L0 of training:
-              none              the default
-              pi=<f>            theta / f, position interpolation
-              ntk=<f>           base f^(r / (r - 2)), NTK-aware
-              dynamic=<f>,<L0>[,<L>]
-                                the same, f L / L0 - f + 1 for f if
-                                L > L0; L keys, or all there are
-              yarn=<f>,<L0>     slow pairs theta / f, YaRN
-              xpos[=<b>]        scores decay as zeta[j]^((m - n) / b),
-                                by default b = 512
-            """,
+            "For more keys than the L0 of training.",
+            discussion: """
+                none              the default
+                pi=<f>            theta / f, position interpolation
+                ntk=<f>           base f^(r / (r - 2)), NTK-aware
+                dynamic=<f>,<L0>  base (f S / L0 - f + 1)^(r / (r - 2)) if S > L0
+                dynamic=<f>,<L0>,<N>
+                                  the same with N for S
+                yarn=<f>,<L0>     theta / f for the slow pairs alone, YaRN
+                xpos[=<b>]        scores times zeta[j]^((m - n) / b), xPos; b = 512
+                """,
             valueName: "scaling"),
         transform: RopeScaling.init(parsing:))
     var ropeScaling = RopeScaling.none

@@ -14,14 +14,14 @@ struct ScoreOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            """
-            A factor of the scale for row i, which sees n keys:
-              none              1, the default
-              log=<b>           log n / log b
-              clipped-log=<b>   max(1, log n / log b)
-              kappa-log=<k>     k log n / sqrt(D)
-              ssmax=<s>         s log n, scalable softmax
-            """,
+            "A factor of the scale of each row, which sees n keys.",
+            discussion: """
+                none              1, the default
+                log=<b>           log n / log b
+                clipped-log=<b>   max(1, log n / log b)
+                kappa-log=<k>     k log n / sqrt(D)
+                ssmax=<s>         s log n, scalable softmax
+                """,
             valueName: "scaling"),
         transform: ScalingOption.init(parsing:))
     var scaling = ScalingOption.none
@@ -29,7 +29,7 @@ struct ScoreOptions: ParsableArguments {
     @Option(
         parsing: .unconditional,
         help: ArgumentHelp(
-            "x becomes c tanh(x / c), before ALiBi. Default: it stays.", valueName: "c"))
+            "x becomes c tanh(x / c), before ALiBi.", valueName: "c"))
     var softcap: Double?
 
     @Flag(
@@ -39,32 +39,30 @@ struct ScoreOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            """
-            The keys that row i sees. The last row stands at the last key.
-              none              all, the default
-              causal            j <= i + S - L
-              window=<w>        of those the last w
-            """,
+            "The keys j that row i sees: the last row stands at the last key.",
+            discussion: """
+                none              all, the default
+                causal            j <= i + S - L
+                window=<w>        of those the last w
+                """,
             valueName: "mask"),
         transform: MaskOption.init(parsing:))
     var mask = MaskOption.none
 
     @Option(
         help: ArgumentHelp(
-            """
-            Weights p[j] of the n keys that a row sees:
-              softmax           e^x[j] / (e^s + sum e^x), the default
-              clipped=<g>[,<z>] clip((z - g) softmax + g, 0, 1), with
-                                g <= 0 and z >= 1, by default 1
-              clipped-over-n=<a>[,<z>]
-                                the same with g = -a / n
-              sigmoid[=<b>]     1 / (1 + e^-(x[j] + b)), or b = -log n
-              softpick          max(e^x[j] - 1, 0) / sum |e^x - 1|
-              relu2[=<m>]       max(x[j], 0)^2 / m, or m = n
-              relu2-normalised[=<m>]
-                                max(x[j], 0)^2 / (m + sum of such), or
-                                m = 0
-            """,
+            "Weights p[j] of the n keys that a row sees, and what numbers in [] are when left out.",
+            discussion: """
+                softmax           e^x[j] / (e^s + sum e^x), the default
+                clipped=<g>[,<z>] clip((z - g) softmax + g, 0, 1), g <= 0, z = 1
+                clipped-over-n=<a>[,<z>]
+                                  the same, g = -a / n
+                sigmoid[=<b>]     1 / (1 + e^-(x[j] + b)), b = -log n
+                softpick          max(e^x[j] - 1, 0) / sum |e^x - 1|
+                relu2[=<m>]       max(x[j], 0)^2 / m, m = n
+                relu2-normalised[=<m>]
+                                  max(x[j], 0)^2 / (m + sum max(x, 0)^2), m = 0
+                """,
             valueName: "normaliser"),
         transform: NormaliserOption.init(parsing:))
     var normaliser = NormaliserOption.softmax
