@@ -84,7 +84,8 @@ extension Attention {
     ) throws(AttentionError) -> [HeadDiagnostics] {
         let rows = try diagnostics(queries: queries, keys: keys, epsilon: epsilon)
         let rowsPerHead = shape.isPacked ? shape.totalQueries : shape.queries
-        let items = shape.isPacked ? 1 : shape.batch
+        // Where there are no rows, there may be any number of items.
+        let items = shape.isPacked ? 1 : rows.isEmpty ? 0 : shape.batch
         return (0..<shape.queryHeads).map { head in
             HeadDiagnostics(
                 (0..<items).flatMap { item in

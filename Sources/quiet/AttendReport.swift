@@ -40,6 +40,7 @@ struct AttendReport {
     private var meanSinkShares: [Double] {
         let shape = inputs.shape
         return (0..<(method.hasSink ? shape.queryHeads : 0)).map { head in
+            if shape.rowCount == 0 { return .nan }
             var sum = 0.0
             for item in 0..<shape.batch {
                 let start = (item * shape.queryHeads + head) * shape.queries

@@ -6,7 +6,10 @@ import QuietAttention
 
 /// On which threads and with which kernels.
 struct MachineOptions: ParsableArguments {
-    @Option(help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
+    @Option(
+        // Unconditional: so that a negative number is refused as a number.
+        parsing: .unconditional,
+        help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
     var threads: Int?
 
     @Option(help: ArgumentHelp("auto, or a kernel set that `quiet info` lists.", valueName: "set"))
@@ -120,7 +123,7 @@ extension MaskOption: CustomStringConvertible {
     }
 }
 
-/// `softmax`, `softmax1`, `n=<real>`, or one logit per query head: `tensor=<name>` of a file, or `learned`, drawn.
+/// `softmax`, `softmax1`, `n=<real>`, `log-keys[=<c>]`, or one logit per query head: `tensor=<name>` of a file, or `learned`, drawn.
 struct SinkOption: CustomStringConvertible {
     /// As it was written.
     let description: String
@@ -135,7 +138,7 @@ struct SinkOption: CustomStringConvertible {
     static func inFile(_ text: String) throws -> SinkOption {
         if let sink = try common(text) { return sink }
         guard let name = text.value(of: "tensor") else {
-            throw ValidationError("expected softmax, softmax1, n=<real> or tensor=<name>")
+            throw ValidationError("expected softmax, softmax1, n=<real>, log-keys[=<c>] or tensor=<name>")
         }
         return SinkOption(description: text, uniform: nil, tensor: name)
     }
@@ -143,7 +146,9 @@ struct SinkOption: CustomStringConvertible {
     /// For commands that make their inputs.
     static func seeded(_ text: String) throws -> SinkOption {
         if let sink = try common(text) { return sink }
-        guard text == "learned" else { throw ValidationError("expected softmax, softmax1, n=<real> or learned") }
+        guard text == "learned" else {
+            throw ValidationError("expected softmax, softmax1, n=<real>, log-keys[=<c>] or learned")
+        }
         return SinkOption(description: text, uniform: nil, tensor: "")
     }
 
@@ -151,7 +156,11 @@ struct SinkOption: CustomStringConvertible {
         switch text {
         case "softmax": return SinkOption(description: text, uniform: .softmax, tensor: "")
         case "softmax1": return .softmax1
+        case "log-keys": return SinkOption(description: text, uniform: .logKeys(), tensor: "")
         default:
+            if let offset = text.numbers(of: "log-keys", count: 1)?.first {
+                return SinkOption(description: text, uniform: .logKeys(offset: Float(offset)), tensor: "")
+            }
             guard let number = text.value(of: "n") else { return nil }
             guard let n = Double(number), n >= 0, n.isFinite else {
                 throw ValidationError("expected n=<real> with a finite number of 0 or more")

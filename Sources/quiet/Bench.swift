@@ -65,7 +65,8 @@ struct Bench: ParsableCommand {
             discussion: """
                 softmax           -inf: there is no sink
                 softmax1          0, the default
-                n=<real>          log n, softmax_n
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
                 learned           one for each query head, drawn like the inputs
                 """,
             valueName: "sink"),
@@ -209,7 +210,8 @@ struct KeyLengths: CustomStringConvertible {
     func check(_ shape: AttentionShape) throws {
         guard lengths.count == shape.batch, lengths.allSatisfy((0...shape.keys).contains) else {
             throw ValidationError(
-                "--key-lengths: expected \(shape.batch) numbers from 0 to \(shape.keys), got \(description)")
+                "--key-lengths: expected a number from 0 to \(shape.keys) for each of \(shape.batch) sequences, got \(description)"
+            )
         }
     }
 

@@ -88,7 +88,8 @@ struct FileSink: ParsableArguments {
             discussion: """
                 softmax           -inf: there is no sink
                 softmax1          0, the default
-                n=<real>          log n, softmax_n
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
                 tensor=<name>     one for each query head, a tensor [H] of the file
                 """,
             valueName: "sink"),

@@ -50,6 +50,7 @@ struct PositionOptions: ParsableArguments {
     var ropeScaling = RopeScaling.none
 
     @Option(
+        parsing: .unconditional,
         help: ArgumentHelp(
             "r, even: so many channels are turned, those behind them stay. Default: D.", valueName: "r"))
     var rotaryDim: Int?

@@ -79,6 +79,17 @@ extension CommandLineTests {
         #expect(try out(problem.path, options) == problem.output(attention))
     }
 
+    @Test(
+        arguments: [
+            ("softmax", .softmax), ("n=2.5", .softmaxN(2.5)), ("log-keys", .logKeys()),
+            ("log-keys=-1", .logKeys(offset: -1)),
+        ] as [(String, AttentionSink)])
+    func sinksOfAttend(text: String, sink: AttentionSink) throws {
+        let problem = try OptionProblem(self)
+        let expected = try problem.output(Attention(problem.shape, sink: sink, mask: .causal))
+        #expect(try out(problem.path, ["--mask", "causal", "--sink", text]) == expected)
+    }
+
     // MARK: - Norms
 
     @Test func normsOfQueriesAndKeys() throws {
@@ -210,6 +221,8 @@ extension CommandLineTests {
         (["--recurrent", "linear", "--positions", "rope"], "--positions: is for scores"),
         (["--normaliser", "sigmoid", "--sink", "softmax1"], "sink: expected none with sigmoid"),
         (["--normaliser", "softpick", "--sink", "tensor=s"], "got learned logits"),
+        (["--normaliser", "clipped=0", "--sink", "log-keys"], "got log n of the visible keys"),
+        (["--sink", "log-keys=nan"], "sink.logKeys: expected a finite number"),
         (["--normaliser", "softpick", "--lse"], "--lse: the normaliser softpick has no log-sum-exp"),
         (["--normaliser", "relu2-normalised", "--scaling", "log=2"], "where a row's factor cancels"),
         (["--rope-base", "500"], "need --positions"),
