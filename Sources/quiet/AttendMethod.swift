@@ -37,16 +37,15 @@ struct RecurrenceOptions: ParsableArguments {
             throw ValidationError(
                 "--mask: expected none or causal with \(kind.name), whose state cannot forget the keys behind a window")
         }
-        let isGiven: [(option: String, Bool)] = [
+        for (option, isGiven) in [
             ("--scale", scores.scale != nil), ("--scaling", scores.scaling.description != "none"),
             ("--softcap", scores.softcap != nil), ("--alibi", scores.alibi),
             ("--normaliser", scores.normaliser.description != "softmax"),
             ("--positions", problem.position.positions != .none),
-        ]
-        for (option, _) in isGiven.filter(\.1) {
+        ] where isGiven {
             throw ValidationError("\(option): is for scores, and \(kind.name) has none")
         }
-        for (option, _) in [("--sink", problem.sinks.sink != nil), ("--lse", lse)].filter(\.1) {
+        for (option, isGiven) in [("--sink", problem.sinks.sink != nil), ("--lse", lse)] where isGiven {
             throw ValidationError(
                 "\(option): \(kind.name) has no softmax denominator, and so neither a sink nor its logarithm")
         }
