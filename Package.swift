@@ -51,9 +51,11 @@ let package = Package(
         .testTarget(
             name: "PropertyTests",
             dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
-        .testTarget(name: "QuietAttentionTests", dependencies: ["QuietAttention", "SeededInputs", "TestSupport"]),
+        .testTarget(
+            name: "QuietAttentionTests",
+            dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(name: "ReferenceTests", dependencies: ["AttentionReference", "SeededInputs", "TestSupport"]),
-        .testTarget(name: "SafetensorsTests", dependencies: ["Safetensors"]),
+        .testTarget(name: "SafetensorsTests", dependencies: ["Safetensors", "QuietAttention"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .c11

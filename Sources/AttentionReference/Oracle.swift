@@ -117,7 +117,7 @@ private protocol FormulaScalar: BinaryFloatingPoint & Sendable {
 }
 
 extension Double: FormulaScalar {
-    fileprivate static func exponential(_ x: Double) -> Double { exp(x) }
+    static func exponential(_ x: Double) -> Double { exp(x) }
     fileprivate static func exponentialMinusOne(_ x: Double) -> Double { expm1(x) }
     fileprivate static func logarithm(_ x: Double) -> Double { log(x) }
     fileprivate static func hyperbolicTangent(_ x: Double) -> Double { tanh(x) }

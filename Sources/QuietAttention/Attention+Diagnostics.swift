@@ -36,7 +36,7 @@ extension Attention {
         guard normaliser == .softmax else {
             throw AttentionError(
                 .composition, "normaliser", expected: "softmax, whose weights and sink share sum to 1",
-                found: "\(normaliser)")
+                found: normaliser.name)
         }
         guard shape.rowCount > 0 else { return [] }
         // As a forward pass would be cut up, but for values, and for the time that a pair of query and key takes.
@@ -84,7 +84,8 @@ extension Attention {
     ) throws(AttentionError) -> [HeadDiagnostics] {
         let rows = try diagnostics(queries: queries, keys: keys, epsilon: epsilon)
         let rowsPerHead = shape.isPacked ? shape.totalQueries : shape.queries
-        let items = shape.isPacked ? 1 : shape.batch
+        // Where there are no rows, there may be any number of items.
+        let items = shape.isPacked ? 1 : rows.isEmpty ? 0 : shape.batch
         return (0..<shape.queryHeads).map { head in
             HeadDiagnostics(
                 (0..<items).flatMap { item in

@@ -111,7 +111,7 @@ public struct AttentionPositions: Sendable, Hashable {
         guard embedding?.dependsOnLength != true else {
             throw RotaryEmbedding.refusal(
                 "scaling.length", expected: "the longest sequence to come: keys keep the angles they are appended with",
-                found: "nil")
+                found: "none")
         }
     }
 }

@@ -44,7 +44,7 @@ public struct AttentionShape: Sendable, Hashable {
     ///
     /// - Parameters:
     ///   - batch: B, 0 and up.
-    ///   - queryHeads: H, 0 and up.
+    ///   - queryHeads: H, 0...2^20.
     ///   - keyValueHeads: G, a divisor of H; nil: as many as query heads.
     ///   - queries: L, 0 and up.
     ///   - keys: S, 0 and up.
@@ -83,7 +83,7 @@ public struct AttentionShape: Sendable, Hashable {
     /// - Parameters:
     ///   - queryOffsets: cumulative, from 0 upwards, one more than there are sequences.
     ///   - keyOffsets: the same for the keys; nil: as for the queries.
-    ///   - queryHeads: H, 0 and up.
+    ///   - queryHeads: H, 0...2^20.
     ///   - keyValueHeads: G, a divisor of H; nil: as many as query heads.
     ///   - headDimension: D, 1...1024.
     ///   - valueDimension: E, 1...1024; nil: as long as the head dimension.
@@ -132,6 +132,8 @@ public struct AttentionShape: Sendable, Hashable {
 
     /// Longest sequence. Sums of a few positions and windows stay far from overflow below it.
     static let longestSequence = 1 << 40
+    /// Most heads. Slopes, sinks and means are tables of one number per head, also where there are no rows.
+    static let mostHeads = 1 << 20
     /// Longest key, and longest value.
     static let longestDimension = 1024
 
@@ -179,8 +181,8 @@ public struct AttentionShape: Sendable, Hashable {
     }
 
     private func checkHeadsAndCounts() throws(AttentionError) {
-        try Self.check("queryHeads", queryHeads, in: 0...Int.max)
-        try Self.check("keyValueHeads", keyValueHeads, in: 0...Int.max)
+        try Self.check("queryHeads", queryHeads, in: 0...Self.mostHeads)
+        try Self.check("keyValueHeads", keyValueHeads, in: 0...Self.mostHeads)
         try Self.check("headDimension", headDimension, in: 1...Self.longestDimension)
         try Self.check("valueDimension", valueDimension, in: 1...Self.longestDimension)
         guard queryHeads == 0 || (keyValueHeads > 0 && queryHeads % keyValueHeads == 0) else {

@@ -51,6 +51,17 @@ public enum AttentionSink: Sendable, Hashable {
         }
     }
 
+    /// The name, as errors call it.
+    var name: String {
+        switch self {
+        case .softmax: "softmax"
+        case .softmax1: "softmax_1"
+        case .softmaxN(let n): "softmax_n with n = \(n)"
+        case .logits: "learned logits"
+        case .logKeys: "log n of the visible keys"
+        }
+    }
+
     /// Whether the logit depends on the number of keys that a row sees.
     var countsKeys: Bool { if case .logKeys = self { true } else { false } }
 

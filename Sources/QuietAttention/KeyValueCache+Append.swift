@@ -46,7 +46,7 @@ extension KeyValueCache {
         try checkPositions(begin..<begin + tokens)
         try makeRoom(tokens)
         pack(
-            keys: keys, values: values, storage: Input.storage, tokens: tokens, begin: begin,
+            keys: keys, values: values, storage: Input.storage, tokens: begin..<begin + tokens,
             keyRows: rows(layout, tokens, headDimension), valueRows: rows(layout, tokens, valueDimension))
     }
 
@@ -130,38 +130,67 @@ extension KeyValueCache {
         return taken
     }
 
+    // MARK: - Packing
+
+    /// Packs tokens page by page, the keys of each head made ready before where something is to be done to them.
     private func pack(
-        keys: UnsafeRawPointer, values: UnsafeRawPointer, storage input: AttentionStorage, tokens: Int, begin: Int,
+        keys: UnsafeRawPointer, values: UnsafeRawPointer, storage input: AttentionStorage, tokens: Range<Int>,
         keyRows: RowStrides, valueRows: RowStrides
     ) {
-        let firstPage = begin / Self.pageTokens
-        let pageCount = SequencePlan.blocks(of: begin + tokens) - firstPage
-        if let preparation, pageCount > 0 {
-            packPrepared(
-                preparation, keys: keys, values: values, storage: input, tokens: begin..<begin + tokens,
-                keyRows: keyRows,
-                valueRows: valueRows)
-            return
-        }
-        withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: pageCount) { table in
-            for head in 0..<keyValueHeads {
-                for page in 0..<pageCount {
-                    table.initializeElement(at: page, to: block(page: firstPage + page, head: head))
+        let rowFloats = angles?.rowFloats ?? 0
+        let keyFloats = preparation == nil ? 0 : RowPreparation.stride(headDimension)
+        withUnsafeTemporaryAllocation(
+            byteCount: Self.pageTokens * (rowFloats + keyFloats) * MemoryLayout<Float>.stride,
+            alignment: QATTN_ALIGNMENT
+        ) { memory in
+            // The tables of a page's positions, then its keys.
+            let memory = memory.bindMemory(to: Float.self)
+            var begin = tokens.lowerBound
+            while begin < tokens.upperBound {
+                let page = begin / Self.pageTokens
+                let end = min((page + 1) * Self.pageTokens, tokens.upperBound)
+                angles?.fill(
+                    memory.baseAddress!, positions: begin + encoding.offset..<end + encoding.offset, .keys)
+                let row = begin - tokens.lowerBound
+                for head in 0..<keyValueHeads {
+                    var arguments = qattn_pack_args()
+                    arguments.keys = keys + (keyRows.offset(start: 0, head: head) + row * keyRows.row) * input.byteCount
+                    arguments.values =
+                        values + (valueRows.offset(start: 0, head: head) + row * valueRows.row) * input.byteCount
+                    arguments.key_stride = keyRows.row
+                    arguments.value_stride = valueRows.row
+                    arguments.key_storage = input.kernelStorage
+                    arguments.value_storage = input.kernelStorage
+                    arguments.key_begin = begin - page * Self.pageTokens
+                    arguments.key_end = end - page * Self.pageTokens
+                    arguments.blocks = qattn_blocks(
+                        base: block(page: page, head: head), table: nil, storage: storage.kernelStorage,
+                        head_dim: headDimension, value_dim: valueDimension)
+                    if let preparation {
+                        let table = memory.baseAddress!
+                        preparation.prepareKeys(
+                            of: &arguments, storage: input, table: table, into: table + Self.pageTokens * rowFloats,
+                            kernels.functions)
+                    }
+                    kernels.functions.pointee.pack(&arguments)
                 }
-                var arguments = qattn_pack_args()
-                arguments.keys = keys + keyRows.offset(start: 0, head: head) * input.byteCount
-                arguments.values = values + valueRows.offset(start: 0, head: head) * input.byteCount
-                arguments.key_stride = keyRows.row
-                arguments.value_stride = valueRows.row
-                arguments.key_storage = input.kernelStorage
-                arguments.value_storage = input.kernelStorage
-                arguments.key_begin = begin - firstPage * Self.pageTokens
-                arguments.key_end = arguments.key_begin + tokens
-                arguments.blocks = qattn_blocks(
-                    base: nil, table: UnsafePointer(table.baseAddress), storage: storage.kernelStorage,
-                    head_dim: headDimension, value_dim: valueDimension)
-                kernels.functions.pointee.pack(&arguments)
+                begin = end
             }
         }
+    }
+}
+
+extension RowPreparation {
+    /// Prepares the keys that are to be packed, and makes the arguments refer to what comes out.
+    fileprivate func prepareKeys(
+        of arguments: inout qattn_pack_args, storage: AttentionStorage, table: UnsafePointer<Float>,
+        into out: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<qattn_kernels>
+    ) {
+        keys.prepare(
+            arguments.keys, stride: arguments.key_stride, storage: storage,
+            count: arguments.key_end - arguments.key_begin, table: table, into: out, kernels)
+        arguments.keys = UnsafeRawPointer(out)
+        arguments.key_stride = Self.stride(keys.dimension)
+        arguments.key_storage = QATTN_FLOAT32
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// PreparedCache.swift - caches whose keys are normalised or turned when they are appended, and the queries that go with them.
+// PreparedCache.swift - caches whose keys are normalised or turned: which positions they take, and the queries that go with them.
 
 import CKernels
 
@@ -13,51 +13,6 @@ extension KeyValueCache {
         }
         guard let angles, !tokens.isEmpty else { return }
         try angles.check(tokens.lowerBound + encoding.offset...tokens.upperBound - 1 + encoding.offset)
-    }
-
-    /// Packs tokens page by page: makes the tables of a page's positions, and for each head prepares its keys.
-    func packPrepared(
-        _ preparation: RowPreparation, keys: UnsafeRawPointer, values: UnsafeRawPointer,
-        storage input: AttentionStorage,
-        tokens: Range<Int>, keyRows: RowStrides, valueRows: RowStrides
-    ) {
-        let (rowFloats, keyFloats) = (angles?.rowFloats ?? 0, RowPreparation.stride(headDimension))
-        let floats = Self.pageTokens * (rowFloats + keyFloats)
-        withUnsafeTemporaryAllocation(
-            byteCount: floats * MemoryLayout<Float>.stride, alignment: QATTN_ALIGNMENT
-        ) { memory in
-            let table = memory.bindMemory(to: Float.self).baseAddress!
-            let prepared = table + Self.pageTokens * rowFloats
-            var begin = tokens.lowerBound
-            while begin < tokens.upperBound {
-                let page = begin / Self.pageTokens
-                let part = begin..<min((page + 1) * Self.pageTokens, tokens.upperBound)
-                angles?.fill(
-                    table, positions: part.lowerBound + encoding.offset..<part.upperBound + encoding.offset, .keys)
-                for head in 0..<keyValueHeads {
-                    let row = begin - tokens.lowerBound
-                    preparation.keys.prepare(
-                        keys + (keyRows.offset(start: 0, head: head) + row * keyRows.row) * input.byteCount,
-                        stride: keyRows.row, storage: input, count: part.count, table: table, into: prepared,
-                        kernels.functions)
-                    var arguments = qattn_pack_args()
-                    arguments.keys = UnsafeRawPointer(prepared)
-                    arguments.values =
-                        values + (valueRows.offset(start: 0, head: head) + row * valueRows.row) * input.byteCount
-                    arguments.key_stride = keyFloats
-                    arguments.value_stride = valueRows.row
-                    arguments.key_storage = QATTN_FLOAT32
-                    arguments.value_storage = input.kernelStorage
-                    arguments.key_begin = begin - page * Self.pageTokens
-                    arguments.key_end = arguments.key_begin + part.count
-                    arguments.blocks = qattn_blocks(
-                        base: block(page: page, head: head), table: nil, storage: storage.kernelStorage,
-                        head_dim: headDimension, value_dim: valueDimension)
-                    kernels.functions.pointee.pack(&arguments)
-                }
-                begin = part.upperBound
-            }
-        }
     }
 }
 

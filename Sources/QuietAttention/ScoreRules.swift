@@ -37,12 +37,12 @@ struct ScoreRules: Sendable {
             throw AttentionError(
                 .composition, "sink",
                 expected: "none with \(normaliser.name), which has no softmax denominator to join",
-                found: "\(sink)")
+                found: sink.name)
         }
         if case .clippedSoftmax = normaliser, case .logKeys = sink {
             throw AttentionError(
                 .composition, "sink", expected: "a logit that is the same for all rows with clipped softmax",
-                found: "\(sink)")
+                found: sink.name)
         }
         if normaliser == .normalisedReluSquared(sink: 0), !scaling.isConstant {
             throw AttentionError(

@@ -4,36 +4,77 @@
 import ArgumentParser
 import QuietAttention
 
-/// Mask, threads and kernels.
-struct AttentionOptions: ParsableArguments {
+/// On which threads and with which kernels.
+struct MachineOptions: ParsableArguments {
     @Option(
-        help: ArgumentHelp(
-            "none, causal, or window=<w>: causal, the last <w> keys, itself included. The last query stands at the last key. "
-                + "Default: none.",
-            valueName: "mask"),
-        transform: MaskOption.init(parsing:))
-    var mask = MaskOption.none
-
-    @Option(help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
+        // Unconditional: so that a negative number is refused as a number.
+        parsing: .unconditional,
+        help: "Threads to use at most, 1 to 1024. Default: the CPUs this process may run on.")
     var threads: Int?
 
     @Option(help: ArgumentHelp("auto, or a kernel set that `quiet info` lists.", valueName: "set"))
     var kernels = "auto"
-
-    @OptionGroup(title: "Scores") var scores: ScoreOptions
-
-    @OptionGroup(title: "Positions") var position: PositionOptions
 
     /// The kernel set asked for; nil: the library's choice.
     var kernelSet: KernelSet? {
         get throws { kernels == "auto" ? nil : try usage { try KernelSet(named: kernels) } }
     }
 
-    mutating func validate() throws {
+    func validate() throws {
         if let threads, !(1...1024).contains(threads) {
             throw ValidationError("--threads: expected 1 to 1024, got \(threads)")
         }
         _ = try kernelSet
+    }
+}
+
+/// What is done to queries, keys and scores, on which machine: the groups of options together.
+///
+/// Not a group of groups: an unoptimised parser of arguments checks each level of them many times over.
+struct AttentionOptions {
+    let norms: NormOptions
+    let position: PositionOptions
+    let scores: ScoreOptions
+    let machine: MachineOptions
+
+    /// The attention that the options ask for.
+    func attention(
+        _ shape: AttentionShape, sink: AttentionSink?, keyLengths: [Int]? = nil, queryKeyNorm: QueryKeyNorm?,
+        layout: AttentionLayout? = nil
+    ) throws -> Attention {
+        let mask = scores.mask.mask
+        return try Attention(
+            shape, sink: sink, mask: keyLengths.map { mask.keyLengths($0) } ?? mask, scale: scores.scale,
+            scaling: scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
+            alibi: scores.alibi ? .standard : nil, normaliser: scores.normaliser.library,
+            positions: position.library(keys: shape.keys), queryKeyNorm: queryKeyNorm, layout: layout,
+            threads: machine.threads, kernels: try machine.kernelSet)
+    }
+
+    /// Shape and options, as members of a JSON object.
+    func members(_ attention: Attention, sink: SinkOption?) -> [(name: String, value: JSONValue)] {
+        attention.shape.members + [
+            ("mask", .string("\(scores.mask)")),
+            ("sink", .string(SinkOption.description(sink, attention.normaliser))),
+            ("scale", .number(attention.scale)),
+            ("scaling", .string("\(scores.scaling)")),
+            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
+            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
+            ("normaliser", .string("\(scores.normaliser)")),
+            ("positions", .string(position.summary)),
+            ("qk_norm", .string(norms.qkNorm.rawValue)),
+        ]
+    }
+}
+
+extension AttentionShape {
+    /// The dimensions, as members of a JSON object.
+    var members: [(name: String, value: JSONValue)] {
+        [
+            ("batch", .integer(batch)), ("query_heads", .integer(queryHeads)), ("kv_heads", .integer(keyValueHeads)),
+            ("queries", .integer(queries)), ("keys", .integer(keys)), ("head_dim", .integer(headDimension)),
+            ("value_dim", .integer(valueDimension)),
+        ]
     }
 }
 
@@ -82,7 +123,7 @@ extension MaskOption: CustomStringConvertible {
     }
 }
 
-/// `softmax`, `softmax1`, `n=<real>`, or one logit per query head: `tensor=<name>` of a file, or `learned`, drawn.
+/// `softmax`, `softmax1`, `n=<real>`, `log-keys[=<c>]`, or one logit per query head: `tensor=<name>` of a file, or `learned`, drawn.
 struct SinkOption: CustomStringConvertible {
     /// As it was written.
     let description: String
@@ -97,7 +138,7 @@ struct SinkOption: CustomStringConvertible {
     static func inFile(_ text: String) throws -> SinkOption {
         if let sink = try common(text) { return sink }
         guard let name = text.value(of: "tensor") else {
-            throw ValidationError("expected softmax, softmax1, n=<real> or tensor=<name>")
+            throw ValidationError("expected softmax, softmax1, n=<real>, log-keys[=<c>] or tensor=<name>")
         }
         return SinkOption(description: text, uniform: nil, tensor: name)
     }
@@ -105,7 +146,9 @@ struct SinkOption: CustomStringConvertible {
     /// For commands that make their inputs.
     static func seeded(_ text: String) throws -> SinkOption {
         if let sink = try common(text) { return sink }
-        guard text == "learned" else { throw ValidationError("expected softmax, softmax1, n=<real> or learned") }
+        guard text == "learned" else {
+            throw ValidationError("expected softmax, softmax1, n=<real>, log-keys[=<c>] or learned")
+        }
         return SinkOption(description: text, uniform: nil, tensor: "")
     }
 
@@ -113,20 +156,17 @@ struct SinkOption: CustomStringConvertible {
         switch text {
         case "softmax": return SinkOption(description: text, uniform: .softmax, tensor: "")
         case "softmax1": return .softmax1
+        case "log-keys": return SinkOption(description: text, uniform: .logKeys(), tensor: "")
         default:
+            if let offset = text.numbers(of: "log-keys", count: 1)?.first {
+                return SinkOption(description: text, uniform: .logKeys(offset: Float(offset)), tensor: "")
+            }
             guard let number = text.value(of: "n") else { return nil }
             guard let n = Double(number), n >= 0, n.isFinite else {
                 throw ValidationError("expected n=<real> with a finite number of 0 or more")
             }
             return SinkOption(description: text, uniform: .softmaxN(n), tensor: "")
         }
-    }
-
-    /// The sink of a command, which may have none: softmax_1 where the normaliser has a sink.
-    static func sink(
-        _ option: SinkOption?, logits: (String) throws -> [Float]
-    ) rethrows -> AttentionSink? {
-        try option?.sink(logits: logits)
     }
 
     /// What stands in reports.
@@ -137,6 +177,17 @@ struct SinkOption: CustomStringConvertible {
     /// The sink; `logits` are asked for if there is one logit per query head, with the name of their tensor.
     func sink(logits: (String) throws -> [Float]) rethrows -> AttentionSink {
         try uniform ?? .logits(logits(tensor))
+    }
+}
+
+extension CaseIterable where Self: RawRepresentable<String> {
+    /// The case of that name.
+    init(parsing text: String) throws {
+        guard let value = Self(rawValue: text) else {
+            let names = Self.allCases.map(\.rawValue)
+            throw ValidationError("expected \(names.dropLast().joined(separator: ", ")) or \(names[names.count - 1])")
+        }
+        self = value
     }
 }
 

@@ -12,7 +12,7 @@ struct Bench: ParsableCommand {
             The pass `decode` reads keys and values from key/value caches, filled beforehand.
             Prints JSON, with among others:
               median_ms, min_ms    of a call, over `runs` runs of `calls_per_run` calls
-              gflops               2 pairs (D + Dv) / median_ms; `pairs` tells which
+              gflops               2 pairs (D + E) / median_ms; `pairs` tells which
                                    pairs count: all, half (causal) or visible (window)
               fma_peak_gflops      fused multiply-adds at best, on the same threads
               fraction_of_peak     gflops / fma_peak_gflops
@@ -35,16 +35,16 @@ struct Bench: ParsableCommand {
     @Option(help: "Sequences in the batch.")
     var batch = 1
 
-    @Option(help: "Heads of the queries.")
+    @Option(help: "Heads H of the queries.")
     var queryHeads = 12
 
-    @Option(help: "Heads of the keys and values. Default: as many as of the queries.")
+    @Option(help: "Heads G of the keys and values. Default: H.")
     var kvHeads: Int?
 
-    @Option(help: "Queries per sequence. Default: 1024, or 1 to decode.")
+    @Option(help: "Queries L of each sequence. Default: 1024, or 1 to decode.")
     var queries: Int?
 
-    @Option(help: "Keys per sequence. Default: as many as queries, or 4096 to decode.")
+    @Option(help: "Keys S of each sequence. Default: L, or 4096 to decode.")
     var keys: Int?
 
     @Option(
@@ -53,20 +53,33 @@ struct Bench: ParsableCommand {
         transform: KeyLengths.init(parsing:))
     var keyLengths: KeyLengths?
 
-    @Option(help: "Length D of a query and of a key.")
+    @Option(help: "Channels D of a query and of a key.")
     var headDim = 64
 
-    @Option(help: "Length Dv of a value. Default: as a key.")
+    @Option(help: "Channels E of a value. Default: D.")
     var valueDim: Int?
 
     @Option(
         help: ArgumentHelp(
-            "softmax, softmax1, n=<real> for softmax_n, or learned: one sink logit per query head, drawn like the inputs. Default: softmax1, or none where the normaliser has none.",
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
+                learned           one for each query head, drawn like the inputs
+                """,
             valueName: "sink"),
         transform: SinkOption.seeded)
     var sink: SinkOption?
 
-    @OptionGroup var options: AttentionOptions
+    @OptionGroup(title: "Norms") var norms: NormOptions
+
+    @OptionGroup(title: "Positions") var position: PositionOptions
+
+    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
+
+    @OptionGroup var machine: MachineOptions
 
     @Option(
         help: ArgumentHelp(
@@ -87,6 +100,10 @@ struct Bench: ParsableCommand {
     @Flag(help: "Print the JSON object on one line.")
     var json = false
 
+    fileprivate var options: AttentionOptions {
+        AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
+    }
+
     private var shape: AttentionShape {
         get throws {
             let queries = queries ?? (pass == .decode ? 1 : 1024)
@@ -105,19 +122,15 @@ struct Bench: ParsableCommand {
         }
         let shape = try usage { try self.shape }
         try keyLengths?.check(shape)
-        try options.scores.check(sink: sink)
+        try scores.check(sink: sink)
+        try norms.check()
     }
 
     func run() throws {
-        let sink = SinkOption.sink(sink) { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
-        let shape = try shape
-        let attention = try Attention(
-            shape, sink: sink, mask: keyLengths.map { options.mask.mask.keyLengths($0.lengths) } ?? options.mask.mask,
-            scaling: options.scores.scaling.library(queryHeads: shape.queryHeads), softcap: options.scores.softcap,
-            alibi: options.scores.alibi ? .standard : nil, normaliser: options.scores.normaliser.library,
-            positions: options.position.library(keys: shape.keys), queryKeyNorm: options.position.norm,
-            layout: layout.library, threads: options.threads,
-            kernels: try options.kernelSet)
+        let sink = sink?.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
+        let attention = try options.attention(
+            shape, sink: sink, keyLengths: keyLengths?.lengths, queryKeyNorm: norms.queryKeyNorm(),
+            layout: layout.library)
         let report =
             switch pass {
             case .forward:
@@ -147,7 +160,8 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: queryHeads, sink: sink, scaling: attention.scaling, softcap: attention.softcap,
+                queryHeads: queryHeads, sink: sink, scale: scores.scale, scaling: attention.scaling,
+                softcap: attention.softcap,
                 alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
                 threads: attention.threads,
                 kernels: attention.kernels), storage: storage.cache, seed: seed)
@@ -170,15 +184,8 @@ struct Bench: ParsableCommand {
 }
 
 /// Element types of the inputs.
-enum Storage: String {
+enum Storage: String, CaseIterable {
     case f32, bf16, f16, int8
-
-    init(parsing text: String) throws {
-        guard let storage = Storage(rawValue: text) else {
-            throw ValidationError("expected f32, bf16, f16 or int8")
-        }
-        self = storage
-    }
 
     var cache: KeyValueCache.Storage {
         switch self {
@@ -203,7 +210,8 @@ struct KeyLengths: CustomStringConvertible {
     func check(_ shape: AttentionShape) throws {
         guard lengths.count == shape.batch, lengths.allSatisfy((0...shape.keys).contains) else {
             throw ValidationError(
-                "--key-lengths: expected \(shape.batch) numbers from 0 to \(shape.keys), got \(description)")
+                "--key-lengths: expected a number from 0 to \(shape.keys) for each of \(shape.batch) sequences, got \(description)"
+            )
         }
     }
 
@@ -239,7 +247,7 @@ struct BenchReport {
         // Row 0 sees the first key of all, the last row the last one.
         var seen = shape.queries == 0 ? 0 : shape.keys
         var first = 0
-        if case .window(let width) = command.options.mask {
+        if case .window(let width) = command.scores.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
             first = shape.keys - seen
         }
@@ -251,7 +259,7 @@ struct BenchReport {
 
     var json: JSONValue {
         let operations = FloatOperations(
-            attention, mask: command.options.mask, keyLengths: command.keyLengths?.lengths)
+            attention, mask: command.scores.mask, keyLengths: command.keyLengths?.lengths)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [
@@ -276,24 +284,8 @@ struct BenchReport {
     }
 
     private var problem: [(name: String, value: JSONValue)] {
-        [
-            ("pass", .string(command.pass.rawValue)),
-            ("batch", .integer(shape.batch)),
-            ("query_heads", .integer(shape.queryHeads)),
-            ("kv_heads", .integer(shape.keyValueHeads)),
-            ("queries", .integer(shape.queries)),
-            ("keys", .integer(shape.keys)),
+        [("pass", .string(command.pass.rawValue))] + command.options.members(attention, sink: command.sink) + [
             ("key_lengths", .array((command.keyLengths?.lengths ?? []).map(JSONValue.integer))),
-            ("head_dim", .integer(shape.headDimension)),
-            ("value_dim", .integer(shape.valueDimension)),
-            ("mask", .string("\(command.options.mask)")),
-            ("sink", .string(SinkOption.description(command.sink, attention.normaliser))),
-            ("scaling", .string("\(command.options.scores.scaling)")),
-            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
-            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
-            ("normaliser", .string("\(command.options.scores.normaliser)")),
-            ("positions", .string(command.options.position.summary)),
-            ("qk_norm", .string(command.options.position.qkNorm.rawValue)),
             ("storage", .string(command.storage.rawValue)),
             ("layout", .string(command.layout.rawValue)),
             ("seed", .string("\(command.seed)")),

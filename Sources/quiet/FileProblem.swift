@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// FileProblem.swift - the options that attend and inspect share: which tensors of a file, with which sink and scale.
+// FileProblem.swift - the options that attend and inspect share: which tensors of a file, and what is done with them.
 
 import ArgumentParser
 import QuietAttention
@@ -7,89 +7,92 @@ import Safetensors
 
 /// Queries, keys and values of a file by name, and what is between their products and the weights.
 struct FileProblem: ParsableArguments {
-    @Option(help: ArgumentHelp("Name of the queries.", valueName: "name"))
-    var queries = "q"
+    @OptionGroup(title: "Tensors of the file") var tensors: TensorNames
 
-    @Option(help: ArgumentHelp("Name of the keys.", valueName: "name"))
-    var keys = "k"
+    @OptionGroup(title: "Norms") var norms: NormOptions
 
-    @Option(help: ArgumentHelp("Name of the values.", valueName: "name"))
-    var values = "v"
+    @OptionGroup(title: "Norms") var normTensors: NormTensors
 
-    @Option(
-        help: ArgumentHelp(
-            "softmax, softmax1, n=<real> for softmax_n, or tensor=<name>: one sink logit per query head, from the file. "
-                + "Default: softmax1, or none where the normaliser has none.",
-            valueName: "sink"),
-        transform: SinkOption.inFile)
-    var sink: SinkOption?
+    @OptionGroup(title: "Positions") var position: PositionOptions
 
-    @Option(
-        // Unconditional: a negative number looks like an option.
-        parsing: .unconditional,
-        help: "What the products of queries and keys are multiplied by. Default: 1 / sqrt(head dimension).")
-    var scale: Double?
+    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
 
-    @OptionGroup var options: AttentionOptions
+    @OptionGroup(title: "Scores and weights") var sinks: FileSink
 
-    func validate() throws {
-        if let scale, !scale.isFinite { throw ValidationError("--scale: expected a finite number, got \(scale)") }
+    @OptionGroup var machine: MachineOptions
+
+    private var options: AttentionOptions {
+        AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
+    }
+
+    /// Refuses what would be refused whatever the file holds.
+    func check() throws {
+        try scores.check(sink: sinks.sink)
+        try normTensors.check(norms.qkNorm)
     }
 
     func inputs(_ file: SafetensorsFile) throws -> AttendInputs {
-        try AttendInputs(file, queries: queries, keys: keys, values: values)
+        try AttendInputs(file, queries: tensors.queries, keys: tensors.keys, values: tensors.values)
     }
 
     func attention(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> Attention {
-        let scores = options.scores
-        return try Attention(
-            shape, sink: try SinkOption.sink(sink) { try file.floats(named: $0) }, mask: options.mask.mask,
-            scale: scale, scaling: scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
-            alibi: scores.alibi ? .standard : nil, normaliser: scores.normaliser.library,
-            positions: options.position.library(keys: shape.keys), queryKeyNorm: options.position.norm,
-            threads: options.threads, kernels: try options.kernelSet)
+        let vectors = try normTensors.vectors(file, headDimension: shape.headDimension)
+        return try options.attention(
+            shape, sink: try sinks.sink?.sink { try file.floats(named: $0) },
+            queryKeyNorm: norms.queryKeyNorm(vectors))
     }
 
     // MARK: - Reports
 
-    private func sinkDescription(_ attention: Attention) -> String {
-        SinkOption.description(sink, attention.normaliser)
+    /// The tensors that norms were given, as members of a JSON object.
+    var normMembers: [(name: String, value: JSONValue)] {
+        normTensors.named.compactMap { _, member, tensor in tensor.map { (member, .string($0)) } }
     }
 
     /// Shape and options, as members of a JSON object.
     func members(_ attention: Attention) -> [(name: String, value: JSONValue)] {
-        let shape = attention.shape
-        return [
-            ("batch", .integer(shape.batch)),
-            ("query_heads", .integer(shape.queryHeads)),
-            ("kv_heads", .integer(shape.keyValueHeads)),
-            ("queries", .integer(shape.queries)),
-            ("keys", .integer(shape.keys)),
-            ("head_dim", .integer(shape.headDimension)),
-            ("value_dim", .integer(shape.valueDimension)),
-            ("sink", .string(sinkDescription(attention))),
-            ("mask", .string("\(options.mask)")),
-            ("scale", .number(attention.scale)),
-            ("scaling", .string("\(options.scores.scaling)")),
-            ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
-            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
-            ("normaliser", .string("\(options.scores.normaliser)")),
-            ("positions", .string(options.position.summary)),
-            ("qk_norm", .string(options.position.qkNorm.rawValue)),
-        ]
+        options.members(attention, sink: sinks.sink) + normMembers
     }
 
     /// The same as lines.
     func lines(_ attention: Attention, _ inputs: AttendInputs) -> String {
+        let sink = SinkOption.description(sinks.sink, attention.normaliser)
         let scale = decimal(attention.scale, digits: 6, format: "g")
         let softcap = attention.softcap.map { "\($0)" } ?? "none"
         return """
-            queries     \(inputs.descriptions[0])
-            keys        \(inputs.descriptions[1])
-            values      \(inputs.descriptions[2])
-            weights     \(options.scores.normaliser), sink \(sinkDescription(attention)), mask \(options.mask), scale \(scale)
-            scores      scaling \(options.scores.scaling), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
-            positions   \(options.position.summary), norm of queries and keys \(options.position.qkNorm.rawValue)
+            \(inputs.lines)
+            weights     \(scores.normaliser), sink \(sink), mask \(scores.mask), scale \(scale)
+            scores      scaling \(scores.scaling), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
+            positions   \(position.summary), norm of queries and keys \(norms.qkNorm.rawValue)
             """
     }
+}
+
+/// What the tensors are called.
+struct TensorNames: ParsableArguments {
+    @Option(help: ArgumentHelp("The queries [batch, H, L, D].", valueName: "name"))
+    var queries = "q"
+
+    @Option(help: ArgumentHelp("The keys [batch, G, S, D].", valueName: "name"))
+    var keys = "k"
+
+    @Option(help: ArgumentHelp("The values [batch, G, S, E].", valueName: "name"))
+    var values = "v"
+}
+
+/// A sink whose logits may be a tensor of the file.
+struct FileSink: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
+                tensor=<name>     one for each query head, a tensor [H] of the file
+                """,
+            valueName: "sink"),
+        transform: SinkOption.inFile)
+    var sink: SinkOption?
 }

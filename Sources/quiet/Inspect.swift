@@ -13,8 +13,9 @@ struct Inspect: ParsableCommand {
             over the sample's deviation (3 for a normal distribution) and in excess of the population's (0); the share of \
             elements beyond 6 standard deviations; and what int8 quantisation leaves of it, in dB.
 
-            Where the file holds queries, keys and values [batch, heads, sequence, dimension], called q, k and v or <prefix>.q \
-            and so on, or as the options say, for every query head, as means over its rows: the sink's share; the largest weight; the entropy with the sink and of the keys alone, in nats; \
+            Where the file holds queries [batch, H, L, D], keys [batch, G, S, D] and values [batch, G, S, E], called q, k and \
+            v or <prefix>.q and so on, or as the options say, for every query head, as means over its rows: the sink's \
+            share; the largest weight; the entropy with the sink and of the keys alone, in nats; \
             l1/l2 and mean/max of the weights, 1 where all are equal; the share of weights up to epsilon; the largest \
             score of all rows; and the ratio of the largest to the median score.
             """)
@@ -41,7 +42,9 @@ struct Inspect: ParsableCommand {
         guard epsilon >= 0, epsilon.isFinite else {
             throw ValidationError("--epsilon: expected a finite number of 0 or more, got \(epsilon)")
         }
-        let normaliser = problem.options.scores.normaliser
+        try problem.check()
+        try problem.norms.check()
+        let normaliser = problem.scores.normaliser
         guard normaliser.library == .softmax else {
             throw ValidationError("--normaliser: only the weights of softmax are diagnosed, got \(normaliser)")
         }
@@ -68,13 +71,17 @@ struct Inspect: ParsableCommand {
     /// prefix, and may be ones: matrices of those names are weights.
     private func problems(_ file: SafetensorsFile) -> [FileProblem] {
         guard tensor.isEmpty else { return [] }
-        guard [problem.queries, problem.keys, problem.values] == ["q", "k", "v"] else { return [problem] }
+        guard [problem.tensors.queries, problem.tensors.keys, problem.tensors.values] == ["q", "k", "v"] else {
+            return [problem]
+        }
         return file.tensors.compactMap { tensor in
             guard tensor.name == "q" || tensor.name.hasSuffix(".q") else { return nil }
             var candidate = problem
             let prefix = tensor.name.dropLast()
-            (candidate.queries, candidate.keys, candidate.values) = (tensor.name, prefix + "k", prefix + "v")
-            let names = [candidate.queries, candidate.keys, candidate.values]
+            let names = [tensor.name, prefix + "k", prefix + "v"]
+            (candidate.tensors.queries, candidate.tensors.keys, candidate.tensors.values) = (
+                names[0], names[1], names[2]
+            )
             let fits = names.allSatisfy { name in file.tensors.contains { $0.name == name && $0.shape.count == 4 } }
             return fits ? candidate : nil
         }
@@ -152,13 +159,15 @@ private struct MeasuredHeads {
         ("largest score", "largest_score", \.largestScore), ("top/median", "score_top_to_median", \.scoreTopToMedian),
     ]
 
+    private var names: [String] { [problem.tensors.queries, problem.tensors.keys, problem.tensors.values] }
+
     var text: String {
         let rows = heads.enumerated().map { head, diagnostics in
             ["\(head)"] + Self.columns.map { decimal(diagnostics[keyPath: $0.value], digits: 4, format: "g") }
         }
         let table = TextTable(["head"] + Self.columns.map(\.title), rows, leftColumns: 0)
         return """
-            tensors     \([problem.queries, problem.keys, problem.values].map(printable).joined(separator: ", "))
+            tensors     \(names.map(printable).joined(separator: ", "))
             \(problem.lines(attention, inputs))
             epsilon     \(decimal(epsilon, digits: 3, format: "g"))
 
@@ -168,8 +177,8 @@ private struct MeasuredHeads {
 
     func report() -> JSONValue {
         var members: [(name: String, value: JSONValue)] = [
-            ("query_tensor", .string(problem.queries)), ("key_tensor", .string(problem.keys)),
-            ("value_tensor", .string(problem.values)),
+            ("query_tensor", .string(names[0])), ("key_tensor", .string(names[1])),
+            ("value_tensor", .string(names[2])),
         ]
         members += problem.members(attention)
         members += [

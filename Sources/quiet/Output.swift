@@ -39,6 +39,8 @@ func writeAll(_ text: String, to descriptor: Int32) -> Bool {
 
 /// Returns `value` with so many digits after the point, or in as many significant digits where `format` is "g".
 func decimal(_ value: Double, digits: Int, format: Character = "f") -> String {
+    // C prints the sign of a NaN, which says nothing and differs between machines.
+    if value.isNaN { return "nan" }
     var text = [CChar](repeating: 0, count: 400)
     let length = withVaList([Int32(digits), value]) { vsnprintf(&text, text.count, "%.*\(format)", $0) }
     return String(decoding: text.prefix(Int(length)).map { UInt8(bitPattern: $0) }, as: UTF8.self)

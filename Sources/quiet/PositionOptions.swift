@@ -1,44 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0
-// PositionOptions.swift - the options for position encodings and the normalisation of queries and keys.
+// PositionOptions.swift - the options for position encodings.
 
 import ArgumentParser
 import QuietAttention
 
-/// How queries and keys are normalised and turned before they are multiplied.
+/// How queries and keys are turned before they are multiplied.
 struct PositionOptions: ParsableArguments {
-    enum Encoding: String, CaseIterable, ExpressibleByArgument {
+    enum Encoding: String, CaseIterable {
         case none, rope
         case ropeInterleaved = "rope-interleaved"
         case cocaSlack = "coca-slack"
         case cocaStrict = "coca-strict"
     }
 
-    enum Norm: String, CaseIterable, ExpressibleByArgument { case none, rms, layer }
-
     @Option(
         help: ArgumentHelp(
-            "How scores learn of positions: none; rope, rotary embedding whose pairs are channels j and j + r/2 (NeoX, Llama at "
-                + "Hugging Face); rope-interleaved, pairs 2j and 2j + 1 (GPT-J, Llama's own weights); coca-slack or "
-                + "coca-strict, collinear constrained attention, where the keys hold its lengths t.",
-            valueName: "encoding"))
+            "Products of the query q at m and the key k at n.",
+            discussion: """
+                none              q.k, the default
+                rope              (R(m) q).(R(n) k), R(m) turns pair j by m theta[j],
+                                  which is channels j and j + r/2
+                rope-interleaved  the same, pair j is channels 2j and 2j + 1
+                coca-strict       sum t[j] |q[j]|^2 cos((m - n) theta[j]),
+                                  t[j] = max(0, mean of pair j of k)
+                coca-slack        (q o R(m) q).(R(n) (t, t)), o channel by channel
+                """,
+            valueName: "encoding"),
+        transform: Encoding.init(parsing:))
     var positions = Encoding.none
 
-    @Option(help: ArgumentHelp("Pair j turns by base^(-2j / r) per position.", valueName: "base"))
-    var ropeBase = 10_000.0
+    @Option(help: ArgumentHelp("theta[j] = base^(-2j / r).", valueName: "base"))
+    var ropeBase = Self.usualBase
 
     @Option(
         help: ArgumentHelp(
-            "For sequences beyond those of training: none; pi=<f>, position interpolation; ntk=<f>, NTK-aware; "
-                + "dynamic=<f>,<L0> or dynamic=<f>,<L0>,<L>, dynamic NTK trained on L0 positions, for L keys or all there "
-                + "are; yarn=<f>,<L0>, YaRN; xpos or xpos=<scale base>, decaying with distance. f is the factor. "
-                + "Default: none.",
+            "For more keys than the L0 of training.",
+            discussion: """
+                none              the default
+                pi=<f>            theta / f, position interpolation
+                ntk=<f>           base f^(r / (r - 2)), NTK-aware
+                dynamic=<f>,<L0>  base (f S / L0 - f + 1)^(r / (r - 2)) if S > L0
+                dynamic=<f>,<L0>,<N>
+                                  the same with N for S
+                yarn=<f>,<L0>     theta / f for the slow pairs alone, YaRN
+                xpos[=<b>]        scores times zeta[j]^((m - n) / b), xPos; b = 512
+                """,
             valueName: "scaling"),
         transform: RopeScaling.init(parsing:))
     var ropeScaling = RopeScaling.none
 
     @Option(
+        parsing: .unconditional,
         help: ArgumentHelp(
-            "Channels r that are turned, even; those behind them stay. Default: the head dimension.", valueName: "r"))
+            "r, even: so many channels are turned, those behind them stay. Default: D.", valueName: "r"))
     var rotaryDim: Int?
 
     @Option(
@@ -46,12 +60,7 @@ struct PositionOptions: ParsableArguments {
         help: ArgumentHelp("Position of the first key; the last query stands at the last key.", valueName: "position"))
     var positionOffset = 0
 
-    @Option(
-        help: ArgumentHelp(
-            "Normalise each query and key of each head first: none, rms (root mean square, epsilon 1e-6) or layer (mean "
-                + "and standard deviation, epsilon 1e-5).",
-            valueName: "norm"))
-    var qkNorm = Norm.none
+    private static let usualBase = 10_000.0
 
     mutating func validate() throws {
         // What can be said before there is a head dimension: with all channels, or the largest head there is.
@@ -63,9 +72,12 @@ struct PositionOptions: ParsableArguments {
                 positions: library(keys: 0),
                 kernels: KernelSet.available.last)
         }
-        if positions == .none, ropeScaling.description != "none" || rotaryDim != nil || positionOffset != 0 {
+        if positions == .none,
+            ropeScaling.description != "none" || rotaryDim != nil || positionOffset != 0 || ropeBase != Self.usualBase
+        {
             throw ValidationError(
-                "--rope-scaling, --rotary-dim and --position-offset need --positions: nothing is turned without it")
+                "--rope-base, --rope-scaling, --rotary-dim and --position-offset need --positions: nothing is turned "
+                    + "without it")
         }
     }
 
@@ -82,14 +94,6 @@ struct PositionOptions: ParsableArguments {
             case .cocaStrict: .collinear(.strict, embedding)
             }
         return encoding.offset(by: positionOffset)
-    }
-
-    var norm: QueryKeyNorm? {
-        switch qkNorm {
-        case .none: nil
-        case .rms: .rms()
-        case .layer: .layer()
-        }
     }
 
     /// As reports print it: the encoding, and what is not as usual.
@@ -113,8 +117,7 @@ struct RopeScaling: CustomStringConvertible {
     init(parsing text: String) throws {
         guard let scaling = Self.scaling(text) else {
             throw ValidationError(
-                "expected none, pi=<f>, ntk=<f>, dynamic=<f>,<L0>, dynamic=<f>,<L0>,<L>, yarn=<f>,<L0>, xpos or "
-                    + "xpos=<scale base>")
+                "expected none, pi=<f>, ntk=<f>, dynamic=<f>,<L0>[,<L>], yarn=<f>,<L0> or xpos[=<b>]")
         }
         self.init(description: text, scaling: scaling)
     }
@@ -125,24 +128,18 @@ struct RopeScaling: CustomStringConvertible {
     }
 
     private static func scaling(_ text: String) -> RotaryEmbedding.Scaling? {
-        let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-        let words = parts.count == 2 ? parts[1].split(separator: ",", omittingEmptySubsequences: false) : []
-        let (factor, lengths) = (words.first.flatMap { Double($0) }, words.dropFirst().map { Int($0) })
-        switch (parts[0], factor, lengths.count) {
-        case ("none", nil, 0) where words.isEmpty: return RotaryEmbedding.Scaling.none
-        case ("xpos", nil, 0) where words.isEmpty: return .xPos()
-        case ("pi", let factor?, 0): return .interpolation(factor: factor)
-        case ("ntk", let factor?, 0): return .ntk(factor: factor)
-        case ("xpos", let scaleBase?, 0): return .xPos(scaleBase: scaleBase)
-        case ("yarn", let factor?, 1):
-            return lengths[0].map { .yarn(factor: factor, trainedLength: $0) }
-        case ("dynamic", let factor?, 1):
-            return lengths[0].map { .dynamicNTK(factor: factor, trainedLength: $0) }
-        case ("dynamic", let factor?, 2):
-            guard let trained = lengths[0], let length = lengths[1] else { return nil }
-            return .dynamicNTK(factor: factor, trainedLength: trained, length: length)
-        default: return nil
+        if text == "none" { return RotaryEmbedding.Scaling.none }
+        if text == "xpos" { return .xPos() }
+        if let n = text.numbers(of: "xpos", count: 1) { return .xPos(scaleBase: n[0]) }
+        if let n = text.numbers(of: "pi", count: 1) { return .interpolation(factor: n[0]) }
+        if let n = text.numbers(of: "ntk", count: 1) { return .ntk(factor: n[0]) }
+        if let n = text.numbers(of: "yarn", count: 2), let trained = Int(exactly: n[1]) {
+            return .yarn(factor: n[0], trainedLength: trained)
         }
+        guard let n = text.numbers(of: "dynamic", count: 2) ?? text.numbers(of: "dynamic", count: 3) else { return nil }
+        let lengths = n.dropFirst().compactMap { Int(exactly: $0) }
+        guard lengths.count == n.count - 1 else { return nil }
+        return .dynamicNTK(factor: n[0], trainedLength: lengths[0], length: lengths.dropFirst().first)
     }
 
     /// The factors of xPos are smallest with the middle of the positions as their centre, which changes no score.

@@ -7,10 +7,21 @@ import QuietAttention
 /// From products of queries and keys to weights.
 struct ScoreOptions: ParsableArguments {
     @Option(
+        // Unconditional: a negative number looks like an option.
+        parsing: .unconditional,
+        help: "Scores are x[i][j] = scale q[i].k[j]. Default: 1 / sqrt(D).")
+    var scale: Double?
+
+    @Option(
         help: ArgumentHelp(
-            "A factor of the scale for each row, from the number n of keys that it sees: none; log=<b>, log n / log b; "
-                + "clipped-log=<b>, the same but at least 1; kappa-log=<k>, k log n / sqrt(D); ssmax=<s>, scalable softmax, "
-                + "s log n. Default: none.",
+            "A factor of the scale of each row, which sees n keys.",
+            discussion: """
+                none              1, the default
+                log=<b>           log n / log b
+                clipped-log=<b>   max(1, log n / log b)
+                kappa-log=<k>     k log n / sqrt(D)
+                ssmax=<s>         s log n, scalable softmax
+                """,
             valueName: "scaling"),
         transform: ScalingOption.init(parsing:))
     var scaling = ScalingOption.none
@@ -18,18 +29,40 @@ struct ScoreOptions: ParsableArguments {
     @Option(
         parsing: .unconditional,
         help: ArgumentHelp(
-            "Bound scores: x becomes c tanh(x / c), before ALiBi. Default: no bound.", valueName: "c"))
+            "x becomes c tanh(x / c), before ALiBi.", valueName: "c"))
     var softcap: Double?
 
-    @Flag(help: "ALiBi: scores fall with distance, by the published slopes for the number of heads.")
+    @Flag(
+        help: ArgumentHelp(
+            "ALiBi: from x goes m[h] |i + S - L - j|, with the published slopes m for so many heads."))
     var alibi = false
 
     @Option(
         help: ArgumentHelp(
-            "How scores become weights: softmax; clipped=<gamma> or clipped=<gamma>,<zeta>, clipped softmax; sigmoid, with "
-                + "the bias -log n, or sigmoid=<bias>; softpick; relu2, squared ReLU over n, or relu2=<n>; "
-                + "relu2-normalised or relu2-normalised=<n0>, over n0 and the sum. Only the first two have a sink. "
-                + "Default: softmax.",
+            "The keys j that row i sees: the last row stands at the last key.",
+            discussion: """
+                none              all, the default
+                causal            j <= i + S - L
+                window=<w>        of those the last w
+                """,
+            valueName: "mask"),
+        transform: MaskOption.init(parsing:))
+    var mask = MaskOption.none
+
+    @Option(
+        help: ArgumentHelp(
+            "Weights p[j] of the n keys that a row sees, and what numbers in [] are when left out.",
+            discussion: """
+                softmax           e^x[j] / (e^s + sum e^x), the default
+                clipped=<g>[,<z>] clip((z - g) softmax + g, 0, 1), g <= 0, z = 1
+                clipped-over-n=<a>[,<z>]
+                                  the same, g = -a / n
+                sigmoid[=<b>]     1 / (1 + e^-(x[j] + b)), b = -log n
+                softpick          max(e^x[j] - 1, 0) / sum |e^x - 1|
+                relu2[=<m>]       max(x[j], 0)^2 / m, m = n
+                relu2-normalised[=<m>]
+                                  max(x[j], 0)^2 / (m + sum max(x, 0)^2), m = 0
+                """,
             valueName: "normaliser"),
         transform: NormaliserOption.init(parsing:))
     var normaliser = NormaliserOption.softmax
@@ -41,8 +74,8 @@ struct ScoreOptions: ParsableArguments {
         _ = try usage {
             try Attention(
                 AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: sink?.sink { _ in [0] },
-                scaling: scaling.library(queryHeads: 1),
-                softcap: softcap, normaliser: normaliser.library, threads: 1, kernels: KernelSet.available.first)
+                scale: scale, scaling: scaling.library(queryHeads: 1), softcap: softcap, normaliser: normaliser.library,
+                threads: 1, kernels: KernelSet.available.first)
         }
     }
 }
@@ -104,8 +137,8 @@ struct NormaliserOption: CustomStringConvertible {
             }
         guard let library else {
             throw ValidationError(
-                "expected softmax, clipped=<gamma>[,<zeta>], sigmoid[=<bias>], softpick, relu2[=<n>] or relu2-normalised[=<n0>]"
-            )
+                "expected softmax, clipped=<g>[,<z>], clipped-over-n=<a>[,<z>], sigmoid[=<b>], softpick, relu2[=<m>] or "
+                    + "relu2-normalised[=<m>]")
         }
         self.init(description: text, library: library)
     }
@@ -113,6 +146,12 @@ struct NormaliserOption: CustomStringConvertible {
     private static func normaliser(_ text: String) -> AttentionNormaliser? {
         if let n = text.numbers(of: "clipped", count: 1) { return .clippedSoftmax(gamma: .fixed(n[0])) }
         if let n = text.numbers(of: "clipped", count: 2) { return .clippedSoftmax(gamma: .fixed(n[0]), zeta: n[1]) }
+        if let n = text.numbers(of: "clipped-over-n", count: 1) {
+            return .clippedSoftmax(gamma: .overKeys(alpha: n[0], .visible))
+        }
+        if let n = text.numbers(of: "clipped-over-n", count: 2) {
+            return .clippedSoftmax(gamma: .overKeys(alpha: n[0], .visible), zeta: n[1])
+        }
         if let n = text.numbers(of: "sigmoid", count: 1) { return .sigmoid(bias: .fixed(n[0])) }
         if let n = text.numbers(of: "relu2", count: 1) { return .reluSquared(divisor: .fixed(n[0])) }
         if let n = text.numbers(of: "relu2-normalised", count: 1) { return .normalisedReluSquared(sink: n[0]) }
@@ -122,7 +161,7 @@ struct NormaliserOption: CustomStringConvertible {
 
 extension String {
     /// The numbers of "name=1,2", if there are so many.
-    fileprivate func numbers(of name: String, count: Int) -> [Double]? {
+    func numbers(of name: String, count: Int) -> [Double]? {
         guard let list = value(of: name) else { return nil }
         let numbers = list.split(separator: ",", omittingEmptySubsequences: false).map { Double($0) }
         return numbers.count == count && !numbers.contains(nil) ? numbers.compactMap(\.self) : nil

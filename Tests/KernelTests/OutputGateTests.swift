@@ -54,27 +54,4 @@ import Testing
         try requireClose(
             "out", output, expected.output.map(Double.init), tolerance: { _ in 1e-6 }, "\(kernels)")
     }
-
-    @Test func errors() throws {
-        func kind(_ body: () throws -> Void) -> AttentionError.Kind? {
-            do {
-                try body()
-                return nil
-            } catch {
-                return (error as? AttentionError)?.kind
-            }
-        }
-        #expect(kind { _ = try OutputGate(.head, valueDimension: 0) } == .dimension)
-        let (head, element) = (
-            try OutputGate(.head, valueDimension: 3), try OutputGate(.element, valueDimension: 3)
-        )
-        var output: [Float] = [1, 2, 3, 4, 5, 6]
-        #expect(kind { try head.apply(logits: [0, 0, 0], to: &output) } == .elementCount)
-        #expect(kind { try element.apply(logits: [0, 0], to: &output) } == .elementCount)
-        #expect(output == [1, 2, 3, 4, 5, 6])
-        var odd: [Float] = [1, 2, 3, 4]
-        #expect(kind { try element.apply(logits: odd, to: &odd) } == .elementCount)
-        var none: [Float] = []
-        try head.apply(logits: [], to: &none)
-    }
 }

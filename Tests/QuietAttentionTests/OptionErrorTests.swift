@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// OptionErrorTests.swift - what the initialiser of Attention, masks and broadcast tensors refuse.
+// OptionErrorTests.swift - what the initialiser of Attention, masks, broadcast tensors and output gates refuse.
 
 import Testing
 
@@ -106,6 +106,20 @@ import Testing
         #expect(throws: Never.self) {
             try strided(.init(queries: 3, keys: 4), .init(batch: 9, heads: 9, queries: 1, keys: 3))
         }
+    }
+
+    @Test func outputGates() throws {
+        expectRefusal(.dimension, "valueDimension") { _ = try OutputGate(.head, valueDimension: 0) }
+        let head = try OutputGate(.head, valueDimension: 3)
+        let element = try OutputGate(.element, valueDimension: 3)
+        var output: [Float] = [1, 2, 3, 4, 5, 6]
+        expectRefusal(.elementCount, "logits") { try head.apply(logits: [0, 0, 0], to: &output) }
+        expectRefusal(.elementCount, "logits") { try element.apply(logits: [0, 0], to: &output) }
+        #expect(output == [1, 2, 3, 4, 5, 6])
+        var odd: [Float] = [1, 2, 3, 4]
+        expectRefusal(.elementCount, "output") { try element.apply(logits: odd, to: &odd) }
+        var none: [Float] = []
+        try head.apply(logits: [], to: &none)
     }
 
     @Test func kernelSetNames() throws {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // RecurrentAttentionTests.swift - linear attention and retention: the recurrence against all pairs, in Double.
 
-import Foundation
+import AttentionReference
 import QuietAttention
 import SeededInputs
 import TestSupport
@@ -26,67 +26,35 @@ import Testing
         Problem(queries: 7, keys: 5, batch: 2, heads: 4, keyValueHeads: 2, layout: .batchSequenceHeads),
     ]
 
-    static let (headDimension, valueDimension) = (5, 3)
-
-    /// One row by its formula over all pairs.
-    private func oracle(
-        _ kind: RecurrentAttention.Kind, isCausal: Bool, queryHead: Int, place: Int, query: [Float], keys: [[Float]],
-        values: [[Float]]
-    ) -> [Double] {
-        func feature(_ x: Float) -> Double { x > 0 ? Double(x) + 1 : exp(Double(x)) }
-        let decay = 1 - pow(2, -5 - Double(queryHead))
-        var (sum, norm) = ([Double](repeating: 0, count: Self.valueDimension), 0.0)
-        for (j, (key, value)) in zip(keys, values).enumerated() where !isCausal || j <= place {
-            let weight: Double
-            switch kind {
-            case .linear:
-                weight = zip(query, key).reduce(0) { $0 + feature($1.0) * feature($1.1) }
-                norm += weight
-            case .retention:
-                let distance = pow(decay, Double(abs(place - j)))
-                weight = distance * zip(query, key).reduce(0) { $0 + Double($1.0) * Double($1.1) }
-                norm += distance
-            }
-            for e in sum.indices { sum[e] += weight * Double(value[e]) }
-        }
-        let divisor = kind == .linear ? norm : (norm * Double(Self.headDimension)).squareRoot()
-        return sum.map { divisor == 0 ? 0 : $0 / divisor }
-    }
-
     @Test(arguments: RecurrentAttention.Kind.allCases, problems)
     func recurrenceIsTheSumOverPairs(kind: RecurrentAttention.Kind, problem: Problem) throws {
-        let (D, E) = (Self.headDimension, Self.valueDimension)
         let shape = try AttentionShape(
             batch: problem.batch, queryHeads: problem.heads, keyValueHeads: problem.keyValueHeads,
-            queries: problem.queries, keys: problem.keys, headDimension: D, valueDimension: E)
-        var generator = SeededGenerator(seed: 5)
-        let q = generator.normals(shape.queryCount)
-        let (k, v) = (generator.normals(shape.keyCount), generator.normals(shape.valueCount))
-        func row(_ tensor: [Float], _ item: Int, _ head: Int, _ heads: Int, _ row: Int, _ rows: Int, _ width: Int)
-            -> [Float]
-        {
-            let index =
-                problem.layout == .batchHeadsSequence
-                ? (item * heads + head) * rows + row : (item * rows + row) * heads + head
-            return tensor.rows(index, 1, width)
+            queries: problem.queries, keys: problem.keys, headDimension: 5, valueDimension: 3)
+        let tensors = QuietAttentionTests.Problem(shape, seed: 5)
+        func arranged(_ tensor: [Float], _ heads: Int, _ sequence: Int) -> [Float] {
+            problem.layout == .batchHeadsSequence
+                ? tensor : tensors.exchanged(tensor, heads: heads, sequence: sequence)
         }
         for isCausal in [true, false] {
-            let output = try RecurrentAttention(kind, shape, isCausal: isCausal, layout: problem.layout)
-                .forward(queries: q, keys: k, values: v)
-            for (item, head) in (0..<problem.batch).flatMap({ b in (0..<problem.heads).map { (b, $0) } }) {
-                let (G, S) = (problem.keyValueHeads, problem.keys)
-                let group = head / (problem.heads / G)
-                for i in 0..<problem.queries {
-                    let expected = oracle(
-                        kind, isCausal: isCausal, queryHead: head, place: i + S - problem.queries,
-                        query: row(q, item, head, problem.heads, i, problem.queries, D),
-                        keys: (0..<S).map { row(k, item, group, G, $0, S, D) },
-                        values: (0..<S).map { row(v, item, group, G, $0, S, E) })
-                    try requireClose(
-                        "row \(i)", row(output, item, head, problem.heads, i, problem.queries, E), expected,
-                        tolerance: { 1e-6 * max(1, abs($0)) }, "\(kind), causal \(isCausal), \(problem)")
-                }
+            var output = try RecurrentAttention(kind, shape, isCausal: isCausal, layout: problem.layout).forward(
+                queries: arranged(tensors.queries, shape.queryHeads, shape.queries),
+                keys: arranged(tensors.keys, shape.keyValueHeads, shape.keys),
+                values: arranged(tensors.values, shape.keyValueHeads, shape.keys))
+            // What exchanges heads and rows, there being as many rows as there were heads, exchanges them back.
+            if problem.layout == .batchSequenceHeads {
+                output = tensors.exchanged(output, heads: shape.queries, sequence: shape.queryHeads)
             }
+            let reference = ReferenceProblem(
+                batch: problem.batch, queryHeads: problem.heads, keyValueHeads: problem.keyValueHeads,
+                queries: problem.queries, keys: problem.keys, headDimension: 5, valueDimension: 3,
+                sinks: [Float](repeating: 0, count: problem.heads))
+            let expected = (isCausal ? reference.causal : reference).oracle(
+                kind == .linear ? .linear : .retention, queries: tensors.queries, keys: tensors.keys,
+                values: tensors.values)
+            try requireClose(
+                "out", output, expected, tolerance: { 1e-6 * max(1, abs($0)) },
+                "\(kind), causal \(isCausal), \(problem)")
         }
     }
 
@@ -136,13 +104,11 @@ import Testing
 
     @Test func errors() throws {
         let shape = try AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 2)
-        for counts in [(1, 2, 2), (2, 3, 2), (2, 2, 0)] {
+        for (argument, counts) in [("queries", (1, 2, 2)), ("keys", (2, 3, 2)), ("values", (2, 2, 0))] {
             let zeros = { [Float](repeating: 0, count: $0) }
-            #expect {
+            expectRefusal(.elementCount, argument) {
                 _ = try RecurrentAttention(.linear, shape, isCausal: true).forward(
                     queries: zeros(counts.0), keys: zeros(counts.1), values: zeros(counts.2))
-            } throws: {
-                ($0 as? AttentionError)?.kind == .elementCount
             }
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // RowNormTests.swift - LayerNorm and RMSNorm against their formulas in Double, and what they do to rows without a spread.
 
+import AttentionReference
 import QuietAttention
 import SeededInputs
 import TestSupport
@@ -10,18 +11,8 @@ import Testing
     /// Lengths around the 16 lanes.
     static let dimensions = [1, 2, 15, 16, 17, 64, 97]
 
-    private func oracle(
-        _ rows: [Float], dimension: Int, isCentred: Bool, gain: [Float]?, bias: [Float]?, epsilon: Float
-    ) -> [Double] {
-        stride(from: 0, to: rows.count, by: dimension).flatMap { start -> [Double] in
-            let row = rows[start..<start + dimension].map(Double.init)
-            let mean = isCentred ? row.reduce(0, +) / Double(dimension) : 0
-            let variance = row.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(dimension)
-            return row.enumerated().map { d, x in
-                let y = (x - mean) / (variance + Double(epsilon)).squareRoot()
-                return y * Double(gain?[d] ?? 1) + Double(bias?[d] ?? 0)
-            }
-        }
+    private func oracle(_ rows: [Float], _ norm: ReferenceNorm, dimension: Int) -> [Double] {
+        (0..<rows.count / dimension).flatMap { norm.oracle(rows.rows($0, 1, dimension).map(Double.init)) }
     }
 
     /// Rows of different sizes and offsets; one channel cannot be centred without losing everything.
@@ -38,7 +29,7 @@ import Testing
             var result = input
             try LayerNorm(dimension: dimension, gain: gain, bias: bias, epsilon: 1e-3).apply(to: &result)
             let expected = oracle(
-                input, dimension: dimension, isCentred: true, gain: gain, bias: bias, epsilon: 1e-3)
+                input, ReferenceNorm(.layer, epsilon: 1e-3, gain: gain, bias: bias), dimension: dimension)
             try requireClose("row", result, expected, tolerance: { 2e-6 * max(1, abs($0)) }, "\(dimension)")
         }
     }
@@ -51,8 +42,7 @@ import Testing
         for gain in [gain, nil] {
             var result = input
             try RMSNorm(dimension: dimension, gain: gain).apply(to: &result)
-            let expected = oracle(
-                input, dimension: dimension, isCentred: false, gain: gain, bias: nil, epsilon: 1e-6)
+            let expected = oracle(input, ReferenceNorm(.rms, epsilon: 1e-6, gain: gain), dimension: dimension)
             try requireClose("row", result, expected, tolerance: { 1e-6 * max(1, abs($0)) }, "\(dimension)")
         }
     }

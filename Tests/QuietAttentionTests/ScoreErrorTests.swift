@@ -89,6 +89,14 @@ import Testing
     }
 
     @Test func compositions() throws {
+        let diagnosed = expectRefusal(.composition, "normaliser") {
+            _ = try Attention(shape, normaliser: .sigmoid()).diagnostics(queries: problem.queries, keys: problem.keys)
+        }
+        #expect(diagnosed?.found == "sigmoid")
+        let learned = expectRefusal(.composition, "sink") {
+            _ = try Attention(shape, sink: .logits([1, 2]), normaliser: .softpick())
+        }
+        #expect(learned?.found == "learned logits")
         expectRefusal(.composition, "sink") {
             _ = try Attention(shape, sink: .logKeys(), normaliser: .clippedSoftmax(gamma: .fixed(0)))
         }

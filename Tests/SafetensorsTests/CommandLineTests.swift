@@ -130,6 +130,21 @@ import Testing
         #expect(try none.tensor(named: "out").shape == [1, 2, 0, 4])
     }
 
+    /// Without an element, a few bytes of header may speak of any number of sequences and heads.
+    @Test func emptyWorkOfManySequencesOrHeads() throws {
+        func empty(batch: Int, heads: Int) throws -> String {
+            let tensors = ["q", "k", "v"].map {
+                #""\#($0)":{"dtype":"F32","shape":[\#(batch),\#(heads),0,8],"data_offsets":[0,0]}"#
+            }
+            return try folder.file(safetensors("{" + tensors.joined(separator: ",") + "}", dataBytes: 0))
+        }
+        let sequences = try empty(batch: 1 << 40, heads: 2)
+        _ = try attend(sequences)
+        #expect(try QuietProcess("inspect", sequences).output.contains(" nan"))
+        try expectFailure(
+            ofInput: empty(batch: 1, heads: 1 << 31), options: ["--alibi"], "queryHeads: expected 0 to 1048576")
+    }
+
     // MARK: - attend: what cannot be used
 
     /// Status 1, one line on standard error that begins with quiet: and contains `words`, nothing new in the folder.
@@ -229,7 +244,7 @@ import Testing
         ["attend", "in", "--output", "out", "--sink", "n=-1"], ["attend", "in", "--output", "out", "--sink", "n=inf"],
         ["attend", "in", "--output", "out", "--sink", "learned"],
         ["attend", "in", "--output", "out", "--scale", "nan"],
-        ["attend", "in", "--output", "out", "--threads", "0"],
+        ["attend", "in", "--output", "out", "--threads", "0"], ["attend", "in", "--output", "out", "--threads", "-1"],
         ["attend", "in", "--output", "out", "--kernels", "abacus"],
         ["bench", "--pass", "sideways"], ["bench", "--storage", "int8"],
         ["bench", "--storage", "f64"], ["bench", "--sink", "tensor=x"], ["bench", "--layout", "sbhd"],
