@@ -2,7 +2,6 @@
 // CachedRun.swift - one call of attention over caches: its tensors and memory, and the kernel calls for each item.
 
 import CKernels
-import Dispatch
 import Synchronization
 
 /// The tensors of one call.
@@ -40,11 +39,7 @@ struct CachedRun: @unchecked Sendable {
                 unfinishedItems(sequence.firstUnit + unit).initialize(to: Atomic(sequence.items))
             }
         }
-        if schedule.workers == 1 {
-            work(0)
-        } else {
-            DispatchQueue.concurrentPerform(iterations: schedule.workers, execute: work)
-        }
+        WorkerPool.shared.run(workers: schedule.workers, work)
     }
 
     private func work(_ worker: Int) {

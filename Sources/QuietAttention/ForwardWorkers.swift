@@ -2,7 +2,6 @@
 // ForwardWorkers.swift - one forward call on several threads.
 
 import CKernels
-import Dispatch
 import Synchronization
 
 #if canImport(Darwin)
@@ -95,10 +94,10 @@ struct SlotCounters {
 }
 
 extension ForwardRun {
-    /// All of the work on several threads. Dispatch may run the workers one after another on fewer threads.
+    /// All of the work on several threads, or on fewer, if the others have no time.
     func runWorkers() {
         let counters = WorkerCounters(at: memory + schedule.memory.counters, slots: schedule.slots)
-        DispatchQueue.concurrentPerform(iterations: schedule.workers) { worker in
+        WorkerPool.shared.run(workers: schedule.workers) { worker in
             while true {
                 let ticket = counters.nextTicket()
                 guard ticket < schedule.tickets else { return }
