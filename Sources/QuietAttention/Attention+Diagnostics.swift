@@ -43,7 +43,7 @@ extension Attention {
         let keyShape = try AttentionShape(withoutValues: shape)
         let schedule = try ForwardSchedule(
             keyShape, mask: mask, preparesRows: preparation != nil, threads: threads,
-            nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker / RowDiagnosis.timesForward)
+            nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker / RowDiagnosis.timesForward)
         let longest = schedule.sequences.reduce(0) { max($0, $1.blocks.count) } * SequencePlan.block
         let buffer = try workspace.take(
             byteCount: schedule.memory.byteCount + schedule.workers * RowDiagnosis.byteCount(keys: longest))

@@ -111,7 +111,7 @@ public final class Attention: Sendable {
             shape, sink: sink, mask: mask, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
             normaliser: normaliser, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
             threads: threads, kernels: kernels,
-            workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
+            workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
     }
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.

@@ -79,7 +79,7 @@ public final class CachedAttention: Sendable {
         try self.init(
             queryHeads: queryHeads, sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
             normaliser: normaliser, layout: layout, threads: threads, kernels: kernels,
-            workspace: workspace, nanosecondsPerWorker: ForwardSchedule.nanosecondsPerWorker)
+            workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
     }
 
     /// With a threshold for threads, which tests lower so that small work is spread as well.

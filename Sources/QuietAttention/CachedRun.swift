@@ -39,7 +39,7 @@ struct CachedRun: @unchecked Sendable {
                 unfinishedItems(sequence.firstUnit + unit).initialize(to: Atomic(sequence.items))
             }
         }
-        WorkerPool.shared.run(workers: schedule.workers, work)
+        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers, work)
     }
 
     private func work(_ worker: Int) {

@@ -35,8 +35,8 @@ struct CachedSchedule {
     /// Whether states are what is asked for.
     let keepsStates: Bool
     let items: Int
-    /// Threads worth waking.
-    let workers: Int
+    /// Threads worth using, and those worth waking.
+    let workers, wokenWorkers: Int
     let memory: Memory
 
     /// Bytes per nanosecond that one thread reads, roughly.
@@ -57,8 +57,9 @@ struct CachedSchedule {
             nanoseconds += sequence.nanoseconds(problem)
             sequences.append(sequence)
         }
-        let worthWaking = min(nanoseconds / attention.nanosecondsPerWorker, Double(ForwardSchedule.mostWorkers))
-        let most = max(1, min(attention.threads, Int(worthWaking)))
+        let worthwhile = WorkerCount(
+            nanoseconds: nanoseconds, nanosecondsPerWorker: attention.nanosecondsPerWorker, threads: attention.threads)
+        let most = worthwhile.most
         let isWhole = if case .clippedSoftmax = attention.normaliser { true } else { false }
         let chunksPerItem = most == 1 || isWhole ? Int.max : max(1, totalChunks / (Self.itemsPerWorker * most))
         let stateFloats = qattn_state_floats(problem.shape.valueDimension)
@@ -78,6 +79,7 @@ struct CachedSchedule {
         self.sequences = sequences
         self.items = items
         workers = max(1, min(most, items))
+        wokenWorkers = worthwhile.woken
         memory = Memory(
             workers: workers,
             workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape) + problem.preparedBytes,

@@ -46,11 +46,9 @@ struct ForwardRun: @unchecked Sendable {
 
     /// All of the work.
     func runAll() {
-        if schedule.workers == 1 {
-            runGroups(0..<schedule.groups, slot: 0, worker: 0)
-        } else {
-            runWorkers()
-        }
+        // Items cost more than whole groups.
+        let alone = { runGroups(0..<schedule.groups, slot: 0, worker: 0) }
+        if schedule.workers == 1 { alone() } else { runWorkers(alone: alone) }
     }
 
     /// Packs and computes whole groups, one after another in one slot.

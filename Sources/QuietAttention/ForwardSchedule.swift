@@ -20,8 +20,8 @@ final class ForwardSchedule: Sendable {
     let groupHeads: Int
     /// Query rows of one compute item.
     let itemRows: Int
-    /// Threads worth waking.
-    let workers: Int
+    /// Threads worth using, and those worth waking.
+    let workers, wokenWorkers: Int
     /// With several workers: whether each takes whole groups, packed for itself, or items of groups shared with others.
     let takesWholeGroups: Bool
     /// Packed groups in memory.
@@ -40,16 +40,12 @@ final class ForwardSchedule: Sendable {
     static let multiplyAddsPerNanosecond = 40.0
     /// Packing a key or value element takes as long as so many multiply-adds, memory included.
     static let multiplyAddsPerPackedElement = 10.0
-    /// Waking a thread costs about 45 microseconds: each must have several times that to do.
-    static let nanosecondsPerWorker = 180_000.0
     /// Groups of less work than this are taken whole: handing out their items would cost too much.
     static let nanosecondsPerSharedGroup = 40_000.0
-    /// More workers than any CPU has hardware threads.
-    static let mostWorkers = 1024
 
     init(
         _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, threads: Int,
-        nanosecondsPerWorker: Double = ForwardSchedule.nanosecondsPerWorker,
+        nanosecondsPerWorker: Double = WorkerCount.nanosecondsPerWorker,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
         keysPerSequence = shape.keys
@@ -60,15 +56,16 @@ final class ForwardSchedule: Sendable {
         groups = shape.rowCount == 0 ? 0 : (isUniform ? shape.batch : sequences.count) * keyValueHeads
 
         let work = Work(shape, sequences, isUniform: isUniform)
-        let worthWaking = min(work.nanoseconds / nanosecondsPerWorker, Double(Self.mostWorkers))
-        let most = min(threads, Int(worthWaking))
+        let worthwhile = WorkerCount(
+            nanoseconds: work.nanoseconds, nanosecondsPerWorker: nanosecondsPerWorker, threads: threads)
+        let most = worthwhile.most
         // Whole groups for many small ones. A large one among them would keep one worker busy after the others end.
         let nanosecondsPerGroup = work.nanoseconds / Double(max(groups, 1))
         takesWholeGroups =
             nanosecondsPerGroup < nanosecondsPerSharedGroup
-            && work.nanosecondsOfLargestGroup * Double(4 * max(most, 1)) <= work.nanoseconds
+            && work.nanosecondsOfLargestGroup * Double(4 * most) <= work.nanoseconds
         let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanosecondsPerGroup + 1), 1e9)
-        groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * max(most, 1))))
+        groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * most)))
         itemRows = Self.itemRows(shape, workers: most)
 
         var first: [Int] = []
@@ -81,6 +78,7 @@ final class ForwardSchedule: Sendable {
         firstTickets = takesWholeGroups ? [] : first
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
+        wokenWorkers = worthwhile.woken
         let keys = sequences.reduce(0) { max($0, $1.keys) }
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,

@@ -94,10 +94,10 @@ struct SlotCounters {
 }
 
 extension ForwardRun {
-    /// All of the work on several threads, or on fewer, if the others have no time.
-    func runWorkers() {
+    /// All of the work on several threads, or on fewer if the others have no time.
+    func runWorkers(alone: @escaping () -> Void) {
         let counters = WorkerCounters(at: memory + schedule.memory.counters, slots: schedule.slots)
-        WorkerPool.shared.run(workers: schedule.workers) { worker in
+        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers, alone: alone) { worker in
             while true {
                 let ticket = counters.nextTicket()
                 guard ticket < schedule.tickets else { return }

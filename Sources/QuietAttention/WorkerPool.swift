@@ -5,13 +5,28 @@ import CKernels
 import Dispatch
 import Synchronization
 
-#if canImport(Darwin)
-    import Darwin
-#elseif canImport(Glibc)
-    import Glibc
-#elseif canImport(Musl)
-    import Musl
-#endif
+/// How many threads a call is worth, its caller's included.
+struct WorkerCount: Sendable {
+    /// Those that are awake anyway, and those to wake.
+    let most, woken: Int
+
+    /// Each worker should have so much to do: handing work to a thread that is awake takes less than a microsecond, but
+    /// work so short is hard to cut evenly.
+    static let nanosecondsPerWorker = 25_000.0
+    /// For a thread to wake it should be so many times more: waking one takes its caller 5 microseconds, and 45 pass until
+    /// it comes, or twice that on a machine that was idle.
+    static let wokenShare = 2.5
+    /// More than any CPU has hardware threads.
+    private static let limit = 1024
+
+    /// For work that takes one thread so long.
+    init(nanoseconds: Double, nanosecondsPerWorker: Double, threads: Int) {
+        func worth(_ share: Double) -> Int {
+            max(1, min(threads, Int(min(nanoseconds / (nanosecondsPerWorker * share), Double(Self.limit)))))
+        }
+        (most, woken) = (worth(1), worth(Self.wokenShare))
+    }
+}
 
 /// Threads that calls share.
 ///
@@ -27,41 +42,68 @@ final class WorkerPool: Sendable {
     static let shared = WorkerPool(helpers: availableThreads() - 1)
 
     private let helpers: [Helper]
+    private let lastEnd = Atomic<UInt64>(0)
+
+    /// How long helpers out of work stay awake: waking a thread takes about 45 microseconds.
+    fileprivate static let nanosecondsAwake: UInt64 = 50_000
 
     init(helpers: Int) {
         self.helpers = (0..<helpers).map { _ in Helper() }
     }
 
     /// Whether no helper uses its CPU.
-    var isAsleep: Bool { helpers.allSatisfy(\.isAsleep) }
+    var isAsleep: Bool { helpers.allSatisfy { [.asleep, .unstarted].contains($0.phase) } }
 
     /// Runs `body(0)` here, and others of `1..<workers` on helpers that are idle. Any of these may not run at all:
     /// `body(0)` has to see to all work that no other has begun.
-    func run(workers: Int, _ body: @escaping @Sendable (_ worker: Int) -> Void) {
+    ///
+    /// - Parameters:
+    ///   - woken: of the workers, those worth waking a thread for. Calls so soon one after another that a helper stays
+    ///     awake between them wake all.
+    ///   - alone: instead of `body(0)` where no helper is lent work.
+    func run(
+        workers: Int, woken: Int, alone: (() -> Void)? = nil, _ body: @escaping @Sendable (_ worker: Int) -> Void
+    ) {
         let most = min(workers - 1, helpers.count)
-        guard most > 0 else { return body(0) }
+        guard most > 0 else { return alone?() ?? body(0) }
+        let followsClosely = nanosecondsNow() &- lastEnd.load(ordering: .relaxed) < Self.nanosecondsAwake
         withUnsafePointer(to: body) { body in
-            withUnsafeTemporaryAllocation(of: (helper: Helper, loan: Int).self, capacity: most) { lent in
-                var count = 0
-                // Those awake first.
-                for phase in [Helper.Phase.idle, .asleep, .unstarted] {
-                    for helper in helpers where count < most {
-                        guard let loan = helper.lend(body, worker: count + 1, in: phase) else { continue }
-                        lent.initializeElement(at: count, to: (helper, loan))
-                        count += 1
-                    }
-                }
-                body.pointee(0)
-                for (helper, loan) in lent[..<count] { helper.takeBack(loan) }
-                lent[..<count].deinitialize()
+            withUnsafeTemporaryAllocation(of: Loan.self, capacity: most) { loans in
+                let count = lend(body, most: most, woken: followsClosely ? most : min(most, woken - 1), loans)
+                if count == 0, let alone { alone() } else { body.pointee(0) }
+                for loan in loans[..<count] { loan.helper.takeBack(loan.number) }
+                loans[..<count].deinitialize()
             }
         }
+        lastEnd.store(nanosecondsNow(), ordering: .relaxed)
+    }
+
+    /// Lends work to idle helpers, to those awake first: how many there were.
+    private func lend(
+        _ body: UnsafePointer<Helper.Body>, most: Int, woken: Int, _ loans: UnsafeMutableBufferPointer<Loan>
+    ) -> Int {
+        var count = 0
+        for phase in [Helper.Phase.idle, .asleep, .unstarted] {
+            for helper in helpers where count < (phase == .idle ? most : woken) {
+                guard let number = helper.lend(body, worker: count + 1, in: phase) else { continue }
+                loans.initializeElement(at: count, to: Loan(helper: helper, number: number))
+                count += 1
+            }
+        }
+        return count
     }
 }
 
-/// One thread, and what it is at.
+/// Work lent to a helper.
+private struct Loan {
+    let helper: Helper
+    let number: Int
+}
+
+/// A thread, and what it is at.
 private final class Helper: @unchecked Sendable {
-    /// What passes when: calls change idle, asleep and unstarted to lent, and lent back to idle; the thread does all else.
+    /// Calls change unstarted, idle and asleep to taken and lent, lent back to idle, and running to awaited; the thread
+    /// does the rest.
     enum Phase: Int {
         case unstarted, idle, asleep, taken, lent, running, awaited
     }
@@ -82,13 +124,10 @@ private final class Helper: @unchecked Sendable {
 
     /// Alone in its cache lines: the thread looks at it all the time while it is awake.
     private let state: UnsafeMutablePointer<Atomic<State>>
-    /// Of the loan.
+    /// What is lent.
     private var body: UnsafePointer<Body>?
     private var worker = 0
     private let wakes = DispatchSemaphore(value: 0), ends = DispatchSemaphore(value: 0)
-
-    /// Waking a thread takes about 45 microseconds.
-    private static let nanosecondsAwake: UInt64 = 50_000
 
     init() {
         let stride = ForwardSchedule.Memory.counterStride
@@ -99,7 +138,7 @@ private final class Helper: @unchecked Sendable {
 
     deinit { state.deallocate() }
 
-    var isAsleep: Bool { [.asleep, .unstarted].contains(state.pointee.load(ordering: .relaxed).phase) }
+    var phase: Phase { state.pointee.load(ordering: .relaxed).phase }
 
     private func change(_ old: State, to phase: Phase, loan: Int? = nil) -> Bool {
         state.pointee.compareExchange(
@@ -109,7 +148,7 @@ private final class Helper: @unchecked Sendable {
 
     // MARK: - Calls
 
-    /// Lends the helper work if that is what it is at: the number of the loan.
+    /// Lends work to the helper if it is in this phase: the number of the loan.
     func lend(_ body: UnsafePointer<Body>, worker: Int, in phase: Phase) -> Int? {
         let old = state.pointee.load(ordering: .relaxed)
         let loan = old.loan + 1
@@ -117,6 +156,7 @@ private final class Helper: @unchecked Sendable {
         self.body = body
         self.worker = worker
         state.pointee.store(State(.lent, loan: loan), ordering: .releasing)
+        // Once for each change to asleep: a helper that wakes to find nothing stays awake for a while.
         if phase == .asleep { wakes.signal() }
         // A queue of its own has a thread of its own.
         if phase == .unstarted { DispatchQueue(label: "QuietAttention.WorkerPool").async { self.serve() } }
@@ -127,45 +167,46 @@ private final class Helper: @unchecked Sendable {
     func takeBack(_ loan: Int) {
         if change(State(.lent, loan: loan), to: .idle) { return }
         let running = State(.running, loan: loan)
-        let isOver = spin { state.pointee.load(ordering: .acquiring) != running }
-        if !isOver, change(running, to: .awaited) { ends.wait() }
+        if spin(until: { state.pointee.load(ordering: .acquiring) != running }) { return }
+        if change(running, to: .awaited) { ends.wait() }
     }
 
     // MARK: - The thread
 
     private func serve() -> Never {
         while true {
-            let old = waitForWork()
-            guard change(old, to: .running) else { continue }
+            let lent = waitForWork()
+            guard change(lent, to: .running) else { continue }
             body!.pointee(worker)
-            let last = state.pointee.exchange(State(.idle, loan: old.loan), ordering: .acquiringAndReleasing)
+            let last = state.pointee.exchange(State(.idle, loan: lent.loan), ordering: .acquiringAndReleasing)
             if last.phase == .awaited { ends.signal() }
         }
     }
 
-    /// The state of a loan that has not begun.
+    /// The state when something is lent.
     private func waitForWork() -> State {
-        var now = State(.idle, loan: 0)
         while true {
+            var now = State(.idle, loan: 0)
             let isLent = spin {
                 now = state.pointee.load(ordering: .acquiring)
                 return now.phase == .lent
             }
             if isLent { return now }
-            // Whoever finds it asleep signals once.
             if now.phase == .idle, change(now, to: .asleep) { wakes.wait() }
         }
     }
 
-    /// Waits for a condition, awake, and not for long: whether it came true.
+    /// Waits for a condition as long as helpers stay awake: whether it came true.
     private func spin(until condition: () -> Bool) -> Bool {
-        let end = DispatchTime.now().uptimeNanoseconds + Self.nanosecondsAwake
+        let end = nanosecondsNow() + WorkerPool.nanosecondsAwake
         repeat {
             for _ in 0..<32 {
                 if condition() { return true }
                 qattn_spin_hint()
             }
-        } while DispatchTime.now().uptimeNanoseconds < end
+        } while nanosecondsNow() < end
         return false
     }
 }
+
+private func nanosecondsNow() -> UInt64 { DispatchTime.now().uptimeNanoseconds }

@@ -78,7 +78,7 @@ struct CacheProblem {
         try CachedAttention(
             queryHeads: queryHeads, sink: sink, scale: nil, scaling: rules.scaling, softcap: rules.softcap,
             alibi: rules.alibi, normaliser: rules.normaliser, layout: layout, threads: threads, kernels: kernels,
-            workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : ForwardSchedule.nanosecondsPerWorker)
+            workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : WorkerCount.nanosecondsPerWorker)
     }
 
     /// Attention of the queries in `range` over all tokens up to the last of them, which it packs itself.

@@ -279,8 +279,9 @@ private let sets = KernelSet.available
         let count = problem.queryHeads * problem.headDimension
         let short = try problem.cache(appending: 0..<64)
         #expect(try attention.threadsInUse(queryCount: count, caches: [short]) == 1)
+        let middling = try problem.cache(appending: 0..<512)
+        #expect(try (2...6).contains(attention.threadsInUse(queryCount: 2 * count, caches: [middling, middling])))
         let long = try problem.cache(appending: 0..<4096)
-        #expect(try (2...6).contains(attention.threadsInUse(queryCount: 2 * count, caches: [long, long])))
         #expect(
             try attention.threadsInUse(queryCount: 8 * count, caches: [KeyValueCache](repeating: long, count: 8)) == 8)
         #expect(try CachedAttention(queryHeads: 6).threads == availableThreads())

@@ -16,7 +16,7 @@ extension Attention {
         try self.init(
             shape, sink: sink, mask: mask, scale: nil, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
             layout: layout, threads: threads, kernels: nil, workspace: workspace,
-            nanosecondsPerWorker: spread ? 1e-9 : ForwardSchedule.nanosecondsPerWorker,
+            nanosecondsPerWorker: spread ? 1e-9 : WorkerCount.nanosecondsPerWorker,
             nanosecondsPerSharedGroup: wholeGroups ? 1e9 : 0)
     }
 }
