@@ -57,6 +57,7 @@ QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char
  * halves the rounding errors of one long chain; with registers for all four they run side by side. */
 QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
     const size_t at_once = vectors_at_once(kind.rows);
+    const bool sets_aside = at_once < QATTN_CHAINS && kind.rows < TILE_ROWS; /* with six rows it gains nothing */
     block_prefetch next = task->next;
     for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
@@ -80,11 +81,17 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             for (size_t x = 0; x + 1 < at_once; x++) {
                 if (d + x < end) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
+            QATTN_UNROLL
+            for (size_t n = 0; n < at_once * kind.rows && sets_aside; n++) {
+                f32x16 *const finished = &sum[chain + n / kind.rows][n % kind.rows];
+                *finished = f32x16_set_aside(*finished);
+            }
         }
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) {
             const f32x16 all = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
             t[i] = begin ? t[i] + all : all;
+            if (sets_aside) t[i] = f32x16_set_aside(t[i]);
         }
     }
     if (kind.streams) task->next = next;
