@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // WorkerPoolTests.swift - helpers take part when they can, nobody waits for those that cannot, and idle ones sleep.
 
+import Dispatch
 import Synchronization
 import Testing
 
@@ -116,25 +117,26 @@ private final class Flag: Sendable {
     }
 
     /// A helper that is busy for long keeps nobody else waiting.
-    @Test func busyHelpersAreNotWaitedFor() async {
+    @Test func busyHelpersAreNotWaitedFor() {
         let pool = WorkerPool(helpers: 1)
         let (isBusy, mayEnd) = (Flag(), Flag())
-        await withTaskGroup(of: Void.self) { tasks in
-            tasks.addTask {
-                pool.run(workers: 2, woken: 2) { worker in
-                    // The caller waits for the helper to begin, and that for the other call's end.
-                    if worker == 1 { isBusy.set() }
-                    _ = wait { (worker == 0 ? isBusy : mayEnd).isSet }
-                }
+        // Of the system, not a task: other tests may have all threads of tasks.
+        let other = DispatchQueue(label: "another caller")
+        other.async {
+            pool.run(workers: 2, woken: 2) { worker in
+                // The caller waits for the helper to begin, and that for the end of the call below.
+                if worker == 1 { isBusy.set() }
+                _ = wait { (worker == 0 ? isBusy : mayEnd).isSet }
             }
-            #expect(wait { isBusy.isSet })
-            let (items, ranAlone) = (Items(100), Flag())
-            pool.run(workers: 2, woken: 2, alone: { ranAlone.set() }) { _ in items.work() }
-            #expect(ranAlone.isSet)
-            pool.run(workers: 2, woken: 2) { _ in items.work() }
-            #expect(items.isDone)
-            mayEnd.set()
         }
+        #expect(wait { isBusy.isSet })
+        let (items, ranAlone) = (Items(100), Flag())
+        pool.run(workers: 2, woken: 2, alone: ranAlone.set, { _ in items.work() })
+        #expect(ranAlone.isSet)
+        pool.run(workers: 2, woken: 2) { _ in items.work() }
+        #expect(items.isDone)
+        mayEnd.set()
+        other.sync {}
     }
 
     @Test func idleHelpersSleepAndWake() {
