@@ -8,8 +8,8 @@
 
 /* One block. The scales are of QATTN_INT8 alone. */
 typedef struct block_parts {
-    char *keys;   /* [4][head_dim][16] */
-    char *values; /* [panels][64][panel_lanes] */
+    char *keys;   /* [4][head_dim][16]; int8 [4][pairs of channels][16][2] */
+    char *values; /* [panels][64][panel_lanes]; int8 [value_lanes / 16][32][16][2] */
     float *key_scales, *value_scales;
 } block_parts;
 
@@ -19,6 +19,11 @@ QATTN_INLINE size_t panel_lanes(size_t lanes) {
     return lanes == 5 * QATTN_LANES ? 3 * QATTN_LANES : qattn_min(lanes, 4 * QATTN_LANES);
 }
 
+/* Channels of a packed key: those of int8 come in pairs. */
+QATTN_INLINE size_t packed_channels(size_t head_dim, qattn_storage storage) {
+    return storage == QATTN_INT8 ? qattn_round_up(head_dim, 2) : head_dim;
+}
+
 /* Block `index`, whose length is `bytes` = qattn_block_bytes(). */
 QATTN_INLINE char *block_at(const qattn_blocks *blocks, size_t index, size_t bytes) {
     return blocks->table ? blocks->table[index] : (char *)blocks->base + index * bytes;
@@ -26,7 +31,7 @@ QATTN_INLINE char *block_at(const qattn_blocks *blocks, size_t index, size_t byt
 
 QATTN_INLINE block_parts block_cut(const qattn_blocks *blocks, char *block, qattn_storage storage) {
     const size_t size = storage_size(storage) * QATTN_KEY_BLOCK;
-    block_parts parts = {.keys = block, .values = block + blocks->head_dim * size};
+    block_parts parts = {.keys = block, .values = block + packed_channels(blocks->head_dim, storage) * size};
     parts.key_scales = (float *)(parts.values + qattn_round_up(blocks->value_dim, QATTN_LANES) * size);
     parts.value_scales = parts.key_scales + QATTN_KEY_BLOCK;
     return parts;

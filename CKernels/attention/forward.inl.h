@@ -15,6 +15,7 @@
 #ifndef QATTN_FORWARD_INL_H
 #define QATTN_FORWARD_INL_H
 
+#include "attention/integer_tiles.inl.h"
 #include "attention/prefetch.inl.h"
 #include "attention/rows.inl.h"
 #include "attention/tiles.inl.h"
@@ -107,6 +108,7 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
         for (size_t n = 0; n < QATTN_UPCOMING; n++) prefetch_lines(&ws->upcoming[n], ws->upcoming_share[n]);
         if (keys.any.first >= (ptrdiff_t)block_last || keys.any.last <= (ptrdiff_t)block_first) continue;
         task.queries = ws->queries + i * ws->head_lanes;
+        task.query_steps = ws->query_steps + i;
         task.maximum = ws->chunk.maximum + tile * QATTN_LANES;
         task.sum = ws->chunk.sum + i * QATTN_LANES;
         task.out = ws->chunk.out + i * ws->value_lanes;
@@ -220,6 +222,7 @@ static void QATTN_FUNCTION(scores)(const qattn_forward_args *args, size_t block,
     for (size_t tile = 0; tile < ws.tiles; tile++) {
         const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws.rows - i);
         task.queries = ws.queries + i * ws.head_lanes;
+        task.query_steps = ws.query_steps + i;
         tile_sees_some(&task, args, ws.places + i, started, count, block * QATTN_KEY_BLOCK);
         task.all = 0; /* every score passes its mask, so that nothing but -inf stands where a row sees nothing */
         tile_finished_scores(&task, args, ws.places + i, count, block * QATTN_KEY_BLOCK);

@@ -4,7 +4,11 @@
  *     keys[g][d][r]   = keys[64 block + 16 g + r][d]         a step over d meets 16 keys side by side
  *     values[p][j][c] = values[64 block + j][columns before p + c], 0 for columns from value_dim on
  *
- * int8: x = integer * scale, scale = max |x| / 127 over the row; NaN anywhere in it makes the scale NaN. */
+ * int8: x = integer * scale, scale = max |x| / 127 over the row; NaN anywhere in it makes the scale NaN. Two channels
+ * of a key, and two keys of a column of values, stand side by side:
+ *
+ *     keys[g][d / 2][r][d % 2] = keys[64 block + 16 g + r][d]         0 for channel head_dim, if that is odd
+ *     values[c / 16][j / 2][c % 16][j % 2] = values[64 block + j][c] */
 #ifndef QATTN_PACK_INL_H
 #define QATTN_PACK_INL_H
 
@@ -50,19 +54,18 @@ QATTN_INLINE f32x16 load_packable(const void *x, size_t count, float inverse_sca
 QATTN_INLINE float row_scale(const void *x, size_t dim, qattn_storage from, float *scale) {
     u32x16 largest = {0};
     for (size_t d = 0; d < dim; d += QATTN_LANES) {
-        const u32x16 bits =
-            f32x16_bits(f32x16_load_first(storage_at(x, (ptrdiff_t)d, from), dim - d, from)) & 0x7fffffffu;
-        largest = bits > largest ? bits : largest;
+        const f32x16 lanes = f32x16_load_first(storage_at(x, (ptrdiff_t)d, from), dim - d, from);
+        largest = u32x16_larger_magnitude(largest, lanes);
     }
-    const uint32_t bits = u32x16_largest(largest);
+    const uint32_t bits = __builtin_reduce_max(largest);
     float magnitude;
     memcpy(&magnitude, &bits, sizeof magnitude);
     *scale = magnitude / 127;
     return 127 / magnitude;
 }
 
-/* packed[c][r] = key[r][c] of 16 by 16 elements, or of `columns` columns and the lanes that the group has: a constant
- * `whole` leaves no test in the loops. */
+/* packed[c][r] = key[r][c] of 16 by 16 elements, or of `columns` columns and the lanes that the group has (of int8
+ * all): a constant `whole` leaves no test in the loops. */
 QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns, bool whole, qattn_storage from,
                                 qattn_storage to) {
     f32x16 tile[QATTN_LANES];
@@ -75,6 +78,12 @@ QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns
                          : f32x16_splat(0);
     }
     f32x16_transpose(tile);
+    if (to == QATTN_INT8) {
+        QATTN_UNROLL
+        for (size_t c = 0; c < QATTN_LANES; c += 2)
+            if (c < columns) i8x32_store_pairs(group->packed + (d + c) * QATTN_LANES, tile[c], tile[c + 1]);
+        return;
+    }
     const uint32_t lanes = (1u << group->end) - (1u << group->begin);
     QATTN_UNROLL
     for (size_t c = 0; c < QATTN_LANES; c++) {
@@ -86,7 +95,7 @@ QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns
 
 /* The same, key by key. */
 QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
-    const size_t size = storage_size(to);
+    const size_t size = storage_size(to), side_by_side = to == QATTN_INT8 ? 2 : 1;
     for (size_t r = group->begin; r < group->end; r++) {
         const void *key = storage_at(group->keys, (ptrdiff_t)(r - group->begin) * group->stride, from);
         for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
@@ -95,18 +104,19 @@ QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_st
             f32x16_store_storage(
                 lanes, load_packable(storage_at(key, (ptrdiff_t)d, from), columns, group->inverse_scales[r], from, to),
                 to);
-            for (size_t c = 0; c < columns; c++)
-                memcpy(group->packed + ((d + c) * QATTN_LANES + r) * size, lanes + c * size, size);
+            for (size_t c = 0; c < qattn_round_up(columns, side_by_side); c += side_by_side)
+                memcpy(group->packed + ((d + c) * QATTN_LANES + r * side_by_side) * size, lanes + c * size,
+                       side_by_side * size);
         }
     }
 }
 
 QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
-    if (group->end - group->begin < SCATTERED_KEYS) {
+    const bool all_lanes = group->end - group->begin == QATTN_LANES;
+    if (group->end - group->begin < SCATTERED_KEYS || (to == QATTN_INT8 && !all_lanes)) {
         scatter_keys(group, head_dim, from, to);
         return;
     }
-    const bool all_lanes = group->end - group->begin == QATTN_LANES;
     for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
         const size_t columns = qattn_min(QATTN_LANES, head_dim - d);
         if (all_lanes && columns == QATTN_LANES) pack_key_tile(group, d, columns, true, from, to);
@@ -118,6 +128,14 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
 QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *values, size_t j, float inverse_scale,
                              qattn_storage from, qattn_storage to) {
     const size_t value_lanes = qattn_round_up(value_dim, QATTN_LANES), size = storage_size(to);
+    if (to == QATTN_INT8) {
+        int8_t *const pairs = (int8_t *)values + j / 2 * 2 * QATTN_LANES + j % 2;
+        for (size_t c = 0; c < value_lanes; c += QATTN_LANES)
+            i8x16_store_every_second(
+                pairs + c * QATTN_KEY_BLOCK,
+                load_packable(storage_at(value, (ptrdiff_t)c, from), value_dim - c, inverse_scale, from, to));
+        return;
+    }
     for (size_t column = 0; column < value_lanes;) {
         const size_t lanes = panel_lanes(value_lanes - column);
         for (size_t c = 0; c < lanes; c += QATTN_LANES)
@@ -144,7 +162,7 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
                            .stride = args->key_stride,
                            .begin = j - first,
                            .end = qattn_min(end - first, QATTN_LANES),
-                           .packed = block.keys + first * head_dim * storage_size(to)};
+                           .packed = block.keys + first * packed_channels(head_dim, to) * storage_size(to)};
         for (size_t r = group.begin; to == QATTN_INT8 && r < group.end; r++)
             group.inverse_scales[r] = row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, key_from,
                                                 block.key_scales + first + r);

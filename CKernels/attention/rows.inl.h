@@ -13,8 +13,9 @@
 typedef struct forward_workspace {
     qattn_normaliser normaliser; /* of the pass over the keys at hand */
     bool plain;                  /* softmax over float32 blocks, of scores that need nothing but a mask */
-    float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
-    row_state state, chunk; /* the sums so far, and those of the chunk at hand */
+    float *queries; /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
+    float query_steps[QATTN_QUERY_BLOCK]; /* int8: q' = integer * step, and `queries` holds the integers, see below */
+    row_state state, chunk;               /* the sums so far, and those of the chunk at hand */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     row_place places[QATTN_QUERY_BLOCK]; /* of the rows; the last one's for those that fill the last tile */
     prefetch_cursor upcoming[QATTN_UPCOMING];
@@ -43,12 +44,27 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
     }
 }
 
+/* For int8 keys: integers of 16 bits in the first half of every row, in place. */
+QATTN_INLINE void quantise_queries(forward_workspace *ws) {
+    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+        float *const query = ws->queries + i * ws->head_lanes;
+        u32x16 largest = {0};
+        for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES)
+            largest = u32x16_larger_magnitude(largest, f32x16_load(query + d));
+        const integer_scale scale = integer_scale_of(__builtin_reduce_max(largest));
+        ws->query_steps[i] = scale.step;
+        for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES)
+            i16x16_store(query + d / 2, i16x16_quantised(f32x16_load(query + d), scale.factor));
+    }
+}
+
 QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_workspace *ws) {
     switch (args->query_storage) {
     case QATTN_FLOAT32: scale_queries(args, ws, QATTN_FLOAT32); break;
     case QATTN_FLOAT16: scale_queries(args, ws, QATTN_FLOAT16); break;
     default: scale_queries(args, ws, QATTN_BFLOAT16); break;
     }
+    if (args->blocks.storage == QATTN_INT8) quantise_queries(ws);
 }
 
 QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws) {

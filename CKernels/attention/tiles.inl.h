@@ -16,7 +16,8 @@ enum { QATTN_CHAINS = 4, PANEL_VECTORS = 4 };
 
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
-    const float *queries; /* [6][head_lanes] */
+    const float *queries;     /* [6][head_lanes]; for int8 integers, see integer_tiles.inl.h */
+    const float *query_steps; /* int8: [6] */
     block_parts block;
     float *maximum, *sum, *out;
     size_t head_dim, head_lanes, value_lanes, block_bytes;
@@ -36,6 +37,8 @@ typedef struct tile_kind {
 } tile_kind;
 
 QATTN_INLINE prefetch_pace tile_pace(tile_kind kind) {
+    /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
+    if (kind.storage == QATTN_INT8) return (prefetch_pace){24576, CACHE_LINE};
     return prefetch_pace_of(kind.rows * CACHE_LINE / (QATTN_LANES * storage_size(kind.storage)));
 }
 
@@ -97,26 +100,6 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
     if (kind.streams) task->next = next;
 }
 
-/* int8: a score counts by the scale of its key, a weight by the scale of its value. What stands in the scales of keys
- * that are not seen is not used. */
-QATTN_INLINE void scale_scores(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, const float *scales) {
-    QATTN_UNROLL
-    for (size_t v = 0; v < BLOCK_VECTORS; v++) {
-        const f32x16 scale = f32x16_load(scales + v * QATTN_LANES);
-        QATTN_UNROLL
-        for (size_t i = 0; i < rows; i++) t[i][v] = t[i][v] * scale;
-    }
-}
-
-QATTN_INLINE void scale_weights(float *weights, size_t rows, const float *scales) {
-    for (size_t i = 0; i < rows; i++, weights += QATTN_KEY_BLOCK) {
-        QATTN_UNROLL
-        for (size_t v = 0; v < BLOCK_VECTORS; v++)
-            f32x16_store(weights + v * QATTN_LANES,
-                         f32x16_load(weights + v * QATTN_LANES) * f32x16_load(scales + v * QATTN_LANES));
-    }
-}
-
 /* 1. for the `count` vectors of keys from vector `first` of the block on. */
 QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, size_t count,
                                 f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
@@ -129,7 +112,6 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, s
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) t[i][v] = scores[i];
     }
-    if (kind.storage == QATTN_INT8) scale_scores(t, kind.rows, task->block.key_scales);
 }
 
 /* 1. and 2. of softmax, without a stop in memory. */
@@ -312,7 +294,6 @@ QATTN_INLINE void tile_store(float *scores, f32x16 t[TILE_ROWS][BLOCK_VECTORS], 
     }
 #define TILE_VALUES(storage, rows)                                                                                     \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_values_##storage), rows)(tile_task * task) { \
-        if (storage == QATTN_INT8) scale_weights(task->weights, rows, task->block.value_scales);                       \
         tile_all_values(task, (tile_kind){rows, storage, .masked = true, .streams = rows < TILE_ROWS});                \
     }
 #define TILE_STORAGE(storage, rows)                                                                                    \
@@ -339,7 +320,6 @@ QATTN_INLINE void tile_store(float *scores, f32x16 t[TILE_ROWS][BLOCK_VECTORS], 
     TILE_STORAGE(QATTN_FLOAT32, rows)                                                                                  \
     TILE_STORAGE(QATTN_FLOAT16, rows)                                                                                  \
     TILE_STORAGE(QATTN_BFLOAT16, rows)                                                                                 \
-    TILE_STORAGE(QATTN_INT8, rows)                                                                                     \
     TILE_WEIGHTS(rows)
 TILE_OF(1)
 TILE_SOFTMAX(2)

@@ -66,7 +66,8 @@ static size_t lanes(size_t dim) { return dim > SIZE_MAX - QATTN_LANES ? SIZE_MAX
 size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim) {
     const size_t size = storage == QATTN_FLOAT32 ? 4 : storage == QATTN_INT8 ? 1 : 2;
     const size_t scales = storage == QATTN_INT8 ? 2 * QATTN_KEY_BLOCK * sizeof(float) : 0;
-    return sum(product(sum(head_dim, lanes(value_dim)), QATTN_KEY_BLOCK * size), scales);
+    const size_t channels = sum(head_dim, storage == QATTN_INT8 ? head_dim % 2 : 0);
+    return sum(product(sum(channels, lanes(value_dim)), QATTN_KEY_BLOCK * size), scales);
 }
 
 size_t qattn_state_floats(size_t value_dim) { return sum(lanes(value_dim), 2 * QATTN_LANES); }

@@ -25,12 +25,13 @@
 enum {
     QATTN_LANES = 16,          /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
     QATTN_CHANNEL_BLOCK = 128, /* channels of head_dim summed from 0, in four chains of every fourth */
-    QATTN_KEY_BLOCK = 64,      /* keys that share one rescaling of a row, and whose values are summed from 0 */
-    QATTN_KEY_CHUNK = 1024,    /* keys summed from an empty state; chunks merge from left to right */
-    QATTN_QUERY_BLOCK = 96,    /* most rows of one call to forward: what stays in cache while the keys pass by */
-    QATTN_READ_STREAMS = 8,    /* most places that read_probe reads from side by side */
-    QATTN_UPCOMING = 4,        /* tensors that forward may be told about in advance */
-    QATTN_ALIGNMENT = 64       /* bytes, for packed keys, packed values and workspace */
+    QATTN_INTEGER_CHANNELS = 512, /* the same of int8 keys, in 32-bit integers */
+    QATTN_KEY_BLOCK = 64,         /* keys that share one rescaling of a row, and whose values are summed from 0 */
+    QATTN_KEY_CHUNK = 1024,       /* keys summed from an empty state; chunks merge from left to right */
+    QATTN_QUERY_BLOCK = 96,       /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_READ_STREAMS = 8,       /* most places that read_probe reads from side by side */
+    QATTN_UPCOMING = 4,           /* tensors that forward may be told about in advance */
+    QATTN_ALIGNMENT = 64          /* bytes, for packed keys, packed values and workspace */
 };
 
 /* QATTN_INT8 is for packed keys and values alone: one symmetric scale per token and head, value = integer * scale. */
@@ -41,7 +42,12 @@ typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN
  *
  *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim][QATTN_LANES keys]      a step over d meets 16 keys side by side
  *     values [panels][QATTN_KEY_BLOCK][columns of the panel]                  0 past value_dim
- *     QATTN_INT8 only: key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
+ *
+ * or, of QATTN_INT8, two channels of a key, and two keys of a column, side by side:
+ *
+ *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][channel pairs][QATTN_LANES keys][2]     0 past head_dim
+ *     values [value_dim / QATTN_LANES, up][QATTN_KEY_BLOCK / 2][QATTN_LANES columns][2]    0 past value_dim
+ *     key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
  *
  * which is the order in which forward reads them, from the first byte to the last: memory answers that fastest. The
  * value_dim columns, rounded up to QATTN_LANES, are cut into panels of up to 64 from the left, 80 left into 48 and 32.

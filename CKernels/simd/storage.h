@@ -9,6 +9,7 @@ typedef uint16_t u16x16 __attribute__((ext_vector_type(16)));
 typedef uint16_t u16x16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
 typedef int8_t i8x16 __attribute__((ext_vector_type(16)));
 typedef int8_t i8x16_unaligned __attribute__((ext_vector_type(16), aligned(1)));
+typedef int8_t i8x32_unaligned __attribute__((ext_vector_type(32), aligned(1)));
 
 QATTN_INLINE f32x16 bf16x16_widen(u16x16 x) { return f32x16_from_bits(__builtin_convertvector(x, u32x16) << 16); }
 
@@ -60,17 +61,60 @@ QATTN_INLINE f32x16 int8x16_quantised(f32x16 x, float inverse_scale) {
     return bounded == bounded ? (bounded + magic) - magic : f32x16_splat(0);
 }
 
-/* The largest magnitude of n elements, as the bits of a float; NaN, of larger bits than any number, wins. */
-QATTN_INLINE uint32_t u32x16_largest(u32x16 x) {
-    uint32_t largest = 0;
-    for (int r = 0; r < QATTN_LANES; r++) largest = x[r] > largest ? x[r] : largest;
-    return largest;
+/* The integers of 32 elements of int8. */
+QATTN_INLINE i16x32 i8x32_widen(const void *p) { return __builtin_convertvector(*(const i8x32_unaligned *)p, i16x32); }
+
+/* p[2r] = even[r], p[2r + 1] = odd[r], of integers. */
+QATTN_INLINE void i8x32_store_pairs(void *p, f32x16 even, f32x16 odd) {
+    const i8x16 a = __builtin_convertvector(even, i8x16), b = __builtin_convertvector(odd, i8x16);
+    *(i8x32_unaligned *)p = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
+                                                    9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-/* Elements [0, 16) of a row of the given type, as float32; of int8 the integers. */
+/* p[2r] = x[r], of integers; what stands between stays. */
+QATTN_INLINE void i8x16_store_every_second(int8_t *p, f32x16 x) {
+    const i8x16 lanes = __builtin_convertvector(x, i8x16);
+    for (int r = 0; r < QATTN_LANES; r++) p[2 * r] = lanes[r];
+}
+
+/* How floats become integers of 15 bits and a sign: x = integer * step, integer = x * factor rounded. */
+typedef struct integer_scale {
+    float factor, step;
+} integer_scale;
+
+/* The power of two for which the integer of a row's largest magnitude, whose bits these are, has its 15th bit set: so
+ * that integers are off by at most 2^-15 of the largest. The step is NaN if an element is NaN or infinite. Exponents
+ * below 15 count as 15, so that the step, and of magnitudes below 2^-111 the factor too, are normal numbers. */
+QATTN_INLINE integer_scale integer_scale_of(uint32_t largest_bits) {
+    const uint32_t exponent = largest_bits >> 23 < 15 ? 15 : largest_bits >> 23;
+    const uint32_t factor = (268 - exponent) << 23, step = exponent == 255 ? 0x7fc00000u : (exponent - 14) << 23;
+    integer_scale scale;
+    memcpy(&scale.factor, &factor, sizeof factor);
+    memcpy(&scale.step, &step, sizeof step);
+    return scale;
+}
+
+/* round-to-even(x * factor), at most 32767 from 0, anything for NaN: the product is exact, and adding 1.5 * 2^23 leaves
+ * the integer in the lower bits. */
+QATTN_INLINE i16x16 i16x16_quantised(f32x16 x, float factor) {
+    const f32x16 product = x * f32x16_splat(factor), most = f32x16_splat(32767);
+    const f32x16 bounded = product > most ? most : product < -most ? -most : product;
+    return __builtin_convertvector(f32x16_bits(bounded + f32x16_splat(0x1.8p23f)), i16x16);
+}
+
+QATTN_INLINE void i16x16_store(void *p, i16x16 x) {
+    typedef int16_t i16x16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
+    *(i16x16_unaligned *)p = x;
+}
+
+/* The larger magnitudes, as the bits of a float: NaN, of larger bits than any number, wins. */
+QATTN_INLINE u32x16 u32x16_larger_magnitude(u32x16 largest, f32x16 x) {
+    return __builtin_elementwise_max(largest, f32x16_bits(x) & 0x7fffffffu);
+}
+
+/* Elements [0, 16) of a row of the given type, which is not int8, as float32. */
 QATTN_INLINE f32x16 f32x16_load_storage(const void *p, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) return f32x16_load(p);
-    if (storage == QATTN_INT8) return __builtin_convertvector(*(const i8x16_unaligned *)p, f32x16);
     const u16x16 x = *(const u16x16_unaligned *)p;
     return storage == QATTN_BFLOAT16 ? bf16x16_widen(x) : f16x16_widen(x);
 }
@@ -82,22 +126,16 @@ QATTN_INLINE void f32x16_store_storage(void *p, f32x16 x, qattn_storage storage)
     else *(u16x16_unaligned *)p = storage == QATTN_BFLOAT16 ? bf16x16_round(x) : f16x16_round(x);
 }
 
-/* The same for the lanes whose bit of `bits` is set; the others keep what stands there. */
+/* The same, but of int8, for the lanes whose bit of `bits` is set; the others keep what stands there. */
 QATTN_INLINE void f32x16_store_selected(void *p, uint32_t bits, f32x16 x, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) {
         f32x16_store(p, f32x16_select(bits, x, f32x16_load(p)));
         return;
     }
-    typedef int16_t i16x16 __attribute__((ext_vector_type(16)));
     const u16x16 lane_bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
     const i16x16 chosen = ((u16x16)(uint16_t)bits & lane_bit) != 0;
-    if (storage == QATTN_INT8) {
-        const i8x16 lanes = __builtin_convertvector(x, i8x16);
-        *(i8x16_unaligned *)p = __builtin_convertvector(chosen, i8x16) ? lanes : *(i8x16_unaligned *)p;
-    } else {
-        const u16x16 lanes = storage == QATTN_BFLOAT16 ? bf16x16_round(x) : f16x16_round(x);
-        *(u16x16_unaligned *)p = chosen ? lanes : *(u16x16_unaligned *)p;
-    }
+    const u16x16 lanes = storage == QATTN_BFLOAT16 ? bf16x16_round(x) : f16x16_round(x);
+    *(u16x16_unaligned *)p = chosen ? lanes : *(u16x16_unaligned *)p;
 }
 
 QATTN_INLINE size_t storage_size(qattn_storage storage) {

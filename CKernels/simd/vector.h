@@ -13,6 +13,8 @@ typedef float f32x16 __attribute__((ext_vector_type(16)));
 typedef float f32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
 typedef int32_t i32x16 __attribute__((ext_vector_type(16)));
 typedef uint32_t u32x16 __attribute__((ext_vector_type(16)));
+typedef int16_t i16x16 __attribute__((ext_vector_type(16)));
+typedef int16_t i16x32 __attribute__((ext_vector_type(32)));
 
 QATTN_INLINE f32x16 f32x16_load(const float *p) { return *(const f32x16_unaligned *)p; }
 QATTN_INLINE void f32x16_store(float *p, f32x16 x) { *(f32x16_unaligned *)p = x; }
@@ -75,6 +77,39 @@ QATTN_INLINE f32x16 f32x16_select(uint32_t bits, f32x16 x, f32x16 other) {
     return ((i32x16)(int32_t)bits & lane_bit) != 0 ? x : other;
 #endif
 }
+
+/* a[2r] b[2r] + a[2r + 1] b[2r + 1], exactly; neither may hold -32768, whose square has no room twice. */
+QATTN_INLINE i32x16 i16x32_dot_pairs(i16x32 a, i16x32 b) {
+#if defined(QATTN_AVX512)
+    return (i32x16)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(QATTN_AVX2)
+    typedef int32_t i32x8 __attribute__((ext_vector_type(8)));
+#define HALF(x, n)                                                                                                     \
+    (__m256i) __builtin_shufflevector(x, x, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8, n + 9, n + 10,  \
+                                      n + 11, n + 12, n + 13, n + 14, n + 15)
+    const i32x8 low = (i32x8)_mm256_madd_epi16(HALF(a, 0), HALF(b, 0));
+    const i32x8 high = (i32x8)_mm256_madd_epi16(HALF(a, 16), HALF(b, 16));
+#undef HALF
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__x86_64__)
+    typedef int32_t i32x4 __attribute__((ext_vector_type(4)));
+#define DOT_QUARTER(n)                                                                                                 \
+    (i32x4) _mm_madd_epi16((__m128i)__builtin_shufflevector(a, a, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7), \
+                           (__m128i)__builtin_shufflevector(b, b, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7))
+    const i32x4 x0 = DOT_QUARTER(0), x1 = DOT_QUARTER(8), x2 = DOT_QUARTER(16), x3 = DOT_QUARTER(24);
+#undef DOT_QUARTER
+    return __builtin_shufflevector(__builtin_shufflevector(x0, x1, 0, 1, 2, 3, 4, 5, 6, 7),
+                                   __builtin_shufflevector(x2, x3, 0, 1, 2, 3, 4, 5, 6, 7), 0, 1, 2, 3, 4, 5, 6, 7, 8,
+                                   9, 10, 11, 12, 13, 14, 15);
+#else
+    typedef int32_t i32x32 __attribute__((ext_vector_type(32)));
+    const i32x32 products = __builtin_convertvector(a, i32x32) * __builtin_convertvector(b, i32x32);
+    return products.even + products.odd;
+#endif
+}
+
+/* The same two numbers, the lower half of `pair` first, in every place of two. */
+QATTN_INLINE i16x32 i16x32_splat_pair(int32_t pair) { return (i16x32)(i32x16)pair; }
 
 /* Bit r is set where x[r] != 0. */
 QATTN_INLINE uint32_t u8x16_nonzero_bits(const uint8_t *x) {

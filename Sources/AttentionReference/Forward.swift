@@ -8,7 +8,7 @@ extension ReferenceProblem {
     /// Edge cases: A row that sees no key has output 0, logSumExp = sink, and sinkShare 1, or 0 where the sink is
     /// -infinity. A key that a row does not see is not read for it. A visible score of -infinity weighs exactly 0.
     /// NaN or +infinity in a visible score makes the row NaN and no other; NaN in a visible value makes its column of
-    /// the row NaN.
+    /// the row NaN. In int8, NaN or infinity anywhere in a visible key or value makes the row NaN.
     ///
     /// - Parameters:
     ///   - queries: [batch, queryHeads, queries, headDimension].
@@ -72,9 +72,10 @@ extension ReferenceProblem {
             seesAny = true
             scores.withUnsafeBufferPointer { scores in
                 row.isVisible.withUnsafeBufferPointer { isVisible in
+                    let values = row.int8.map { BlockValues.int8($0.values, first: $0.first + first) }
                     state.add(
                         scores: scores.baseAddress! + first, isVisible: isVisible.baseAddress! + first,
-                        values: row.values + first * valueDimension, count: block.count)
+                        values: values ?? .floats(row.values + first * valueDimension), count: block.count)
                 }
             }
         }
@@ -93,9 +94,16 @@ extension ReferenceProblem {
         let factor = scale * row.factor
         let queryFactor = Float(softcap.map { factor / $0 } ?? (normaliser.takesScores ? factor : factor * log2e))
         let query = (0..<headDimension).map { row.query[$0] * queryFactor }
+        let product: (Int) -> Float
+        if let int8 = row.int8 {
+            let query = FifteenBits(query)
+            product = { int8.keys.dot(query, row: int8.first + $0) }
+        } else {
+            product = { dot(query, row.keys + $0 * headDimension, count: headDimension) }
+        }
         var scores = [Float](repeating: 0, count: keys)
         for j in 0..<keys where row.isVisible[j] {
-            var score = dot(query, row.keys + j * headDimension, count: headDimension)
+            var score = product(j)
             if let softcap { score = ReferenceMath.tanh(score, scale: softcap * unit) }
             if alibiSlopes != nil { score = fma(-(row.slope * unitFloat), distance(row.position, j), score) }
             if let bias = row.bias { score = fma(bias[j], unitFloat, score) }

@@ -7,8 +7,18 @@ let keyBlock = 64
 let keyChunk = 1024
 /// Channels of query and key whose products are summed from 0.
 let channelBlock = 128
+/// The same of int8 keys, whose products have room for so many in 32 bits.
+let integerChannelBlock = 512
 /// Partial sums of a row's denominator.
 let laneCount = 16
+
+/// The values of a block.
+enum BlockValues {
+    /// [count][valueDimension].
+    case floats(UnsafePointer<Float>)
+    /// From row `first` on.
+    case int8(Int8Rows, first: Int)
+}
 
 /// What is known of a row after some of its keys: with scores t in base 2 and, for softmax, p[j] = 2^(t[j] - maximum),
 ///
@@ -36,9 +46,9 @@ struct OnlineSums {
     ///
     /// - Parameters:
     ///   - scores: t[j], of up to 64 keys. Only those of visible keys count.
-    ///   - values: [count][valueDimension]. Only rows of visible keys are read.
+    ///   - values: Only those of visible keys are read.
     mutating func add(
-        scores: UnsafePointer<Float>, isVisible: UnsafePointer<Bool>, values: UnsafePointer<Float>, count: Int
+        scores: UnsafePointer<Float>, isVisible: UnsafePointer<Bool>, values: BlockValues, count: Int
     ) {
         // 1. The new maximum. A NaN is never greater: it is kept by its weight, not by the maximum.
         var newMaximum = maximum
@@ -62,18 +72,28 @@ struct OnlineSums {
             lanes[lane] = fma(lanes[lane], rescale, firstPair + secondPair)
         }
 
-        // 4. The numerator, key by key, from an empty sum: 64 roundings of small numbers instead of 1024 of growing ones.
-        // The sum starts at -0, which alone leaves every number as it is. Other keys are skipped, not multiplied by
-        // zero: 0 * NaN is NaN.
-        var blockOutput = [Float](repeating: -0.0, count: output.count)
-        blockOutput.withUnsafeMutableBufferPointer { blockOutput in
-            for j in 0..<count where isVisible[j] {
-                let (weight, value) = (weights[j], values + j * blockOutput.count)
-                for d in blockOutput.indices { blockOutput[d] = fma(weight, value[d], blockOutput[d]) }
+        // 4. The numerator, from an empty sum: 64 roundings of small numbers instead of 1024 of growing ones.
+        let visible = (0..<count).filter { isVisible[$0] }
+        let blockOutput =
+            switch values {
+            case .floats(let values): weightedSum(weights, of: values, rows: visible)
+            case .int8(let values, let first): values.weightedSum(weights, first: first, rows: visible)
             }
-        }
         for d in output.indices { output[d] = fma(output[d], rescale, blockOutput[d]) }
         maximum = newMaximum
+    }
+
+    /// sum_j weights[j] values[j] of the visible rows, key by key. The sum starts at -0, which alone leaves every number as
+    /// it is. Other keys are skipped, not multiplied by zero: 0 * NaN is NaN.
+    private func weightedSum(_ weights: [Float], of values: UnsafePointer<Float>, rows: [Int]) -> [Float] {
+        var sums = [Float](repeating: -0.0, count: output.count)
+        sums.withUnsafeMutableBufferPointer { sums in
+            for j in rows {
+                let (weight, value) = (weights[j], values + j * sums.count)
+                for d in sums.indices { sums[d] = fma(weight, value[d], sums[d]) }
+            }
+        }
+        return sums
     }
 
     /// Adds the keys of a later chunk.

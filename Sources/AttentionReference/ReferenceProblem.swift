@@ -60,6 +60,8 @@ public struct ReferenceProblem: Sendable {
     public var normaliser = ReferenceNormaliser.softmax
     /// One per row, [batch, queryHeads, queries]: the constant of the normaliser; nil is 0.
     public var rowConstants: [Float]?
+    /// What the keys and values given are kept in, and computed with.
+    public var storage = ReferenceStorage.float32
 
     /// A problem without masks and bias.
     ///
@@ -97,6 +99,13 @@ public struct ReferenceProblem: Sendable {
         result.firstKeyOffset = keys - queries - width + 1
         return result
     }
+}
+
+/// What keys and values are kept in. Those of 16 bits are given rounded.
+public enum ReferenceStorage: Sendable {
+    case float32
+    /// Integers from -127 to 127 and one scale per key and per value; ``ReferenceProblem/roundedToInt8(_:dimension:)``.
+    case int8
 }
 
 /// A tensor [batch, heads, queries, keys] of which each of the first three axes may be 1 long and then serves all.

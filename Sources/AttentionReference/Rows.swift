@@ -11,6 +11,8 @@ struct Row {
     var keys: UnsafePointer<Float>
     /// [keys][valueDimension], of the row's key/value head.
     var values: UnsafePointer<Float>
+    /// The same keys and values where they are kept in int8, or nil.
+    var int8: Int8Head?
     /// [keys].
     var isVisible: [Bool]
     /// [keys], or nil.
@@ -31,13 +33,18 @@ extension ReferenceProblem {
     /// Calls `body` with every row, in the order [batch, queryHeads, queries].
     func forEachRow(queries: [Float], keys: [Float], values: [Float], _ body: (Row) -> Void) {
         requireConsistency(queries, keys, values)
-        forEachRow(queries, keys, values, bias?.values ?? [], body)
+        let int8 =
+            storage == .int8
+            ? Int8Head(
+                keys: Int8Rows(keys, dimension: headDimension), values: Int8Rows(values, dimension: valueDimension),
+                first: 0) : nil
+        forEachRow(queries, keys, values, int8, bias?.values ?? [], body)
     }
 
     /// Arrays become pointers here, by being arguments: those of empty arrays are valid too, if never read.
     private func forEachRow(
         _ queryData: UnsafePointer<Float>, _ keyData: UnsafePointer<Float>, _ valueData: UnsafePointer<Float>,
-        _ biasData: UnsafePointer<Float>, _ body: (Row) -> Void
+        _ int8: Int8Head?, _ biasData: UnsafePointer<Float>, _ body: (Row) -> Void
     ) {
         for batchItem in 0..<batch {
             for head in 0..<queryHeads {
@@ -51,6 +58,7 @@ extension ReferenceProblem {
                             query: queryData + index * headDimension,
                             keys: keyData + keyValueHead * keys * headDimension,
                             values: valueData + keyValueHead * keys * valueDimension,
+                            int8: int8?.head(keyValueHead, keys: keys),
                             isVisible: visibleKeys(batch: batchItem, head: head, query: query),
                             bias: biasStart.map { biasData + $0 },
                             sink: sinks[head],

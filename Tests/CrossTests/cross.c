@@ -169,7 +169,8 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
     const ptrdiff_t own = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
     const int causal = strcmp(c->mask, "none") != 0;
     const size_t blocks = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
-    void *packed = allocate(blocks, qattn_block_bytes(QATTN_FLOAT32, c->head_dim, c->value_dim));
+    const qattn_storage packed_storage = strcmp(c->storage, "int8") ? QATTN_FLOAT32 : QATTN_INT8;
+    void *packed = allocate(blocks, qattn_block_bytes(packed_storage, c->head_dim, c->value_dim));
     float *workspace = allocate(qattn_forward_workspace(c->head_dim, c->value_dim), 1);
     float *out = allocate(c->seq_q * c->value_dim, sizeof *out);
     float *lse = allocate(c->seq_q, sizeof *lse);
@@ -189,7 +190,7 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
         .value_storage = in.storage,
         .key_begin = 0,
         .key_end = c->seq_kv,
-        .blocks = {.base = packed, .head_dim = c->head_dim, .value_dim = c->value_dim},
+        .blocks = {.base = packed, .storage = packed_storage, .head_dim = c->head_dim, .value_dim = c->value_dim},
     };
     kernels->pack(&pack);
     for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {

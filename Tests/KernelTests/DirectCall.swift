@@ -46,6 +46,10 @@ extension AttentionCase.StorageChoice {
     }
 }
 
+extension ReferenceStorage {
+    fileprivate var kernelStorage: qattn_storage { self == .int8 ? QATTN_INT8 : QATTN_FLOAT32 }
+}
+
 extension ReferenceNormaliser {
     fileprivate var kernelNormaliser: (qattn_normaliser, zeta: Float, hasSink: Bool) {
         switch self {
@@ -140,7 +144,8 @@ extension DirectCall {
         let values = StoredRows(
             problem.values.rows(0, length, dimension), width: dimension, padding: padding, storage: storage,
             guard: guardSide)
-        let blockBytes = qattn_block_bytes(QATTN_FLOAT32, problem.headDimension, dimension)
+        let blockBytes = qattn_block_bytes(
+            problem.packedStorage.kernelStorage, problem.headDimension, dimension)
         let blockCount = (length + Int(QATTN_KEY_BLOCK) - 1) / Int(QATTN_KEY_BLOCK)
         let packed = floats([Float](repeating: .nan, count: blockCount * blockBytes / 4))
         let middle = blockCount / 2 * Int(QATTN_KEY_BLOCK)
@@ -162,7 +167,7 @@ extension DirectCall {
 
     private func blocks(_ problem: HeadProblem, at packed: GuardedBuffer<Float>) -> qattn_blocks {
         qattn_blocks(
-            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: QATTN_FLOAT32,
+            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: problem.packedStorage.kernelStorage,
             head_dim: problem.headDimension, value_dim: problem.valueDimension)
     }
 

@@ -216,7 +216,8 @@ private struct TokenList {
     }
 
     private func pageBytes(_ shape: CacheCase) -> Int {
-        let row = shape.headDimension + (shape.valueDimension + 15) / 16 * 16
+        let channels = shape.storage == .int8 ? (shape.headDimension + 1) / 2 * 2 : shape.headDimension
+        let row = channels + (shape.valueDimension + 15) / 16 * 16
         let head =
             switch shape.storage {
             case .float32: 64 * row * 4

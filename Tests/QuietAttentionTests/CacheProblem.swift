@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CacheProblem.swift - seeded tokens to append to a cache, and what attention over all of them at once gives.
 
+import AttentionReference
 import SeededInputs
 
 @testable import QuietAttention
@@ -95,6 +96,22 @@ struct CacheProblem {
         return try attention.forward(
             queries: queries(range), keys: part(keys, all, heads: keyValueHeads, layout: .batchHeadsSequence),
             values: part(values, all, heads: keyValueHeads, layout: .batchHeadsSequence))
+    }
+
+    /// The same of tokens kept in int8, with which nothing but a cache computes: by the reference.
+    func int8Reference(_ range: Range<Int>, window: Int? = nil) -> AttentionResult {
+        let all = 0..<range.upperBound
+        var problem = ReferenceProblem(
+            queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: range.count, keys: all.count,
+            headDimension: headDimension, valueDimension: valueDimension,
+            sinks: [Float](repeating: 0, count: queryHeads))
+        problem.storage = .int8
+        problem = window.map { problem.window($0) } ?? problem.causal
+        let result = problem.forward(
+            queries: queries(range), keys: part(keys, all, heads: keyValueHeads, layout: .batchHeadsSequence),
+            values: part(values, all, heads: keyValueHeads, layout: .batchHeadsSequence))
+        return AttentionResult(
+            output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)
     }
 
     /// The same tokens as a cache of that storage holds them; int8 is left as it is.

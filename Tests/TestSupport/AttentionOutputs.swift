@@ -59,6 +59,7 @@ extension HeadProblem {
         (problem.rowFactors, problem.softcap, problem.normaliser) = (rowFactors, softcap, normaliser)
         problem.alibiSlopes = alibiSlope.map { [$0] }
         problem.rowConstants = [Float](repeating: constant, count: queryCount)
+        problem.storage = packedStorage
         let result = problem.forward(queries: queries, keys: keys, values: values)
         return AttentionOutputs(
             output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)

@@ -22,6 +22,8 @@ public struct HeadProblem: Sendable {
     public var normaliser = ReferenceNormaliser.softmax
     /// Of the normaliser, for every row.
     public var constant: Float = 0
+    /// What keys and values are packed in.
+    public var packedStorage = ReferenceStorage.float32
 
     /// Without tensors and masks, and with no bound on what rows see.
     public init(
