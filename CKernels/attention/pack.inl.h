@@ -129,10 +129,10 @@ QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *values, 
                              qattn_storage from, qattn_storage to) {
     const size_t value_lanes = qattn_round_up(value_dim, QATTN_LANES), size = storage_size(to);
     if (to == QATTN_INT8) {
-        int8_t *const pairs = (int8_t *)values + j / 2 * 2 * QATTN_LANES + j % 2;
+        char *const pairs = values + j / 2 * 2 * QATTN_LANES;
         for (size_t c = 0; c < value_lanes; c += QATTN_LANES)
-            i8x16_store_every_second(
-                pairs + c * QATTN_KEY_BLOCK,
+            i8x32_store_half(
+                pairs + c * QATTN_KEY_BLOCK, j % 2,
                 load_packable(storage_at(value, (ptrdiff_t)c, from), value_dim - c, inverse_scale, from, to));
         return;
     }

@@ -45,8 +45,8 @@ typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN
  *
  * or, of QATTN_INT8, two channels of a key, and two keys of a column, side by side:
  *
- *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][channel pairs][QATTN_LANES keys][2]     0 past head_dim
- *     values [value_dim / QATTN_LANES, up][QATTN_KEY_BLOCK / 2][QATTN_LANES columns][2]    0 past value_dim
+ *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim / 2, rounded up][QATTN_LANES keys][2]            0 past head_dim
+ *     values [value_dim / QATTN_LANES, rounded up][QATTN_KEY_BLOCK / 2][QATTN_LANES columns][2]        0 past value_dim
  *     key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
  *
  * which is the order in which forward reads them, from the first byte to the last: memory answers that fastest. The

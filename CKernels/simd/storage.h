@@ -71,10 +71,12 @@ QATTN_INLINE void i8x32_store_pairs(void *p, f32x16 even, f32x16 odd) {
                                                     9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-/* p[2r] = x[r], of integers; what stands between stays. */
-QATTN_INLINE void i8x16_store_every_second(int8_t *p, f32x16 x) {
-    const i8x16 lanes = __builtin_convertvector(x, i8x16);
-    for (int r = 0; r < QATTN_LANES; r++) p[2 * r] = lanes[r];
+/* p[2r] = x[r], of integers, or p[2r + 1] for the second of each pair; the other stays. */
+QATTN_INLINE void i8x32_store_half(void *p, bool second, f32x16 x) {
+    typedef uint8_t u8x16 __attribute__((ext_vector_type(16)));
+    const u16x16 lanes = __builtin_convertvector((u8x16) __builtin_convertvector(x, i8x16), u16x16);
+    const u16x16 old = *(const u16x16_unaligned *)p; /* the second has the upper bits */
+    *(u16x16_unaligned *)p = second ? (old & 0xff) | lanes << 8 : (old & 0xff00) | lanes;
 }
 
 /* How floats become integers of 15 bits and a sign: x = integer * step, integer = x * factor rounded. */
