@@ -100,7 +100,7 @@ QATTN_INLINE integer_scale integer_scale_of(uint32_t largest_bits) {
  * the integer in the lower bits. */
 QATTN_INLINE i16x16 i16x16_quantised(f32x16 x, float factor) {
     const f32x16 product = x * f32x16_splat(factor), most = f32x16_splat(32767);
-    const f32x16 bounded = product > most ? most : product < -most ? -most : product;
+    const f32x16 bounded = f32x16_max(product < most ? product : most, -most);
     return __builtin_convertvector(f32x16_bits(bounded + f32x16_splat(0x1.8p23f)), i16x16);
 }
 
