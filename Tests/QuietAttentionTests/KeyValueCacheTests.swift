@@ -214,7 +214,7 @@ import Testing
         let before = pages(cache)
         let error = expectRefusal(.memory, "cache") { try problem.append(100..<200, to: &branch) }
         // A copy of the shared page, and two more.
-        #expect(error?.description == "cache: expected memory for 3 pages of 5760 bytes, got none")
+        #expect(error?.description == "cache: expected memory for 3 pages of 5888 bytes, got none")
         #expect(pages(branch) == before && branch.count == 100 && branch.byteCount == cache.byteCount)
         memory.left.withLock { $0 = 1 }
         try problem.append(100..<150, to: &branch)
