@@ -103,11 +103,16 @@ private let sets = KernelSet.available
         }
     }
 
+    private static let windows = [1, 100, 1500]
+    private static let int8Windows = windows.map {
+        CacheProblem(tokens: 2200).int8Reference(2196..<2200, window: $0)
+    }
+
     @Test(arguments: storages, sets)
     func windowsThatFreePages(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
         let problem = CacheProblem(tokens: 2200)
         let attention = try problem.attention(kernels)
-        for window in [1, 100, 1500] {
+        for (index, window) in Self.windows.enumerated() {
             let whole = try problem.cache(storage, kernels: kernels, appending: 0..<problem.tokens)
             var cache = try problem.cache(storage, window: window, kernels: kernels, allocate: memoryOfNaN)
             for begin in stride(from: 0, to: problem.tokens, by: 110) {
@@ -120,7 +125,7 @@ private let sets = KernelSet.available
             #expect(result.bits == unfreed.bits)
             let expected =
                 storage == .int8
-                ? problem.int8Reference(range, window: window)
+                ? Self.int8Windows[index]
                 : try problem.rounded(to: storage).forward(range, mask: .window(window))
             #expect(result.bits == expected.bits)
         }
