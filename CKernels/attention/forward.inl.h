@@ -87,6 +87,17 @@ QATTN_INLINE tile_task block_task(const qattn_forward_args *args, const forward_
         .block_bytes = ws->block_bytes};
 }
 
+/* Of tiles of so few rows that they wait for memory. Tiles of float32 take as long as the last cache for a line, and
+ * are faster than memory: how they are read best depends on where the blocks are. */
+QATTN_INLINE prefetch_pace streaming_pace(const qattn_forward_args *args, size_t rows) {
+    const qattn_storage storage = args->blocks.storage;
+    /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
+    if (storage == QATTN_INT8) return (prefetch_pace){24576, true};
+    const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
+    const bool slow = products >= 4 && !(storage == QATTN_FLOAT32 && args->beyond_caches);
+    return slow ? (prefetch_pace){16384, true} : (prefetch_pace){4096, false};
+}
+
 /* One block against every tile. */
 QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspace *ws, size_t block, size_t block_end) {
     const size_t block_first = block * QATTN_KEY_BLOCK, block_last = block_first + QATTN_KEY_BLOCK;
@@ -96,8 +107,7 @@ QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspac
     const char *const following = block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
     const bool streams = ws->rows <= STREAMING_ROWS;
     if (streams)
-        task.next = block_prefetch_begin(task.block.keys, following, ws->block_bytes,
-                                         tile_pace((tile_kind){.rows = ws->rows, .storage = args->blocks.storage}));
+        task.next = block_prefetch_begin(task.block.keys, following, ws->block_bytes, streaming_pace(args, ws->rows));
     prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
     const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
     const bool ranges_only = !args->mask && !args->bias;

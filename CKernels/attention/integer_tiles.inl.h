@@ -39,7 +39,7 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) sum[i] = (i32x16)0;
     for (size_t begin = 0; begin < count; begin += STEP_PAIRS) {
-        if (kind.streams) block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
+        if (kind.streams) block_prefetch_step(&next, task->block_bytes);
         if (begin + STEP_PAIRS <= count) {
             QATTN_UNROLL
             for (size_t p = begin; p < begin + STEP_PAIRS; p++)
@@ -54,7 +54,7 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
 
 /* The scales of a block's keys, or values, are one more step of what is read. */
 QATTN_INLINE void tile_scales_read(tile_task *task, tile_kind kind) {
-    if (kind.streams) block_prefetch_step(&task->next, task->block_bytes, tile_pace(kind));
+    if (kind.streams) block_prefetch_step(&task->next, task->block_bytes);
 }
 
 /* 1. Scores. Sums of 512 channels have room in 32 bits: 512 * 32767 * 127 < 2^31. */

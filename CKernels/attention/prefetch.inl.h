@@ -48,37 +48,38 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
 typedef struct block_prefetch {
     const char *at, *end;
     const char *following; /* block, or NULL */
+    bool each;             /* whether every line is asked for, or every fourth */
 } block_prefetch;
 
 /* How far ahead, and which lines. Tiles that take about as long as memory for a line, or longer, ask for each. Faster
  * ones leave most to the hardware, which follows a run of reads by itself and has more reads under way at once than
  * instructions can ask for (24 lines on Zen 4); every fourth line helps it over the seams of its pages. */
 typedef struct prefetch_pace {
-    size_t ahead, every;
+    size_t ahead;
+    bool each;
 } prefetch_pace;
 
 enum { PREFETCH_STEP = 4 * CACHE_LINE };
 
-/* For tiles that multiply so many vectors of 16 with every line. */
-QATTN_INLINE prefetch_pace prefetch_pace_of(size_t products) {
-    return products >= 4 ? (prefetch_pace){16384, CACHE_LINE} : (prefetch_pace){4096, PREFETCH_STEP};
-}
-
 QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes,
                                                  prefetch_pace pace) {
-    return (block_prefetch){.at = block + qattn_min(pace.ahead, bytes), .end = block + bytes, .following = following};
+    return (block_prefetch){
+        .at = block + qattn_min(pace.ahead, bytes), .end = block + bytes, .following = following, .each = pace.each};
 }
 
 /* Due whenever PREFETCH_STEP bytes of the block have been read. */
-QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes, prefetch_pace pace) {
+QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes) {
     if (next->at >= next->end) {
         if (!next->following) return;
         next->at = next->following;
         next->end = next->following + bytes;
         next->following = NULL;
     }
-    QATTN_UNROLL
-    for (size_t n = 0; n < PREFETCH_STEP; n += pace.every) __builtin_prefetch(next->at + n, 0, 2);
+    __builtin_prefetch(next->at, 0, 2);
+    if (next->each) {
+        QATTN_UNROLL
+        for (size_t n = CACHE_LINE; n < PREFETCH_STEP; n += CACHE_LINE) __builtin_prefetch(next->at + n, 0, 2);
+    }
     next->at += PREFETCH_STEP;
 }
 

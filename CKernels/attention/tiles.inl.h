@@ -36,12 +36,6 @@ typedef struct tile_kind {
     bool streams;          /* whether task->next is asked for */
 } tile_kind;
 
-QATTN_INLINE prefetch_pace tile_pace(tile_kind kind) {
-    /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
-    if (kind.storage == QATTN_INT8) return (prefetch_pace){24576, CACHE_LINE};
-    return prefetch_pace_of(kind.rows * CACHE_LINE / (QATTN_LANES * storage_size(kind.storage)));
-}
-
 /* Chains of scores, or vectors of value columns, side by side in a tile of so many rows. */
 QATTN_INLINE size_t vectors_at_once(size_t rows) {
     return qattn_min(QATTN_VECTORS * (rows == 1 ? 4 : rows == 2 ? 2 : 1), PANEL_VECTORS);
@@ -76,7 +70,7 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             for (; d + at_once <= end; d += QATTN_CHAINS) {
                 if (kind.streams &&
                     block_prefetch_due(d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage)))
-                    block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
+                    block_prefetch_step(&next, task->block_bytes);
                 QATTN_UNROLL
                 for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
@@ -154,7 +148,7 @@ QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, 
     QATTN_UNROLL_4
     for (; j < end; j++) {
         if (kind.streams && block_prefetch_due(j, count * QATTN_LANES * storage_size(kind.storage)))
-            block_prefetch_step(&next, task->block_bytes, tile_pace(kind));
+            block_prefetch_step(&next, task->block_bytes);
         f32x16 value[PANEL_VECTORS];
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)

@@ -183,7 +183,8 @@ typedef struct qattn_forward_args {
     float *states;
     size_t chunk_begin, chunk_end;
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
-    float *workspace; /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
+    bool beyond_caches; /* a guess, for speed alone: the blocks of all calls are more than the last cache holds */
+    float *workspace;   /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
 
 /* One instruction set's kernels. */

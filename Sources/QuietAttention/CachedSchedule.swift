@@ -37,8 +37,12 @@ struct CachedSchedule {
     let items: Int
     /// Threads worth using, and those worth waking.
     let workers, wokenWorkers: Int
+    /// Whether the call reads more than caches of CPUs usually hold.
+    let isBeyondCaches: Bool
     let memory: Memory
 
+    /// More than the last cache that one process has to itself on most CPUs.
+    static let cacheBytes = 64.0 * 1024 * 1024
     /// Bytes per nanosecond that one thread reads, roughly.
     static let bytesPerNanosecond = 20.0
     /// Items for each worker: with so many the last one to end keeps the others waiting for an eighth of its work.
@@ -50,11 +54,13 @@ struct CachedSchedule {
         groupHeads = problem.groupHeads
         keepsStates = chunks != nil
         var sequences: [Sequence] = []
-        var (totalChunks, nanoseconds) = (0, 0.0)
+        var (totalChunks, nanoseconds, bytes) = (0, 0.0, 0.0)
         for plan in problem.sequences {
             let sequence = Sequence(plan, problem, chunks: chunks)
             totalChunks += sequence.chunks.count * keyValueHeads * sequence.headUnits
             nanoseconds += sequence.nanoseconds(problem)
+            let pages = sequence.chunks.count * (SequencePlan.chunk / SequencePlan.block)
+            bytes += Double(pages) * Double(problem.caches[plan.item].pageBytes)
             sequences.append(sequence)
         }
         let worthwhile = WorkerCount(
@@ -80,6 +86,7 @@ struct CachedSchedule {
         self.items = items
         workers = max(1, min(most, items))
         wokenWorkers = worthwhile.woken
+        isBeyondCaches = bytes > Self.cacheBytes
         memory = Memory(
             workers: workers,
             workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape) + problem.preparedBytes,
