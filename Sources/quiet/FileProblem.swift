@@ -15,9 +15,13 @@ struct FileProblem: ParsableArguments {
 
     @OptionGroup(title: "Positions") var position: PositionOptions
 
+    @OptionGroup(title: "Positions") var positionTensors: PositionTensors
+
     @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
 
     @OptionGroup(title: "Scores and weights") var sinks: FileSink
+
+    @OptionGroup(title: "Scores and weights") var scoreTensors: ScoreTensors
 
     @OptionGroup var machine: MachineOptions
 
@@ -29,6 +33,8 @@ struct FileProblem: ParsableArguments {
     func check() throws {
         try scores.check(sink: sinks.sink)
         try normTensors.check(norms.qkNorm)
+        try positionTensors.check(position)
+        try scoreTensors.check(scores)
     }
 
     func inputs(_ file: SafetensorsFile) throws -> AttendInputs {
@@ -39,19 +45,22 @@ struct FileProblem: ParsableArguments {
         let vectors = try normTensors.vectors(file, headDimension: shape.headDimension)
         return try options.attention(
             shape, sink: try sinks.sink?.sink { try file.floats(named: $0) },
+            tensors: AttentionTensors(file, scoreTensors, positionTensors, shape),
             queryKeyNorm: norms.queryKeyNorm(vectors))
     }
 
     // MARK: - Reports
 
-    /// The tensors that norms were given, as members of a JSON object.
-    var normMembers: [(name: String, value: JSONValue)] {
-        normTensors.named.compactMap { _, member, tensor in tensor.map { (member, .string($0)) } }
+    /// The tensors beside queries, keys and values, as members of a JSON object.
+    var tensorMembers: [(name: String, value: JSONValue)] {
+        namedOptions.compactMap { option in option.tensor.map { (option.member, .string($0)) } }
     }
+
+    private var namedOptions: [NamedOption] { normTensors.named + positionTensors.named + scoreTensors.named }
 
     /// Shape and options, as members of a JSON object.
     func members(_ attention: Attention) -> [(name: String, value: JSONValue)] {
-        options.members(attention, sink: sinks.sink) + normMembers
+        options.members(attention, sink: sinks.sink) + tensorMembers
     }
 
     /// The same as lines.
@@ -62,9 +71,14 @@ struct FileProblem: ParsableArguments {
         return """
             \(inputs.lines)
             weights     \(scores.normaliser), sink \(sink), mask \(scores.mask), scale \(scale)
-            scores      scaling \(scores.scaling), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
+            scores      scaling \(options.scaling(attention)), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
             positions   \(position.summary), norm of queries and keys \(norms.qkNorm.rawValue)
-            """
+            """ + tensorLine
+    }
+
+    private var tensorLine: String {
+        let given = namedOptions.compactMap { option in option.tensor.map { "\(option.name) \(printable($0))" } }
+        return given.isEmpty ? "" : "\nwith        \(given.joined(separator: " "))"
     }
 }
 
