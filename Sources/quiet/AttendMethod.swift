@@ -46,7 +46,7 @@ struct RecurrenceOptions: ParsableArguments {
         ] where isGiven {
             throw ValidationError("\(option): is for scores, and \(kind.name) has none")
         }
-        for (option, isGiven) in [("--sink", problem.sinks.sink != nil), ("--lse", lse)] where isGiven {
+        for (option, isGiven) in [("--sink", problem.scoreTensors.sink != nil), ("--lse", lse)] where isGiven {
             throw ValidationError(
                 "\(option): \(kind.name) has no softmax denominator, and so neither a sink nor its logarithm")
         }

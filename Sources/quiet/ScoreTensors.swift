@@ -18,10 +18,7 @@ struct PositionTensors: ParsableArguments {
     var keyPositions: String?
 
     var named: [NamedOption] {
-        [
-            NamedOption("--query-positions", queryPositions),
-            NamedOption("--key-positions", keyPositions),
-        ]
+        [NamedOption("--query-positions", queryPositions), NamedOption("--key-positions", keyPositions)]
     }
 
     func check(_ position: PositionOptions) throws {
@@ -47,8 +44,22 @@ struct PositionTensors: ParsableArguments {
     }
 }
 
-/// Which keys rows see, and what is added to scores or multiplied with them.
+/// The sink, which keys rows see, and what is added to scores or multiplied with them.
 struct ScoreTensors: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
+                tensor=<name>     one for each query head, a tensor [H] of the file
+                """,
+            valueName: "sink"),
+        transform: SinkOption.inFile)
+    var sink: SinkOption?
+
     @Option(
         help: ArgumentHelp(
             "Of the keys of --mask, rows see those where this is not 0.",
@@ -94,16 +105,15 @@ struct ScoreTensors: ParsableArguments {
 
     var named: [NamedOption] {
         [
-            NamedOption("--allowed", allowed), NamedOption("--bias", bias),
-            NamedOption("--key-lengths", keyLengths),
-            NamedOption("--alibi-slopes", alibiSlopes),
-            NamedOption("--row-factors", rowFactors), NamedOption("--ssmax", ssmax),
+            NamedOption("--allowed", allowed), NamedOption("--bias", bias), NamedOption("--key-lengths", keyLengths),
+            NamedOption("--alibi-slopes", alibiSlopes), NamedOption("--row-factors", rowFactors),
+            NamedOption("--ssmax", ssmax),
         ]
     }
 
     func check(_ scores: ScoreOptions) throws {
         for (option, tensor) in [("--row-factors", rowFactors), ("--ssmax", ssmax)] where tensor != nil {
-            guard scores.scaling.description == "none" else {
+            guard scores.scaling.description == ScalingOption.none.description else {
                 throw ValidationError(
                     "\(option): expected no --scaling, in whose place it stands, got \(scores.scaling)")
             }
