@@ -44,18 +44,16 @@ extension SafetensorsFile {
     /// - Parameter keys: nil: the tensor has no such dimension, and 1 is returned for it.
     func sharedShape(of name: String, _ shape: AttentionShape, keys: Int?) throws -> [Int] {
         let found = try tensor(named: name).shape
-        let rows = [shape.batch, shape.queryHeads, shape.queries]
-        let full = rows + (keys.map { [$0] } ?? [])
-        let isShared = zip(found.reversed(), full.reversed()).enumerated().allSatisfy { fromLast, extents in
-            extents.0 == extents.1 || (extents.0 == 1 && !(fromLast == 0 && keys != nil))
-        }
-        guard isShared, (1...full.count).contains(found.count) else {
-            let listed = rows.map { $0 == 1 ? "1" : "1 or \($0)" } + (keys.map { ["\($0)"] } ?? [])
+        let rows = [shape.batch, shape.queryHeads, shape.queries].map { $0 == 1 ? [1] : [1, $0] }
+        let expected = rows + (keys.map { [[$0]] } ?? [])
+        let fits = zip(found.reversed(), expected.reversed()).allSatisfy { $1.contains($0) }
+        guard fits, (1...expected.count).contains(found.count) else {
+            let listed = expected.map { $0.map(String.init).joined(separator: " or ") }
             throw Failure(
                 "tensor \(name.debugDescription): expected the shape [\(listed.joined(separator: ", "))], or its last "
                     + "dimensions alone, got \(found)")
         }
-        let missing = [Int](repeating: 1, count: full.count - found.count)
+        let missing = [Int](repeating: 1, count: expected.count - found.count)
         return missing + found + (keys == nil ? [1] : [])
     }
 }
