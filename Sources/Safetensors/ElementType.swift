@@ -3,7 +3,7 @@
 
 /// The type of a tensor's elements. The raw value is the format's own name for it (`dtype`).
 ///
-/// Every type the format knows can stand in a file that is read; only the three of ``readable`` can be read as numbers.
+/// Every type the format knows can stand in a file that is read; ``readable``, ``integers`` and ``booleans`` can be read.
 public enum ElementType: String, Sendable, Hashable, CaseIterable {
     case float32 = "F32"
     case float16 = "F16"
@@ -31,6 +31,10 @@ public enum ElementType: String, Sendable, Hashable, CaseIterable {
 
     /// The types whose elements this module converts from and to `Float`.
     public static let readable: [ElementType] = [.float32, .float16, .bfloat16]
+    /// The types whose elements this module converts to `Int`.
+    public static let integers: [ElementType] = [.int32, .int64]
+    /// The types whose elements this module converts to `Bool`.
+    public static let booleans: [ElementType] = [.bool, .uint8]
 
     /// Bits of one element. Elements lie next to each other, also when they are narrower than a byte.
     public var bitWidth: Int {

@@ -29,7 +29,8 @@ public enum SafetensorsError: Error, Sendable, Equatable {
 
     // A request
     case noSuchTensor(String, available: [String])
-    case unsupportedElementType(tensor: String, elementType: ElementType)
+    case unsupportedElementType(
+        tensor: String, elementType: ElementType, expected: [ElementType] = ElementType.readable)
     case wrongValueCount(tensor: String, shape: [Int], values: Int)
     case reservedName(String)
 }
@@ -45,13 +46,22 @@ extension SafetensorsError: CustomStringConvertible {
             "not a safetensors file: \(headerFault)"
         case .noSuchTensor(let name, let available):
             "no tensor \(quoted(name)) in the file, which holds \(listed(available))"
-        case .unsupportedElementType(let tensor, let type):
+        case .unsupportedElementType(let tensor, let type, let expected):
             "tensor \(quoted(tensor)) has dtype \(type.rawValue), only "
-                + ElementType.readable.map(\.rawValue).joined(separator: ", ") + " can be read"
+                + expected.map(\.rawValue).joined(separator: ", ") + " can be read" + purpose(expected)
         case .wrongValueCount(let tensor, let shape, let values):
             "tensor \(quoted(tensor)): \(values) values do not fill the shape \(shape)"
         case .reservedName(let name): "\(quoted(name)) cannot be the name of a tensor"
         default: "invalid safetensors file: \(tensorFault)"
+        }
+    }
+
+    /// What is read from these types and no others.
+    private func purpose(_ types: [ElementType]) -> String {
+        switch types {
+        case ElementType.integers: " as integers"
+        case ElementType.booleans: " as true and false"
+        default: ""
         }
     }
 

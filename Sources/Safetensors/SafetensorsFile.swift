@@ -61,32 +61,60 @@ public struct SafetensorsFile: Sendable {
 
     /// Returns the elements of a tensor, the last dimension fastest. F16 and BF16 are widened, which is exact.
     public func floats(named name: String) throws(SafetensorsError) -> [Float] {
-        let tensor = try tensor(named: name)
-        guard ElementType.readable.contains(tensor.elementType) else {
-            throw .unsupportedElementType(tensor: name, elementType: tensor.elementType)
-        }
-        var values = [Float](repeating: 0, count: tensor.count)
-        try during(.read, path) {
+        let tensor = try tensor(named: name, ElementType.readable)
+        return try during(.read, path) {
             switch tensor.elementType {
-            case .float16: try widen(tensor, into: &values, widenedFloat16)
-            case .bfloat16: try widen(tensor, into: &values, widenedBFloat16)
-            default: try read(into: &values, from: dataStart + tensor.dataRange.lowerBound)
+            case .float16: return try elements(tensor, widenedFloat16)
+            case .bfloat16: return try elements(tensor, widenedBFloat16)
+            default:
+                var values = [Float](repeating: 0, count: tensor.count)
+                try read(into: &values, from: dataStart + tensor.dataRange.lowerBound)
+                return values
             }
         }
-        return values
     }
 
-    private func widen(
-        _ tensor: TensorDescription, into values: inout [Float], _ widen: (UInt16) -> Float
-    ) throws {
-        var part = [UInt16](repeating: 0, count: min(values.count, 1 << 16))
-        var start = 0
-        while start < values.count {
-            part.removeLast(max(0, part.count - (values.count - start)))
-            try read(into: &part, from: dataStart + tensor.dataRange.lowerBound + 2 * start)
-            for index in part.indices { values[start + index] = widen(part[index]) }
-            start += part.count
+    /// Returns the elements of a tensor of I32 or I64, the last dimension fastest.
+    public func integers(named name: String) throws(SafetensorsError) -> [Int] {
+        let tensor = try tensor(named: name, ElementType.integers)
+        return try during(.read, path) {
+            switch tensor.elementType {
+            case .int32: try elements(tensor) { (element: Int32) in Int(element) }
+            default: try elements(tensor) { (element: Int64) in Int(element) }
+            }
         }
+    }
+
+    /// Returns the elements of a tensor of BOOL or U8, the last dimension fastest: 0 is false, everything else true.
+    public func booleans(named name: String) throws(SafetensorsError) -> [Bool] {
+        let tensor = try tensor(named: name, ElementType.booleans)
+        return try during(.read, path) { try elements(tensor) { (element: UInt8) in element != 0 } }
+    }
+
+    private func tensor(
+        named name: String, _ types: [ElementType]
+    ) throws(SafetensorsError) -> TensorDescription {
+        let tensor = try tensor(named: name)
+        guard types.contains(tensor.elementType) else {
+            throw .unsupportedElementType(tensor: name, elementType: tensor.elementType, expected: types)
+        }
+        return tensor
+    }
+
+    /// Reads elements, converts them one by one, and holds no more than a part of what was read.
+    private func elements<Stored: FixedWidthInteger & BitwiseCopyable, Element>(
+        _ tensor: TensorDescription, _ convert: (Stored) -> Element
+    ) throws -> [Element] {
+        var elements: [Element] = []
+        elements.reserveCapacity(tensor.count)
+        var part = [Stored](repeating: 0, count: min(tensor.count, 1 << 16))
+        while elements.count < tensor.count {
+            part.removeLast(max(0, part.count - (tensor.count - elements.count)))
+            let start = tensor.dataRange.lowerBound + elements.count * MemoryLayout<Stored>.size
+            try read(into: &part, from: dataStart + start)
+            for element in part { elements.append(convert(element)) }
+        }
+        return elements
     }
 
     private func read<Element: BitwiseCopyable>(

@@ -37,7 +37,8 @@ struct RecurrenceOptions: ParsableArguments {
             throw ValidationError(
                 "--mask: expected none or causal with \(kind.name), whose state cannot forget the keys behind a window")
         }
-        for (option, isGiven) in [
+        let tensors = problem.scoreTensors.named.map { ($0.name, $0.tensor != nil) }
+        for (option, isGiven) in tensors + [
             ("--scale", scores.scale != nil), ("--scaling", scores.scaling.description != "none"),
             ("--softcap", scores.softcap != nil), ("--alibi", scores.alibi),
             ("--normaliser", scores.normaliser.description != "softmax"),
@@ -45,7 +46,7 @@ struct RecurrenceOptions: ParsableArguments {
         ] where isGiven {
             throw ValidationError("\(option): is for scores, and \(kind.name) has none")
         }
-        for (option, isGiven) in [("--sink", problem.sinks.sink != nil), ("--lse", lse)] where isGiven {
+        for (option, isGiven) in [("--sink", problem.scoreTensors.sink != nil), ("--lse", lse)] where isGiven {
             throw ValidationError(
                 "\(option): \(kind.name) has no softmax denominator, and so neither a sink nor its logarithm")
         }
@@ -98,7 +99,7 @@ enum AttendMethod {
     /// Operations that count as work.
     func operations(mask: MaskOption) -> Double {
         switch self {
-        case .scores(let attention): FloatOperations(attention, mask: mask, keyLengths: nil).count
+        case .scores(let attention): FloatOperations(attention, mask: mask).count
         case .recurrent(_, let attention): FloatOperations.count(attention)
         }
     }

@@ -59,7 +59,7 @@ struct AttendReport {
             attention.shape.members + [
                 ("recurrent", .string(kind.rawValue)), ("mask", .string("\(command.problem.scores.mask)")),
                 ("qk_norm", .string(command.problem.norms.qkNorm.rawValue)),
-            ] + command.problem.normMembers
+            ] + command.problem.tensorMembers
         }
     }
 

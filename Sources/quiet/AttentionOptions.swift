@@ -39,16 +39,33 @@ struct AttentionOptions {
 
     /// The attention that the options ask for.
     func attention(
-        _ shape: AttentionShape, sink: AttentionSink?, keyLengths: [Int]? = nil, queryKeyNorm: QueryKeyNorm?,
+        _ shape: AttentionShape, sink: AttentionSink?, tensors: AttentionTensors, queryKeyNorm: QueryKeyNorm?,
         layout: AttentionLayout? = nil
     ) throws -> Attention {
-        let mask = scores.mask.mask
+        var mask = scores.mask.mask
+        if let lengths = tensors.keyLengths { mask = mask.keyLengths(lengths) }
+        if let allowed = tensors.allowed { mask = mask.allowing(allowed) }
+        var positions = position.library(keys: shape.keys)
+        if let named = tensors.positions { positions = positions.identifiers(queries: named.queries, keys: named.keys) }
         return try Attention(
-            shape, sink: sink, mask: keyLengths.map { mask.keyLengths($0) } ?? mask, scale: scores.scale,
-            scaling: scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
-            alibi: scores.alibi ? .standard : nil, normaliser: scores.normaliser.library,
-            positions: position.library(keys: shape.keys), queryKeyNorm: queryKeyNorm, layout: layout,
+            shape, sink: sink, mask: mask, scale: scores.scale,
+            scaling: tensors.scaling ?? scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
+            alibi: tensors.alibi ?? (scores.alibi ? .standard : nil), normaliser: scores.normaliser.library,
+            bias: tensors.bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
             threads: machine.threads, kernels: try machine.kernelSet)
+    }
+
+    /// The scaling as it was written, or what a tensor of the file holds in its place.
+    func scaling(_ attention: Attention) -> String {
+        switch attention.scaling {
+        case .table: "row factors"
+        case .scalableSoftmax where scores.scaling.description == ScalingOption.none.description: "ssmax"
+        default: scores.scaling.description
+        }
+    }
+
+    private func alibi(_ attention: Attention) -> String {
+        attention.alibi.map { $0 == .standard ? "standard" : "slopes" } ?? "none"
     }
 
     /// Shape and options, as members of a JSON object.
@@ -57,9 +74,9 @@ struct AttentionOptions {
             ("mask", .string("\(scores.mask)")),
             ("sink", .string(SinkOption.description(sink, attention.normaliser))),
             ("scale", .number(attention.scale)),
-            ("scaling", .string("\(scores.scaling)")),
+            ("scaling", .string(scaling(attention))),
             ("softcap", attention.softcap.map(JSONValue.number) ?? .string("none")),
-            ("alibi", .string(attention.alibi == nil ? "none" : "standard")),
+            ("alibi", .string(alibi(attention))),
             ("normaliser", .string("\(scores.normaliser)")),
             ("positions", .string(position.summary)),
             ("qk_norm", .string(norms.qkNorm.rawValue)),

@@ -13,7 +13,8 @@ struct Bench: ParsableCommand {
             Prints JSON, with among others:
               median_ms, min_ms    of a call, over `runs` runs of `calls_per_run` calls
               gflops               2 pairs (D + E) / median_ms; `pairs` tells which
-                                   pairs count: all, half (causal) or visible (window)
+                                   pairs count: all, half (causal and L = S), or
+                                   visible (of other masks)
               fma_peak_gflops      fused multiply-adds at best, on the same threads
               fraction_of_peak     gflops / fma_peak_gflops
               gbytes_per_s         bytes of the keys and values seen, and of their scales,
@@ -129,7 +130,8 @@ struct Bench: ParsableCommand {
     func run() throws {
         let sink = sink?.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
         let attention = try options.attention(
-            shape, sink: sink, keyLengths: keyLengths?.lengths, queryKeyNorm: norms.queryKeyNorm(),
+            shape, sink: sink, tensors: AttentionTensors(keyLengths: keyLengths?.lengths),
+            queryKeyNorm: norms.queryKeyNorm(),
             layout: layout.library)
         let report =
             switch pass {
@@ -258,8 +260,7 @@ struct BenchReport {
     }
 
     var json: JSONValue {
-        let operations = FloatOperations(
-            attention, mask: command.scores.mask, keyLengths: command.keyLengths?.lengths)
+        let operations = FloatOperations(attention, mask: command.scores.mask)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [

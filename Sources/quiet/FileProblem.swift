@@ -15,9 +15,11 @@ struct FileProblem: ParsableArguments {
 
     @OptionGroup(title: "Positions") var position: PositionOptions
 
+    @OptionGroup(title: "Positions") var positionTensors: PositionTensors
+
     @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
 
-    @OptionGroup(title: "Scores and weights") var sinks: FileSink
+    @OptionGroup(title: "Scores and weights") var scoreTensors: ScoreTensors
 
     @OptionGroup var machine: MachineOptions
 
@@ -27,8 +29,10 @@ struct FileProblem: ParsableArguments {
 
     /// Refuses what would be refused whatever the file holds.
     func check() throws {
-        try scores.check(sink: sinks.sink)
+        try scores.check(sink: scoreTensors.sink)
         try normTensors.check(norms.qkNorm)
+        try positionTensors.check(position)
+        try scoreTensors.check(scores)
     }
 
     func inputs(_ file: SafetensorsFile) throws -> AttendInputs {
@@ -38,33 +42,41 @@ struct FileProblem: ParsableArguments {
     func attention(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> Attention {
         let vectors = try normTensors.vectors(file, headDimension: shape.headDimension)
         return try options.attention(
-            shape, sink: try sinks.sink?.sink { try file.floats(named: $0) },
+            shape, sink: try scoreTensors.sink?.sink { try file.floats(named: $0) },
+            tensors: AttentionTensors(file, scoreTensors, positionTensors, shape),
             queryKeyNorm: norms.queryKeyNorm(vectors))
     }
 
     // MARK: - Reports
 
-    /// The tensors that norms were given, as members of a JSON object.
-    var normMembers: [(name: String, value: JSONValue)] {
-        normTensors.named.compactMap { _, member, tensor in tensor.map { (member, .string($0)) } }
+    /// The tensors beside queries, keys and values, as members of a JSON object.
+    var tensorMembers: [(name: String, value: JSONValue)] {
+        namedOptions.compactMap { option in option.tensor.map { (option.member, .string($0)) } }
     }
+
+    private var namedOptions: [NamedOption] { normTensors.named + positionTensors.named + scoreTensors.named }
 
     /// Shape and options, as members of a JSON object.
     func members(_ attention: Attention) -> [(name: String, value: JSONValue)] {
-        options.members(attention, sink: sinks.sink) + normMembers
+        options.members(attention, sink: scoreTensors.sink) + tensorMembers
     }
 
     /// The same as lines.
     func lines(_ attention: Attention, _ inputs: AttendInputs) -> String {
-        let sink = SinkOption.description(sinks.sink, attention.normaliser)
+        let sink = SinkOption.description(scoreTensors.sink, attention.normaliser)
         let scale = decimal(attention.scale, digits: 6, format: "g")
         let softcap = attention.softcap.map { "\($0)" } ?? "none"
         return """
             \(inputs.lines)
             weights     \(scores.normaliser), sink \(sink), mask \(scores.mask), scale \(scale)
-            scores      scaling \(scores.scaling), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
+            scores      scaling \(options.scaling(attention)), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
             positions   \(position.summary), norm of queries and keys \(norms.qkNorm.rawValue)
-            """
+            """ + tensorLine
+    }
+
+    private var tensorLine: String {
+        let given = namedOptions.compactMap { option in option.tensor.map { "\(option.name) \(printable($0))" } }
+        return given.isEmpty ? "" : "\nwith        \(given.joined(separator: " "))"
     }
 }
 
@@ -78,21 +90,4 @@ struct TensorNames: ParsableArguments {
 
     @Option(help: ArgumentHelp("The values [batch, G, S, E].", valueName: "name"))
     var values = "v"
-}
-
-/// A sink whose logits may be a tensor of the file.
-struct FileSink: ParsableArguments {
-    @Option(
-        help: ArgumentHelp(
-            "The logit s of softmax, clipped or not.",
-            discussion: """
-                softmax           -inf: there is no sink
-                softmax1          0, the default
-                n=<real>          log of that number, softmax_n
-                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
-                tensor=<name>     one for each query head, a tensor [H] of the file
-                """,
-            valueName: "sink"),
-        transform: SinkOption.inFile)
-    var sink: SinkOption?
 }

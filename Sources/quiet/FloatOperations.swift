@@ -4,8 +4,9 @@
 //     operations = 2 pairs (headDimension + valueDimension),   4 pairs headDimension where the two are equal
 //     operations = 2 (queries + keys) headDimension valueDimension   of a recurrence, twice where rows see both sides
 //
-// Pairs are those of all queries with all keys, half of them under a causal mask, as others count them, so that figures
-// can be compared; of a window only the visible ones. Padding is not counted, exponentials and sums neither.
+// Pairs are those of all queries with all keys, half of them if a causal mask leaves a triangle, as others count them, so
+// that figures can be compared; of every other mask the visible ones, whatever tensors hide of them. Padding is not
+// counted, exponentials and sums neither.
 
 import QuietAttention
 
@@ -14,15 +15,16 @@ struct FloatOperations {
     /// Which pairs were counted.
     let pairs: String
 
-    init(_ attention: Attention, mask: MaskOption, keyLengths: [Int]?) {
+    init(_ attention: Attention, mask: MaskOption) {
         let shape = attention.shape
-        let keys = keyLengths.map { $0.reduce(0.0) { $0 + Double($1) } } ?? Double(shape.batch) * Double(shape.keys)
-        let all = Double(shape.queryHeads) * Double(shape.queries) * keys
+        let rows = Double(shape.batch) * Double(shape.queryHeads) * Double(shape.queries)
+        let (all, visible) = (rows * Double(shape.keys), attention.visiblePairs)
         let counted: Double
         switch mask {
-        case .none: (counted, pairs) = (all, "all")
-        case .causal: (counted, pairs) = (all / 2, "half")
-        case .window: (counted, pairs) = (attention.visiblePairs, "visible")
+        case .none: (counted, pairs) = (visible, "all")
+        // As many queries as keys and no padding: half of the pairs, and of the diagonal the other half too.
+        case .causal where visible == (all + rows) / 2: (counted, pairs) = (all / 2, "half")
+        case .causal, .window: (counted, pairs) = (visible, "visible")
         }
         count = 2 * counted * Double(shape.headDimension + shape.valueDimension)
     }

@@ -199,12 +199,6 @@ private struct MeasuredHeads {
     }
 }
 
-/// A name as it is, or in quotes and escaped where it would disturb a table.
-private func printable(_ name: String) -> String {
-    let isPlain = !name.isEmpty && name.unicodeScalars.allSatisfy { $0.value > 32 && $0.value != 127 }
-    return isPlain ? name : name.debugDescription
-}
-
 /// Rows of text in columns as wide as their longest cell.
 private struct TextTable {
     let text: String

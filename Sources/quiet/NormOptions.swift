@@ -94,20 +94,19 @@ struct NormTensors: ParsableArguments {
         var queryGain, queryBias, keyGain, keyBias: [Float]?
     }
 
-    /// Each as an option and as a member of reports, with its name where there is one.
-    var named: [(option: String, member: String, tensor: String?)] {
+    var named: [NamedOption] {
         [
-            ("--query-gain", "query_gain", queryGain), ("--query-bias", "query_bias", queryBias),
-            ("--key-gain", "key_gain", keyGain), ("--key-bias", "key_bias", keyBias),
+            NamedOption("--query-gain", queryGain), NamedOption("--query-bias", queryBias),
+            NamedOption("--key-gain", keyGain), NamedOption("--key-bias", keyBias),
         ]
     }
 
     func check(_ norm: Norm) throws {
-        for (option, _, tensor) in named where tensor != nil {
+        for option in named where option.tensor != nil {
             switch norm {
-            case .none: throw ValidationError("\(option): needs --qk-norm, whose gain or bias it is")
-            case .rms where option.hasSuffix("bias"):
-                throw ValidationError("\(option): a norm by the root mean square has no bias, --qk-norm layer has")
+            case .none: throw ValidationError("\(option.name): needs --qk-norm, whose gain or bias it is")
+            case .rms where option.name.hasSuffix("bias"):
+                throw ValidationError("\(option.name): a norm by the root mean square has no bias, --qk-norm layer has")
             case .rms, .layer: break
             }
         }
@@ -120,16 +119,5 @@ struct NormTensors: ParsableArguments {
         return Vectors(
             queryGain: try vector(queryGain), queryBias: try vector(queryBias), keyGain: try vector(keyGain),
             keyBias: try vector(keyBias))
-    }
-}
-
-extension SafetensorsFile {
-    /// The elements of a tensor that must have this shape.
-    func floats(named name: String, shape: [Int], _ meaning: String) throws -> [Float] {
-        let found = try tensor(named: name).shape
-        guard found == shape else {
-            throw Failure("tensor \(name.debugDescription): expected the shape \(shape), \(meaning), got \(found)")
-        }
-        return try floats(named: name)
     }
 }

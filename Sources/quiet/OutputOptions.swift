@@ -49,12 +49,8 @@ struct GateTensor {
         let heads = [shape.queryHeads]
         let rows = [shape.batch, shape.queryHeads, shape.queries]
         let elements = rows + [shape.valueDimension]
-        let found = try file.tensor(named: name).shape
-        guard [heads, rows, elements].contains(found) else {
-            throw Failure(
-                "tensor \(name.debugDescription): expected the shape \(heads), \(rows) or \(elements), a gate for each head, "
-                    + "row or element of the output, got \(found)")
-        }
+        let found = try file.checkShape(
+            of: name, heads, rows, elements, meaning: "a gate for each head, row or element of the output")
         gate = try OutputGate(
             found == elements ? .element : .head, valueDimension: shape.valueDimension, kernels: kernels)
         let values = try file.floats(named: name)

@@ -274,7 +274,7 @@ extension CommandLineTests {
             #expect(lines.contains { $0.hasPrefix("        " + beginning) }, "\(beginning)")
         }
         // Labels stand 8 columns from the left, formulas 26: a line that begins at 8 is a label, or has both.
-        for line in lines where line.prefix { $0 == " " }.count == 8 {
+        for line in lines where line.prefix(while: { $0 == " " }).count == 8 {
             #expect(!line.dropFirst(8).contains(" ") || line.dropFirst(25).first == " ", "\(line)")
         }
     }

@@ -302,11 +302,26 @@ import Testing
         #expect(json["runs"] as? Int ?? 0 >= 3)
         #expect(json["cpu"] is String && json["kernels"] is String)
         let (gflops, median) = (try #require(json["gflops"] as? Double), try #require(json["median_ms"] as? Double))
-        // Half of 2 pairs (D + Dv).
-        let operations = Double(4 * 70 * 130 * (16 + 9))
+        // 2 pairs (D + Dv) in four heads: row i of 70 sees the keys up to i + 60.
+        #expect(json["pairs"] as? String == "visible")
+        let operations = Double(4 * (70 * 60 + 70 * 71 / 2) * 2 * (16 + 9))
         let ratio = gflops * median * 1e6 / operations
         #expect(abs(ratio - 1) < 1e-5)
         #expect((json["digest"] as? String)?.count == 16)
+    }
+
+    /// Half of the pairs of a causal mask only where a triangle is left of them: 8 queries over 4096 keys see nearly all.
+    @Test(arguments: [
+        (["--mask", "causal", "--keys", "70"], "half", 70 * 70 / 2),
+        (["--mask", "causal", "--keys", "70", "--key-lengths", "30"], "visible", 30 * 31 / 2 + 40 * 30),
+        (["--mask", "none", "--key-lengths", "30"], "all", 70 * 30),
+        (["--mask", "causal", "--queries", "1", "--pass", "decode"], "visible", 130),
+    ])
+    func pairsThatCount(options: [String], name: String, pairs: Int) throws {
+        let json = try QuietProcess(Self.small + options).json
+        #expect(json["pairs"] as? String == name)
+        let (gflops, median) = (try #require(json["gflops"] as? Double), try #require(json["median_ms"] as? Double))
+        #expect(abs(gflops * median * 1e6 / Double(4 * 2 * pairs * (16 + 9)) - 1) < 1e-5)
     }
 
     @Test func digestsDependOnTheProblemAlone() throws {

@@ -57,6 +57,35 @@ import Testing
         #expect(values.indices.allSatisfy { values[$0].bitPattern == UInt32($0 % 0x7f00) << 16 })
     }
 
+    @Test func integers() throws {
+        let file = try open(
+            safetensors([
+                StoredTensor("long", .int64, [2, 2], [Int64.max, Int64.min, -1, 5]),
+                StoredTensor("short", .int32, [3], [Int32.max, Int32.min, -1]),
+                StoredTensor("none", .int64, [0], [Int64]()), StoredTensor("bytes", .uint8, [1], [3 as UInt8]),
+            ]))
+        #expect(try file.integers(named: "long") == [Int.max, Int.min, -1, 5])
+        #expect(try file.integers(named: "short") == [2_147_483_647, -2_147_483_648, -1])
+        #expect(try file.integers(named: "none") == [])
+        let error = #expect(throws: SafetensorsError.self) { try file.integers(named: "bytes") }
+        #expect(error?.description == "tensor \"bytes\" has dtype U8, only I32, I64 can be read as integers")
+        #expect(throws: SafetensorsError.self) { try file.floats(named: "short") }
+    }
+
+    @Test func booleans() throws {
+        // Longer than one part of a reading.
+        let bytes = (0..<65_600).map { (index: Int) -> UInt8 in index % 7 == 0 ? 0 : UInt8(index % 3 + 1) }
+        let file = try open(
+            safetensors([
+                StoredTensor("mask", .bool, [2], [0, 1] as [UInt8]), StoredTensor("bytes", .uint8, [65_600], bytes),
+                StoredTensor("words", .int32, [1], [1 as Int32]),
+            ]))
+        #expect(try file.booleans(named: "mask") == [false, true])
+        #expect(try file.booleans(named: "bytes") == bytes.indices.map { $0 % 7 != 0 })
+        let error = #expect(throws: SafetensorsError.self) { try file.booleans(named: "words") }
+        #expect(error?.description == "tensor \"words\" has dtype I32, only BOOL, U8 can be read as true and false")
+    }
+
     @Test func emptyTensorsAndScalars() throws {
         let header =
             #"{"none":{"dtype":"F32","shape":[2,0,3],"data_offsets":[0,0]},"#

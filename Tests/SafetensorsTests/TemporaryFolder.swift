@@ -46,6 +46,33 @@ func safetensors(_ header: String, dataBytes: Int, headerLength: UInt64? = nil) 
         + (0..<dataBytes).map { UInt8(truncatingIfNeeded: $0) }
 }
 
+/// A tensor as it lies in a file, of any type.
+struct StoredTensor {
+    let name: String
+    let type: ElementType
+    let shape: [Int]
+    let data: [UInt8]
+
+    init(_ name: String, _ type: ElementType, _ shape: [Int], _ elements: [some FixedWidthInteger]) {
+        (self.name, self.type, self.shape) = (name, type, shape)
+        data = elements.flatMap(littleEndian)
+    }
+}
+
+/// Returns a file with these tensors.
+func safetensors(_ tensors: [StoredTensor]) -> [UInt8] {
+    var members: [String] = []
+    var data: [UInt8] = []
+    for tensor in tensors {
+        let start = data.count
+        data += tensor.data
+        members.append(
+            #""\#(tensor.name)":{"dtype":"\#(tensor.type.rawValue)","shape":\#(tensor.shape),"#
+                + #""data_offsets":[\#(start),\#(data.count)]}"#)
+    }
+    return safetensors("{\(members.joined(separator: ","))}", dataBytes: 0) + data
+}
+
 func littleEndian<Word: FixedWidthInteger>(_ word: Word) -> [UInt8] {
     withUnsafeBytes(of: word.littleEndian) { [UInt8]($0) }
 }

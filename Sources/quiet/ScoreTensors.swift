@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// ScoreTensors.swift - the options for what a file tells of keys, scores and positions, by the names of its tensors.
+
+import ArgumentParser
+import QuietAttention
+import Safetensors
+
+/// Where queries and keys stand.
+struct PositionTensors: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "Positions m of the queries, integers [L] or [batch, L]. Default: in order.", valueName: "name"))
+    var queryPositions: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Positions n of the keys, integers [S] or [batch, S]. --position-offset moves both.", valueName: "name"))
+    var keyPositions: String?
+
+    var named: [NamedOption] {
+        [NamedOption("--query-positions", queryPositions), NamedOption("--key-positions", keyPositions)]
+    }
+
+    func check(_ position: PositionOptions) throws {
+        guard queryPositions != nil || keyPositions != nil else { return }
+        guard position.positions != .none else {
+            throw ValidationError(
+                "--query-positions and --key-positions need --positions: nothing is turned without it")
+        }
+        guard queryPositions != nil && keyPositions != nil else {
+            throw ValidationError("--query-positions and --key-positions need each other")
+        }
+    }
+
+    fileprivate func read(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> AttentionTensors.Positions? {
+        guard let queryPositions, let keyPositions else { return nil }
+        func integers(_ name: String, _ rows: Int, _ meaning: String) throws -> [Int] {
+            try file.checkShape(of: name, [rows], [shape.batch, rows], meaning: meaning)
+            return try file.integers(named: name)
+        }
+        return AttentionTensors.Positions(
+            queries: try integers(queryPositions, shape.queries, "the position of each query"),
+            keys: try integers(keyPositions, shape.keys, "the position of each key"))
+    }
+}
+
+/// The sink, which keys rows see, and what is added to scores or multiplied with them.
+struct ScoreTensors: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
+                tensor=<name>     one for each query head, a tensor [H] of the file
+                """,
+            valueName: "sink"),
+        transform: SinkOption.inFile)
+    var sink: SinkOption?
+
+    @Option(
+        help: ArgumentHelp(
+            "Of the keys of --mask, rows see those where this is not 0.",
+            discussion: """
+                [batch, H, L, S]  BOOL or U8; each but S may be 1, or missing in front
+                """,
+            valueName: "name"))
+    var allowed: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "x becomes x + b, after softcap and ALiBi; b = -inf hides the key.",
+            discussion: """
+                [batch, H, L, S]  floats; each but S may be 1, or missing in front
+                """,
+            valueName: "name"))
+    var bias: String?
+
+    @Option(
+        // Unconditional: so that a negative number is refused as a number.
+        parsing: .unconditional,
+        help: ArgumentHelp(
+            "So many keys of each batch item are no padding: numbers, or the name of integers [batch].",
+            valueName: "n,n,...|name"))
+    var keyLengths: String?
+
+    @Option(help: ArgumentHelp("ALiBi with these slopes m [H], in place of --alibi.", valueName: "name"))
+    var alibiSlopes: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "The factors of rows, in place of --scaling.",
+            discussion: """
+                [batch, H, L]     floats; each may be 1, or missing in front
+                """,
+            valueName: "name"))
+    var rowFactors: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Scalable softmax with these s [H], s[h] log n, in place of --scaling.", valueName: "name"))
+    var ssmax: String?
+
+    var named: [NamedOption] {
+        [
+            NamedOption("--allowed", allowed), NamedOption("--bias", bias), NamedOption("--key-lengths", keyLengths),
+            NamedOption("--alibi-slopes", alibiSlopes), NamedOption("--row-factors", rowFactors),
+            NamedOption("--ssmax", ssmax),
+        ]
+    }
+
+    func check(_ scores: ScoreOptions) throws {
+        for (option, tensor) in [("--row-factors", rowFactors), ("--ssmax", ssmax)] where tensor != nil {
+            guard scores.scaling.description == ScalingOption.none.description else {
+                throw ValidationError(
+                    "\(option): expected no --scaling, in whose place it stands, got \(scores.scaling)")
+            }
+        }
+        guard rowFactors == nil || ssmax == nil else {
+            throw ValidationError("--ssmax: expected no --row-factors beside it: one factor for each row")
+        }
+        guard alibiSlopes == nil || !scores.alibi else {
+            throw ValidationError("--alibi-slopes: expected no --alibi, which has the published slopes")
+        }
+    }
+
+    fileprivate func read(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> AttentionTensors {
+        func perHead(_ name: String, _ meaning: String) throws -> [Float] {
+            try file.floats(named: name, shape: [shape.queryHeads], "\(meaning) for each query head")
+        }
+        var tensors = AttentionTensors(keyLengths: try keyLengths.map { try Self.lengths($0, file, shape) })
+        if let allowed {
+            let extents = try file.sharedShape(of: allowed, shape, keys: shape.keys)
+            tensors.allowed = try BroadcastTensor(file.booleans(named: allowed), extents)
+        }
+        if let bias {
+            let extents = try file.sharedShape(of: bias, shape, keys: shape.keys)
+            tensors.bias = try BroadcastTensor(file.floats(named: bias), extents)
+        }
+        tensors.alibi = try alibiSlopes.map { .slopes(try perHead($0, "a slope")) }
+        if let rowFactors {
+            let extents = try file.sharedShape(of: rowFactors, shape, keys: nil)
+            tensors.scaling = .table(try BroadcastTensor(file.floats(named: rowFactors).map(Double.init), extents))
+        }
+        if let ssmax { tensors.scaling = .scalableSoftmax(try perHead(ssmax, "a factor").map(Double.init)) }
+        return tensors
+    }
+
+    private static func lengths(_ text: String, _ file: SafetensorsFile, _ shape: AttentionShape) throws -> [Int] {
+        if let list = try? KeyLengths(parsing: text) { return list.lengths }
+        try file.checkShape(of: text, [shape.batch], meaning: "a number of keys for each batch item")
+        return try file.integers(named: text)
+    }
+}
+
+/// What was given beside queries, keys and values; nil: nothing.
+struct AttentionTensors {
+    struct Positions {
+        let queries, keys: [Int]
+    }
+
+    var keyLengths: [Int]?
+    var allowed: BroadcastTensor<Bool>?
+    var bias: BroadcastTensor<Float>?
+    var alibi: ALiBi?
+    var scaling: ScoreScaling?
+    var positions: Positions?
+}
+
+extension AttentionTensors {
+    init(
+        _ file: SafetensorsFile, _ scores: ScoreTensors, _ positions: PositionTensors, _ shape: AttentionShape
+    ) throws {
+        self = try scores.read(file, shape)
+        self.positions = try positions.read(file, shape)
+    }
+}
+
+extension BroadcastTensor {
+    /// - Parameter extents: `[batch, heads, queries, keys]`.
+    fileprivate init(_ values: [Element], _ extents: [Int]) throws {
+        try self.init(values, batch: extents[0], heads: extents[1], queries: extents[2], keys: extents[3])
+    }
+}
