@@ -89,7 +89,7 @@ struct ScoreRules: Sendable {
                 .softcap, "softcap", expected: "\(abs(scale) / Self.largestFactor) or more with the scale \(scale)",
                 found: "\(softcap)")
         }
-        guard hasRowNumbers else { return KernelScores(self, slopes: slopes, rows: nil) }
+        guard hasRowNumbers, shape.rowCount > 0 else { return KernelScores(self, slopes: slopes, rows: nil) }
         let keys = VisibleKeys(shape, plans: plans, isUniform: isUniform, allowed: mask.allowed, bias: bias)
         let rows = countsKeys ? keys.rows(of: scaling) : VisibleKeys.Rows(of: scaling, shape)
         var factors = [Double](repeating: 1, count: rows.count)

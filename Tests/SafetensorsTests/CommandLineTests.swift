@@ -132,15 +132,20 @@ import Testing
 
     /// Without an element, a few bytes of header may speak of any number of sequences and heads.
     @Test func emptyWorkOfManySequencesOrHeads() throws {
-        func empty(batch: Int, heads: Int) throws -> String {
+        func empty(batch: Int, heads: Int, rows: Int = 0) throws -> String {
             let tensors = ["q", "k", "v"].map {
-                #""\#($0)":{"dtype":"F32","shape":[\#(batch),\#(heads),0,8],"data_offsets":[0,0]}"#
+                #""\#($0)":{"dtype":"F32","shape":[\#(batch),\#(heads),\#(rows),8],"data_offsets":[0,0]}"#
             }
             return try folder.file(safetensors("{" + tensors.joined(separator: ",") + "}", dataBytes: 0))
         }
         let sequences = try empty(batch: 1 << 40, heads: 2)
         _ = try attend(sequences)
         #expect(try QuietProcess("inspect", sequences).output.contains(" nan"))
+        let rows = try empty(batch: 0, heads: 1, rows: 1 << 40)
+        _ = try attend(rows, "--scaling", "log=2")
+        _ = try attend(rows, "--sink", "log-keys")
+        _ = try attend(rows, "--normaliser", "sigmoid")
+        _ = try attend(rows, "--positions", "rope")
         try expectFailure(
             ofInput: empty(batch: 1, heads: 1 << 31), options: ["--alibi"], "queryHeads: expected 0 to 1048576")
     }
