@@ -151,6 +151,22 @@ struct SinkOption: CustomStringConvertible {
 
     static let softmax1 = SinkOption(description: "softmax1", uniform: .softmax1, tensor: "")
 
+    /// What help says of the option.
+    ///
+    /// - Parameter perHead: the line for one logit per query head.
+    static func help(_ perHead: String) -> ArgumentHelp {
+        ArgumentHelp(
+            "The logit s of softmax, clipped or not.",
+            discussion: """
+                softmax           -inf: there is no sink
+                softmax1          0, the default
+                n=<real>          log of that number, softmax_n
+                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
+                \(perHead)
+                """,
+            valueName: "sink")
+    }
+
     /// For commands that read a file.
     static func inFile(_ text: String) throws -> SinkOption {
         if let sink = try common(text) { return sink }

@@ -61,16 +61,7 @@ struct Bench: ParsableCommand {
     var valueDim: Int?
 
     @Option(
-        help: ArgumentHelp(
-            "The logit s of softmax, clipped or not.",
-            discussion: """
-                softmax           -inf: there is no sink
-                softmax1          0, the default
-                n=<real>          log of that number, softmax_n
-                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
-                learned           one for each query head, drawn like the inputs
-                """,
-            valueName: "sink"),
+        help: SinkOption.help("learned           one for each query head, drawn like the inputs"),
         transform: SinkOption.seeded)
     var sink: SinkOption?
 

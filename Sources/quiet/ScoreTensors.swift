@@ -47,16 +47,7 @@ struct PositionTensors: ParsableArguments {
 /// The sink, which keys rows see, and what is added to scores or multiplied with them.
 struct ScoreTensors: ParsableArguments {
     @Option(
-        help: ArgumentHelp(
-            "The logit s of softmax, clipped or not.",
-            discussion: """
-                softmax           -inf: there is no sink
-                softmax1          0, the default
-                n=<real>          log of that number, softmax_n
-                log-keys[=<c>]    log n + c of the n keys that a row sees, c = 0
-                tensor=<name>     one for each query head, a tensor [H] of the file
-                """,
-            valueName: "sink"),
+        help: SinkOption.help("tensor=<name>     one for each query head, a tensor [H] of the file"),
         transform: SinkOption.inFile)
     var sink: SinkOption?
 

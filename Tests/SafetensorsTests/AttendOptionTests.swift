@@ -15,11 +15,8 @@ extension CommandLineTests {
         let queries, keys, values: [Float]
 
         init(_ tests: CommandLineTests) throws {
-            func numbers(_ count: Int, _ seed: Int) -> [Float] {
-                (0..<count).map { Float(($0 * 29 + seed) % 67 - 33) / 16 }
-            }
             func tensor(_ name: String, _ shape: [Int], _ seed: Int) -> NamedTensor {
-                NamedTensor(name: name, shape: shape, values: numbers(shape.reduce(1, *), seed))
+                NamedTensor(name: name, shape: shape, values: CommandLineTests.numbers(shape.reduce(1, *), seed))
             }
             let others = [
                 tensor("q_gain", [8], 2), tensor("q_bias", [8], 3), tensor("k_gain", [8], 5), tensor("k_bias", [8], 11),
@@ -40,6 +37,11 @@ extension CommandLineTests {
         func output(_ attention: Attention) throws -> [Float] {
             try attention.forward(queries: queries, keys: keys, values: values).output
         }
+    }
+
+    /// Numbers from -33 / 16 to 33 / 16, in an order that repeats after 67.
+    static func numbers(_ count: Int, _ seed: Int = 0) -> [Float] {
+        (0..<count).map { Float(($0 * 29 + seed) % 67 - 33) / 16 }
     }
 
     func out(_ path: String, _ options: [String]) throws -> [Float] {

@@ -20,7 +20,9 @@ extension CommandLineTests {
         static let keyPositions = [0, 4, 5, 9, 80, 81, 82]
 
         init(_ tests: CommandLineTests) throws {
-            (queries, keys, values) = (Self.floats(192), Self.floats(224, 7), Self.floats(140, 31))
+            (queries, keys, values) = (
+                CommandLineTests.numbers(192), CommandLineTests.numbers(224, 7), CommandLineTests.numbers(140, 31)
+            )
             let allowed = (0..<168).map { $0 % 5 != 2 && $0 / 7 != 4 }
             self.allowed = allowed
             let mask = allowed.map { UInt8($0 ? 1 : 0) }
@@ -36,7 +38,8 @@ extension CommandLineTests {
                     StoredTensor("mask rows", .uint8, [3, 7], mask[..<21].map { $0 * 255 }),
                     StoredTensor("mask keys", .uint8, [7], Array(mask[..<7])),
                     StoredTensor("mask items", .bool, [2, 1, 1, 7], Array(mask[..<14])),
-                    float("bias", [2, 4, 3, 7], Self.floats(168)), float("bias heads", [4, 1, 7], Self.floats(28)),
+                    float("bias", [2, 4, 3, 7], CommandLineTests.numbers(168)),
+                    float("bias heads", [4, 1, 7], CommandLineTests.numbers(28)),
                     StoredTensor("bias half", .float16, [7], [UInt16](repeating: 0x3c00, count: 6) + [0xfc00]),
                     StoredTensor("lengths", .int64, [2], Self.keyLengths.map(Int64.init)),
                     StoredTensor("far lengths", .int32, [2], [7, 8] as [Int32]),
@@ -49,10 +52,6 @@ extension CommandLineTests {
                 ]), name: "in.safetensors")
             shape = try AttentionShape(
                 batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 3, keys: 7, headDimension: 8, valueDimension: 5)
-        }
-
-        static func floats(_ count: Int, _ seed: Int = 0) -> [Float] {
-            (0..<count).map { Float(($0 * 29 + seed) % 67 - 33) / 16 }
         }
 
         static func factors(_ count: Int) -> [Float] { (0..<count).map { 0.25 + Float($0) / 8 } }
@@ -98,11 +97,11 @@ extension CommandLineTests {
 
     @Test func biases() throws {
         try expectLibraryBits(["--bias", "bias", "--softcap", "3", "--alibi"]) { problem in
-            let bias = try BroadcastTensor(TensorProblem.floats(168), batch: 2, heads: 4, queries: 3, keys: 7)
+            let bias = try BroadcastTensor(CommandLineTests.numbers(168), batch: 2, heads: 4, queries: 3, keys: 7)
             return try Attention(problem.shape, softcap: 3, alibi: .standard, bias: bias)
         }
         try expectLibraryBits(["--bias", "bias heads"]) { problem in
-            try Attention(problem.shape, bias: BroadcastTensor(TensorProblem.floats(28), heads: 4, keys: 7))
+            try Attention(problem.shape, bias: BroadcastTensor(CommandLineTests.numbers(28), heads: 4, keys: 7))
         }
         try expectLibraryBits(["--bias", "bias half"]) { problem in
             try Attention(problem.shape, bias: BroadcastTensor([1, 1, 1, 1, 1, 1, -.infinity], keys: 7))
@@ -155,7 +154,7 @@ extension CommandLineTests {
                     BroadcastTensor(
                         TensorProblem.factors(24).map(Double.init), batch: 2, heads: 4, queries: 3, keys: 1)),
                 alibi: .slopes(TensorProblem.factors(4)),
-                bias: BroadcastTensor(TensorProblem.floats(168), batch: 2, heads: 4, queries: 3, keys: 7))
+                bias: BroadcastTensor(CommandLineTests.numbers(168), batch: 2, heads: 4, queries: 3, keys: 7))
         }
         try expectLibraryBits(options, attention)
         let problem = try TensorProblem(self)
