@@ -67,11 +67,12 @@ final class WorkerPool: Sendable {
         let most = min(workers - 1, helpers.count)
         guard most > 0 else { return alone?() ?? body(0) }
         let followsClosely = nanosecondsNow() &- lastEnd.load(ordering: .relaxed) < Self.nanosecondsAwake
+        let ends = DispatchSemaphore(value: 0)
         withUnsafePointer(to: body) { body in
             withUnsafeTemporaryAllocation(of: Loan.self, capacity: most) { loans in
-                let count = lend(body, most: most, woken: followsClosely ? most : min(most, woken - 1), loans)
+                let count = lend(body, ends, most: most, woken: followsClosely ? most : min(most, woken - 1), loans)
                 if count == 0, let alone { alone() } else { body.pointee(0) }
-                for loan in loans[..<count] { loan.helper.takeBack(loan.number) }
+                for loan in loans[..<count] { loan.helper.takeBack(loan.number, ends) }
                 loans[..<count].deinitialize()
             }
         }
@@ -80,12 +81,13 @@ final class WorkerPool: Sendable {
 
     /// Lends work to idle helpers, to those awake first: how many there were.
     private func lend(
-        _ body: UnsafePointer<Helper.Body>, most: Int, woken: Int, _ loans: UnsafeMutableBufferPointer<Loan>
+        _ body: UnsafePointer<Helper.Body>, _ ends: DispatchSemaphore, most: Int, woken: Int,
+        _ loans: UnsafeMutableBufferPointer<Loan>
     ) -> Int {
         var count = 0
         for phase in [Helper.Phase.idle, .asleep, .unstarted] {
             for helper in helpers where count < (phase == .idle ? most : woken) {
-                guard let number = helper.lend(body, worker: count + 1, in: phase) else { continue }
+                guard let number = helper.lend(body, ends, worker: count + 1, in: phase) else { continue }
                 loans.initializeElement(at: count, to: Loan(helper: helper, number: number))
                 count += 1
             }
@@ -127,7 +129,9 @@ private final class Helper: @unchecked Sendable {
     /// What is lent.
     private var body: UnsafePointer<Body>?
     private var worker = 0
-    private let wakes = DispatchSemaphore(value: 0), ends = DispatchSemaphore(value: 0)
+    /// The call's own: were it the helper's, the next call could take the signal before the last one has woken to it.
+    private var ends: DispatchSemaphore?
+    private let wakes = DispatchSemaphore(value: 0)
 
     init() {
         let stride = ForwardSchedule.Memory.counterStride
@@ -149,12 +153,13 @@ private final class Helper: @unchecked Sendable {
     // MARK: - Calls
 
     /// Lends work to the helper if it is in this phase: the number of the loan.
-    func lend(_ body: UnsafePointer<Body>, worker: Int, in phase: Phase) -> Int? {
+    func lend(_ body: UnsafePointer<Body>, _ ends: DispatchSemaphore, worker: Int, in phase: Phase) -> Int? {
         let old = state.pointee.load(ordering: .relaxed)
         let loan = old.loan + 1
         guard old.phase == phase, change(old, to: .taken, loan: loan) else { return nil }
         self.body = body
         self.worker = worker
+        self.ends = ends
         state.pointee.store(State(.lent, loan: loan), ordering: .releasing)
         // Once for each change to asleep: a helper that wakes to find nothing stays awake for a while.
         if phase == .asleep { wakes.signal() }
@@ -164,7 +169,7 @@ private final class Helper: @unchecked Sendable {
     }
 
     /// Takes work back that has not begun; waits for the end of work that has.
-    func takeBack(_ loan: Int) {
+    func takeBack(_ loan: Int, _ ends: DispatchSemaphore) {
         if change(State(.lent, loan: loan), to: .idle) { return }
         let running = State(.running, loan: loan)
         if spin(until: { state.pointee.load(ordering: .acquiring) != running }) { return }
@@ -177,6 +182,8 @@ private final class Helper: @unchecked Sendable {
         while true {
             let lent = waitForWork()
             guard change(lent, to: .running) else { continue }
+            // From the exchange on, all of these are the next call's.
+            let ends = self.ends!
             body!.pointee(worker)
             let last = state.pointee.exchange(State(.idle, loan: lent.loan), ordering: .acquiringAndReleasing)
             if last.phase == .awaited { ends.signal() }

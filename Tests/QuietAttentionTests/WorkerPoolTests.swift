@@ -84,6 +84,30 @@ private final class Flag: Sendable {
         }
     }
 
+    /// The next caller of a helper may come to wait for it before the last one has woken: each waits for its own.
+    @Test func callersThatWaitForTheSameHelper() {
+        let pool = WorkerPool(helpers: 1)
+        let early = Atomic(0)
+        // More callers than CPUs, so that some wake late.
+        let callers = (0..<16).map { DispatchQueue(label: "caller \($0)") }
+        for caller in callers {
+            caller.async {
+                for _ in 0..<1000 {
+                    let running = Atomic(0)
+                    pool.run(workers: 2, woken: 2) { worker in
+                        running.wrappingAdd(worker, ordering: .relaxed)
+                        // The helper takes longer than its caller stays awake for it.
+                        usleep(worker == 1 ? 200 : 50)
+                        running.wrappingSubtract(worker, ordering: .relaxed)
+                    }
+                    early.wrappingAdd(running.load(ordering: .relaxed), ordering: .relaxed)
+                }
+            }
+        }
+        for caller in callers { caller.sync {} }
+        #expect(early.load(ordering: .relaxed) == 0)
+    }
+
     @Test func manyCallersShareAPool() async {
         let pool = WorkerPool(helpers: 2)
         await withTaskGroup(of: Bool.self) { tasks in
@@ -103,7 +127,7 @@ private final class Flag: Sendable {
 
     @Test func callsWithinCalls() {
         let pool = WorkerPool(helpers: 2)
-        for _ in 0..<100 {
+        for _ in 0..<1000 {
             let outer = Items(6)
             pool.run(workers: 3, woken: 3) { _ in
                 outer.work { _ in
