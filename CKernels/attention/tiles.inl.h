@@ -145,7 +145,7 @@ QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size
 QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values,
                                      size_t stride, size_t count, f32x16 o[TILE_ROWS][PANEL_VECTORS]) {
     block_prefetch next = task->next;
-    QATTN_UNROLL_4
+    QATTN_UNROLL_2
     for (; j < end; j++) {
         if (kind.streams && block_prefetch_due(j, count * QATTN_LANES * storage_size(kind.storage)))
             block_prefetch_step(&next, task->block_bytes);
