@@ -16,6 +16,7 @@
 #define QATTN_FORWARD_INL_H
 
 #include "attention/integer_tiles.inl.h"
+#include "attention/pack.inl.h"
 #include "attention/prefetch.inl.h"
 #include "attention/rows.inl.h"
 #include "attention/tiles.inl.h"
@@ -65,7 +66,7 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
 QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                                 size_t count, size_t block_first) {
     const row_place *const places = ws->places + i;
-    if (ws->normaliser == QATTN_SOFTMAX && args->blocks.storage == QATTN_FLOAT32 && count > 4) {
+    if (ws->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 && count > 4) {
         switch (BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES) {
         case 1: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 1)(task, args, places, block_first); return;
         case 2: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 2)(task, args, places, block_first); return;
@@ -75,7 +76,7 @@ QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args,
     }
     tile_finished_scores(task, args, places, count, block_first);
     tile_weights(task, args, ws, i, count);
-    if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, args->blocks.storage, count, task)
+    if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
 }
 
 QATTN_INLINE tile_task block_task(const qattn_forward_args *args, const forward_workspace *ws, size_t block) {
@@ -85,6 +86,34 @@ QATTN_INLINE tile_task block_task(const qattn_forward_args *args, const forward_
         .head_lanes = ws->head_lanes,
         .value_lanes = ws->value_lanes,
         .block_bytes = ws->block_bytes};
+}
+
+/* Block `block` of a call whose keys and values are rows. From beyond the caches, rows one behind the other are read as
+ * one run of memory first, and the values after them with help over the seams of pages. */
+QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block, bool is_last,
+                                tile_task *task) {
+    qattn_pack_args rows = *args->unpacked;
+    const ptrdiff_t first = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
+    rows.keys = storage_at(rows.keys, first * rows.key_stride, rows.key_storage);
+    rows.values = storage_at(rows.values, first * rows.value_stride, rows.value_storage);
+    rows.key_begin = 0;
+    rows.key_end = qattn_min(args->seq_kv - block * QATTN_KEY_BLOCK, QATTN_KEY_BLOCK);
+    rows.blocks = args->blocks;
+    if (ws->values_in_place) {
+        rows.blocks.value_dim = 0;
+        task->block.values = (char *)rows.values;
+        task->value_stride = (size_t)rows.value_stride;
+    }
+    if (args->beyond_caches) {
+        if (rows.key_stride == (ptrdiff_t)args->blocks.head_dim)
+            QATTN_FUNCTION(touch_far)(rows.keys, rows.key_end * args->blocks.head_dim * storage_size(rows.key_storage));
+        if (task->value_stride == args->blocks.value_dim) {
+            const size_t bytes = QATTN_KEY_BLOCK * args->blocks.value_dim * storage_size(rows.value_storage);
+            const char *const following = is_last ? NULL : task->block.values + bytes;
+            task->next = block_prefetch_begin(task->block.values, following, bytes, (prefetch_pace){4096, false});
+        }
+    }
+    QATTN_FUNCTION(pack)(&rows);
 }
 
 /* Of tiles of so few rows that they wait for memory. Tiles of float32 take as long as the last cache for a line, and
@@ -101,12 +130,14 @@ QATTN_INLINE prefetch_pace streaming_pace(const qattn_forward_args *args, size_t
 /* One block against every tile. */
 QATTN_INLINE void forward_block(const qattn_forward_args *args, forward_workspace *ws, size_t block, size_t block_end) {
     const size_t block_first = block * QATTN_KEY_BLOCK, block_last = block_first + QATTN_KEY_BLOCK;
-    tile_task task = block_task(args, ws, block);
+    tile_task task = block_task(args, ws, args->unpacked ? 0 : block);
+    if (args->unpacked) pack_unpacked(args, ws, block, block + 1 == block_end, &task);
     /* The next block comes from memory or L3 while this one is at work: each tile asks for a share of it before it
      * starts, or, where tiles are so few that they wait for memory, as it goes. */
-    const char *const following = block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
+    const char *const following =
+        block + 1 < block_end && !args->unpacked ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
     const bool streams = ws->rows <= STREAMING_ROWS;
-    if (streams)
+    if (streams && !args->unpacked)
         task.next = block_prefetch_begin(task.block.keys, following, ws->block_bytes, streaming_pace(args, ws->rows));
     prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
     const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;

@@ -12,7 +12,9 @@
 /* The caller's workspace, cut up, and what else a call knows from its start. */
 typedef struct forward_workspace {
     qattn_normaliser normaliser; /* of the pass over the keys at hand */
-    bool plain;                  /* softmax over float32 blocks, of scores that need nothing but a mask */
+    bool values_in_place;        /* unpacked, in whole vectors */
+    qattn_storage value_storage; /* of what tiles read */
+    bool plain;                  /* softmax over float32 alone, of scores that need nothing but a mask */
     float *queries; /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
     float query_steps[QATTN_QUERY_BLOCK]; /* int8: q' = integer * step, and `queries` holds the integers, see below */
     row_state state, chunk;               /* the sums so far, and those of the chunk at hand */
@@ -177,7 +179,9 @@ QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
 
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
     ws->normaliser = args->normaliser;
-    ws->plain = args->normaliser == QATTN_SOFTMAX && args->blocks.storage == QATTN_FLOAT32 && scores_are_plain(args);
+    ws->values_in_place = args->unpacked && args->blocks.value_dim % QATTN_LANES == 0;
+    ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
+    ws->plain = args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 && scores_are_plain(args);
     ws->rows = args->row_end - args->row_begin;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);

@@ -21,6 +21,7 @@ typedef struct tile_task {
     block_parts block;
     float *maximum, *sum, *out;
     size_t head_dim, head_lanes, value_lanes, block_bytes;
+    size_t value_stride;         /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
     uint64_t any, all;           /* of them */
     block_prefetch next;
@@ -199,31 +200,32 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *value
     }
 }
 
-/* All value columns, panel by panel: whole ones where the registers hold their sums, and then their stride is a
- * constant too; else vector by vector or two by two. */
+/* All value columns, panel by panel: whole ones where the registers hold their sums, else vector by vector or two by
+ * two. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     const size_t at_once = vectors_at_once(kind.rows);
     const char *panel = task->block.values;
     for (size_t column = 0; column < task->value_lanes;) {
-        const size_t stride = panel_lanes(task->value_lanes - column);
+        const size_t lanes = panel_lanes(task->value_lanes - column);
+        const size_t stride = task->value_stride ? task->value_stride : lanes;
         if (at_once == PANEL_VECTORS) {
-            switch (stride / QATTN_LANES) {
-            case 4: tile_values(task, kind, panel, 4 * QATTN_LANES, column, 4); break;
-            case 3: tile_values(task, kind, panel, 3 * QATTN_LANES, column, 3); break;
-            case 2: tile_values(task, kind, panel, 2 * QATTN_LANES, column, 2); break;
-            default: tile_values(task, kind, panel, QATTN_LANES, column, 1); break;
+            switch (lanes / QATTN_LANES) {
+            case 4: tile_values(task, kind, panel, stride, column, 4); break;
+            case 3: tile_values(task, kind, panel, stride, column, 3); break;
+            case 2: tile_values(task, kind, panel, stride, column, 2); break;
+            default: tile_values(task, kind, panel, stride, column, 1); break;
             }
         } else {
-            for (size_t c = 0; c < stride;) {
+            for (size_t c = 0; c < lanes;) {
                 const char *const values = panel + c * storage_size(kind.storage);
-                const size_t count = qattn_min(at_once, (stride - c) / QATTN_LANES);
+                const size_t count = qattn_min(at_once, (lanes - c) / QATTN_LANES);
                 if (count == 2) tile_values(task, kind, values, stride, column + c, 2);
                 else tile_values(task, kind, values, stride, column + c, 1);
                 c += count * QATTN_LANES;
             }
         }
-        column += stride;
-        panel += stride * QATTN_KEY_BLOCK * storage_size(kind.storage);
+        column += lanes;
+        panel += lanes * (task->value_stride ? 1 : QATTN_KEY_BLOCK) * storage_size(kind.storage);
     }
 }
 

@@ -55,6 +55,10 @@ struct ForwardRun: @unchecked Sendable {
     func runGroups(_ numbers: Range<Int>, slot: Int, worker: Int) {
         for number in numbers {
             let group = schedule.group(number)
+            if schedule.packsAsItGoes {
+                computeUnpacked(group, slot: slot, worker: worker)
+                continue
+            }
             let next = number + 1 < numbers.upperBound ? schedule.group(number + 1) : nil
             if !group.sequence.blocks.isEmpty { pack(group, blocks: group.sequence.blocks, slot: slot, worker: worker) }
             for head in 0..<schedule.groupHeads {
@@ -72,6 +76,15 @@ struct ForwardRun: @unchecked Sendable {
     }
 
     func pack(_ group: Group, blocks: Range<Int>, slot: Int, worker: Int) {
+        var arguments = packArguments(group, blocks: blocks, slot: slot)
+        if let preparation = attention.preparation {
+            pack(arguments, preparation, group, worker: worker)
+        } else {
+            attention.kernels.functions.pointee.pack(&arguments)
+        }
+    }
+
+    private func packArguments(_ group: Group, blocks: Range<Int>, slot: Int) -> qattn_pack_args {
         let sequence = group.sequence
         let size = tensors.inputStorage.byteCount
         let keyRows = attention.rows.keys
@@ -80,32 +93,48 @@ struct ForwardRun: @unchecked Sendable {
         let row = sequence.keyOrigin + begin
         let keyOffset = keyRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * keyRows.row
         let valueOffset = valueRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * valueRows.row
-        var arguments = qattn_pack_args(
+        return qattn_pack_args(
             keys: tensors.keys + keyOffset * size, values: tensors.values + valueOffset * size,
             key_stride: keyRows.row, value_stride: valueRows.row,
             key_storage: tensors.inputStorage.kernelStorage, value_storage: tensors.inputStorage.kernelStorage,
             key_begin: begin, key_end: min(blocks.upperBound * SequencePlan.block, sequence.keys),
             blocks: self.blocks(slot: slot))
-        if let preparation = attention.preparation {
-            pack(arguments, preparation, group, worker: worker)
-        } else {
-            attention.kernels.functions.pointee.pack(&arguments)
+    }
+
+    /// Computes all rows of a group, whose blocks are packed one after another into the place of one.
+    private func computeUnpacked(_ group: Group, slot: Int, worker: Int) {
+        let heads = schedule.groupHeads
+        let rows = QueryRows(group: group, head: 0, rows: 0..<heads * group.sequence.queries, heads: heads)
+        let keys = packArguments(group, blocks: 0..<group.sequence.blocks.upperBound, slot: slot)
+        withUnsafePointer(to: keys) {
+            compute(rows, unpacked: $0, then: nil, nextGroup: nil, slot: slot, worker: worker)
         }
     }
 
-    /// Computes rows of one query head, in calls of as many as the kernel takes.
+    /// Computes rows of query heads, in calls of as many as the kernel takes.
     ///
     /// - Parameters:
+    ///   - unpacked: the keys and values of a group that is not packed.
     ///   - following: the rows that this worker takes up after these.
     ///   - nextGroup: the group that this worker packs after it has computed all of this one.
-    func compute(_ rows: QueryRows, then following: QueryRows?, nextGroup: Group?, slot: Int, worker: Int) {
+    func compute(
+        _ rows: QueryRows, unpacked: UnsafePointer<qattn_pack_args>? = nil, then following: QueryRows?,
+        nextGroup: Group?,
+        slot: Int, worker: Int
+    ) {
         let group = rows.group
         let queryHead = group.keyValueHead * schedule.groupHeads + rows.head
         var arguments = forwardArguments(group.sequence, queryHead: queryHead, slot: slot, worker: worker)
+        arguments.heads = rows.heads
+        arguments.unpacked = unpacked
+        arguments.beyond_caches = unpacked != nil && schedule.isBeyondCaches
         let (queries, end) = (arguments.queries_base!, rows.rows.upperBound)
         let calls = (group.sequence.queries + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
-        withUnsafePointer(to: attention.sinkLogit(queryHead: queryHead)) { sink in
-            arguments.sinks = sink
+        withUnsafeTemporaryAllocation(of: Float.self, capacity: rows.heads) { sinks in
+            for head in 0..<rows.heads {
+                sinks.initializeElement(at: head, to: attention.sinkLogit(queryHead: queryHead + head))
+            }
+            arguments.sinks = UnsafePointer(sinks.baseAddress!)
             for begin in stride(from: rows.rows.lowerBound, to: end, by: QATTN_QUERY_BLOCK) {
                 arguments.row_begin = begin
                 arguments.row_end = min(begin + QATTN_QUERY_BLOCK, end)
@@ -125,7 +154,7 @@ struct ForwardRun: @unchecked Sendable {
                 if let diagnosis {
                     let sums = attention.rows.sums.offset(start: group.sequence.queryStart, head: queryHead)
                     diagnosis.run(
-                        arguments, kernels: attention.kernels, sink: sink.pointee, worker: worker,
+                        arguments, kernels: attention.kernels, sink: sinks[0], worker: worker,
                         result: diagnosis.results + sums)
                 } else {
                     attention.kernels.functions.pointee.forward(&arguments)
@@ -144,20 +173,20 @@ struct ForwardRun: @unchecked Sendable {
         let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)
         var arguments = qattn_forward_args()
         arguments.queries_base = tensors.queries + queryOffset * tensors.inputStorage.byteCount
-        arguments.query_strides.query = rows.queries.row
+        arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
         arguments.query_storage = tensors.inputStorage.kernelStorage
         arguments.blocks = blocks(slot: slot)
-        arguments.heads = 1
         arguments.queries = sequence.queries
         arguments.seq_kv = sequence.keys
         attention.scores.add(to: &arguments, sequence, head: queryHead, keyOrigin: sequence.keyOrigin)
         arguments.first_key_offset = sequence.firstKeyOffset
         arguments.last_key_offset = sequence.lastKeyOffset
         arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount
-        arguments.out_strides.query = rows.output.row
+        arguments.out_strides = qattn_strides(head: rows.output.head, query: rows.output.row, key: 0)
         arguments.out_storage = tensors.outputStorage.kernelStorage
         arguments.lse = tensors.logSumExp.map { $0 + sumOffset }
         arguments.sink_share = tensors.sinkShare.map { $0 + sumOffset }
+        arguments.sum_head_stride = rows.sums.head
         arguments.workspace = workspace(worker: worker)
         addMaskAndBias(to: &arguments, sequence, queryHead: queryHead)
         return arguments

@@ -24,7 +24,11 @@ final class ForwardSchedule: Sendable {
     let workers, wokenWorkers: Int
     /// With several workers: whether each takes whole groups, packed for itself, or items of groups shared with others.
     let takesWholeGroups: Bool
-    /// Packed groups in memory.
+    /// Whether the rows of a group are so few that one call computes them, and packs blocks of keys as it goes.
+    let packsAsItGoes: Bool
+    /// Whether keys and values, as Float, are more than caches of CPUs usually hold.
+    let isBeyondCaches: Bool
+    /// Packed groups in memory; with `packsAsItGoes` packed blocks.
     let slots: Int
     /// First ticket of each sequence; empty if uniform.
     let firstTickets: [Int]
@@ -40,11 +44,13 @@ final class ForwardSchedule: Sendable {
     static let multiplyAddsPerNanosecond = 40.0
     /// Packing a key or value element takes as long as so many multiply-adds, memory included.
     static let multiplyAddsPerPackedElement = 10.0
+    /// Most rows of a group for which it is not packed first: with 32 of d 64 there is nothing left to gain.
+    static let rowsUnpacked = 16
     /// Groups of less work than this are taken whole: handing out their items would cost too much.
     static let nanosecondsPerSharedGroup = 40_000.0
 
     init(
-        _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, threads: Int,
+        _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, diagnoses: Bool = false, threads: Int,
         nanosecondsPerWorker: Double = WorkerCount.nanosecondsPerWorker,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
@@ -61,9 +67,13 @@ final class ForwardSchedule: Sendable {
         let most = worthwhile.most
         // Whole groups for many small ones. A large one among them would keep one worker busy after the others end.
         let nanosecondsPerGroup = work.nanoseconds / Double(max(groups, 1))
-        takesWholeGroups =
-            nanosecondsPerGroup < nanosecondsPerSharedGroup
-            && work.nanosecondsOfLargestGroup * Double(4 * most) <= work.nanoseconds
+        let areEven = work.nanosecondsOfLargestGroup * Double(4 * most) <= work.nanoseconds
+        let rows = groupHeads * sequences.reduce(0) { max($0, $1.queries) }
+        // Whole groups, too: one each at least, since sharing would pack them first.
+        packsAsItGoes =
+            rows <= Self.rowsUnpacked && !preparesRows && !diagnoses
+            && work.nanosecondsOfLargestGroup * Double(most) <= work.nanoseconds
+        takesWholeGroups = packsAsItGoes || (areEven && nanosecondsPerGroup < nanosecondsPerSharedGroup)
         let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanosecondsPerGroup + 1), 1e9)
         groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * most)))
         itemRows = Self.itemRows(shape, workers: most)
@@ -79,7 +89,8 @@ final class ForwardSchedule: Sendable {
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
         wokenWorkers = worthwhile.woken
-        let keys = sequences.reduce(0) { max($0, $1.keys) }
+        isBeyondCaches = work.packedBytes > CachedSchedule.cacheBytes
+        let keys = min(sequences.reduce(0) { max($0, $1.keys) }, packsAsItGoes ? SequencePlan.block : .max)
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
             slotBytes: Memory.packedBytes(shape, keys: keys))
@@ -90,6 +101,7 @@ final class ForwardSchedule: Sendable {
     private struct Work {
         private(set) var nanoseconds = 0.0
         private(set) var nanosecondsOfLargestGroup = 0.0
+        private(set) var packedBytes = 0.0
 
         init(_ shape: AttentionShape, _ sequences: [SequencePlan], isUniform: Bool) {
             let dimensions = Double(shape.headDimension + shape.valueDimension)
@@ -100,6 +112,7 @@ final class ForwardSchedule: Sendable {
                 let perDimension = sequence.visiblePairs * groupHeads + packedKeys * multiplyAddsPerPackedElement
                 let group = perDimension * dimensions / multiplyAddsPerNanosecond
                 nanoseconds += group * copies
+                packedBytes += packedKeys * dimensions * copies * Double(MemoryLayout<Float>.size)
                 nanosecondsOfLargestGroup = max(nanosecondsOfLargestGroup, group)
             }
         }

@@ -6,8 +6,11 @@ import CKernels
 /// Some query rows of a head, the head counted within its group.
 struct QueryRows {
     let group: ForwardSchedule.Group
+    /// Of the group: the first of `heads`.
     let head: Int
+    /// Of the queries of all heads, head by head.
     let rows: Range<Int>
+    var heads = 1
 }
 
 extension ForwardRun {

@@ -34,6 +34,8 @@ struct DirectCall: Sendable {
     var wantsSums = true
     /// The kernels that pack; nil: those that compute.
     var packing: KernelTable?
+    /// Whether forward is given rows of keys and values, to pack as it goes; and told that they are beyond the caches.
+    var unpacked = false
 }
 
 extension AttentionCase.StorageChoice {
@@ -66,8 +68,12 @@ extension ReferenceNormaliser {
 extension DirectCall {
     /// Runs `problem`; throws when something outside of the outputs was written.
     func run(_ problem: HeadProblem, _ kernels: KernelTable) throws -> AttentionOutputs {
-        let packed = pack(problem, packing ?? kernels)
-        let blocks = blocks(problem, at: packed)
+        let keys = stored(problem.keys, problem, width: problem.headDimension)
+        let values = stored(problem.values, problem, width: problem.valueDimension)
+        let packed =
+            unpacked ? room(problem, blocks: 1) : pack(problem, keys, values, packing ?? kernels)
+        let keyValueRows = packArguments(problem, keys, values, 0..<problem.keyLength, at: packed)
+        let blocks = keyValueRows.blocks
         let (rows, dimension) = (problem.queryCount, problem.valueDimension)
         let queries = StoredRows(
             problem.queries, width: problem.headDimension, padding: padding, storage: storage, guard: guardSide)
@@ -126,7 +132,11 @@ extension DirectCall {
             arguments.upcoming.1 = qattn_upcoming_rows(
                 base: UnsafeRawPointer(bitPattern: 64), stride_bytes: -4096, rows: rows, row_bytes: 256)
             arguments.workspace = workspace.start
-            kernels.functions.pointee.forward(&arguments)
+            withUnsafePointer(to: keyValueRows) {
+                arguments.unpacked = unpacked ? $0 : nil
+                arguments.beyond_caches = unpacked
+                kernels.functions.pointee.forward(&arguments)
+            }
         }
         guard out.isIntactOutsideRows, logSumExp.slackIsIntact, sinkShare.slackIsIntact, workspace.slackIsIntact,
             packed.slackIsIntact, queries.isIntactOutsideRows
@@ -134,35 +144,44 @@ extension DirectCall {
         return AttentionOutputs(output: out.values, logSumExp: logSumExp.array, sinkShare: sinkShare.array)
     }
 
-    /// Packs the head in two calls, so that a block's place does not depend on where a call starts. What the kernels do
-    /// not write stays NaN.
-    private func pack(_ problem: HeadProblem, _ kernels: KernelTable) -> GuardedBuffer<Float> {
-        let (length, dimension) = (problem.keyLength, problem.valueDimension)
-        let keys = StoredRows(
-            problem.keys.rows(0, length, problem.headDimension), width: problem.headDimension, padding: padding,
-            storage: storage, guard: guardSide)
-        let values = StoredRows(
-            problem.values.rows(0, length, dimension), width: dimension, padding: padding, storage: storage,
-            guard: guardSide)
-        let blockBytes = qattn_block_bytes(
-            problem.packedStorage.kernelStorage, problem.headDimension, dimension)
-        let blockCount = (length + Int(QATTN_KEY_BLOCK) - 1) / Int(QATTN_KEY_BLOCK)
-        let packed = floats([Float](repeating: .nan, count: blockCount * blockBytes / 4))
+    /// The keys that rows may see, or their values.
+    private func stored(_ tensor: [Float], _ problem: HeadProblem, width: Int) -> StoredRows {
+        StoredRows(
+            tensor.rows(0, problem.keyLength, width), width: width, padding: padding, storage: storage, guard: guardSide
+        )
+    }
+
+    /// Room for so many blocks. What the kernels do not write stays NaN.
+    private func room(_ problem: HeadProblem, blocks: Int) -> GuardedBuffer<Float> {
+        let bytes = qattn_block_bytes(
+            problem.packedStorage.kernelStorage, problem.headDimension, problem.valueDimension)
+        return floats([Float](repeating: .nan, count: blocks * bytes / 4))
+    }
+
+    /// Packs the head in two calls, so that a block's place does not depend on where a call starts.
+    private func pack(
+        _ problem: HeadProblem, _ keys: StoredRows, _ values: StoredRows, _ kernels: KernelTable
+    ) -> GuardedBuffer<Float> {
+        let blockCount = (problem.keyLength + Int(QATTN_KEY_BLOCK) - 1) / Int(QATTN_KEY_BLOCK)
+        let packed = room(problem, blocks: blockCount)
         let middle = blockCount / 2 * Int(QATTN_KEY_BLOCK)
-        for part in [0..<middle, middle..<length] where !part.isEmpty {
-            var arguments = qattn_pack_args()
-            arguments.keys = UnsafeRawPointer(keys.start + part.lowerBound * keys.stride * storage.size)
-            arguments.values = UnsafeRawPointer(values.start + part.lowerBound * values.stride * storage.size)
-            arguments.key_stride = keys.stride
-            arguments.value_stride = values.stride
-            arguments.key_storage = storage.kernelStorage
-            arguments.value_storage = storage.kernelStorage
-            arguments.key_begin = part.lowerBound
-            arguments.key_end = part.upperBound
-            arguments.blocks = blocks(problem, at: packed)
+        for part in [0..<middle, middle..<problem.keyLength] where !part.isEmpty {
+            var arguments = packArguments(problem, keys, values, part, at: packed)
             kernels.functions.pointee.pack(&arguments)
         }
         return packed
+    }
+
+    private func packArguments(
+        _ problem: HeadProblem, _ keys: StoredRows, _ values: StoredRows, _ part: Range<Int>,
+        at packed: GuardedBuffer<Float>
+    ) -> qattn_pack_args {
+        qattn_pack_args(
+            keys: UnsafeRawPointer(keys.start + part.lowerBound * keys.stride * storage.size),
+            values: UnsafeRawPointer(values.start + part.lowerBound * values.stride * storage.size),
+            key_stride: keys.stride, value_stride: values.stride, key_storage: storage.kernelStorage,
+            value_storage: storage.kernelStorage, key_begin: part.lowerBound, key_end: part.upperBound,
+            blocks: blocks(problem, at: packed))
     }
 
     private func blocks(_ problem: HeadProblem, at packed: GuardedBuffer<Float>) -> qattn_blocks {

@@ -78,6 +78,31 @@ enum ForwardCases {
         }
     }
 
+    // MARK: - Few queries, whose keys are packed as they are met, with values where they stand
+
+    static let fewQueries: [AttentionCase] = AttentionCase.StorageChoice.available.flatMap { storage in
+        AttentionCase.LayoutChoice.allCases.flatMap { layout in
+            fewQueriesSizes.map { queries, group, valueDimension in
+                AttentionCase(queries: queries, keys: 1100, headDimension: 21, valueDimension: valueDimension) {
+                    ($0.storage, $0.layout, $0.sink, $0.family) = (storage, layout, .mixed, .wide)
+                    ($0.batch, $0.keyValueHeads, $0.group) = (2, 3, group)
+                    switch valueDimension {
+                    case 16: ($0.geometry, $0.keyLengths) = (.causal, .partial)
+                    case 48: ($0.geometry, $0.hasALiBi, $0.softcap) = (.window(100), true, 5)
+                    case 80: ($0.allowed, $0.scaling) = (.random, .logKeys)
+                    case 32: ($0.bias, $0.normaliser) = (.excluding, .sigmoid)
+                    case 144: $0.normaliser = .clipped
+                    default: break
+                    }
+                }
+            }
+        }
+    }
+
+    private static let fewQueriesSizes = [
+        (1, 1, 16), (1, 8, 48), (4, 4, 80), (3, 5, 32), (16, 1, 20), (17, 1, 64), (2, 3, 144),
+    ]
+
     // MARK: - Heads
 
     static let heads: [AttentionCase] = [(1, 1), (1, 5), (2, 3), (4, 1), (3, 2)].flatMap { keyValueHeads, group in

@@ -28,6 +28,12 @@ import Testing
     @Test("storage types and layouts", arguments: kernelSets, ForwardCases.storages)
     func storages(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
 
+    @Test("few queries", arguments: kernelSets, ForwardCases.fewQueries)
+    func fewQueries(kernels: KernelSet, shape: AttentionCase) throws {
+        try requireReferenceBits(shape, kernels)
+        try requireReferenceBits(shape, kernels, threads: 2)
+    }
+
     @Test("grouped heads", arguments: kernelSets, ForwardCases.heads)
     func heads(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
 

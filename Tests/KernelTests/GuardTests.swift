@@ -27,6 +27,8 @@ import Testing
         for call in [
             DirectCall(), DirectCall(guardSide: .before), DirectCall(padding: 5),
             DirectCall(guardSide: .before, padding: 1, keyStride: 3), DirectCall(keyStride: 2, rowsPerCall: 7),
+            DirectCall(unpacked: true), DirectCall(guardSide: .before, unpacked: true),
+            DirectCall(padding: 5, rowsPerCall: 7, unpacked: true),
         ] {
             let actual = try call.run(problem, kernels)
             try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")

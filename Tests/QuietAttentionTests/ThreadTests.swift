@@ -69,6 +69,24 @@ extension Attention {
         #expect(try Attention(packing, threads: 2).threadsInUse == 2)
     }
 
+    @Test func fewRowsArePackedAsTheyGo() throws {
+        func schedule(queries: Int, keys: Int = 8192, threads: Int = 1, _ positions: AttentionPositions = .none) throws
+            -> ForwardSchedule
+        {
+            let shape = try AttentionShape(
+                queryHeads: 32, keyValueHeads: 8, queries: queries, keys: keys, headDimension: 64)
+            return try Attention(shape, positions: positions, threads: threads).schedule
+        }
+        for threads in [1, 2, 8] { #expect(try schedule(queries: 4, threads: threads).packsAsItGoes) }
+        // Memory does not grow with keys.
+        #expect(
+            try schedule(queries: 4).memory.byteCount == schedule(queries: 4, keys: 100).memory.byteCount)
+        #expect(try !schedule(queries: 5).packsAsItGoes)
+        // Fewer groups than workers are shared.
+        #expect(try !schedule(queries: 4, threads: 9).packsAsItGoes)
+        #expect(try !schedule(queries: 4, .rotary()).packsAsItGoes)
+    }
+
     @Test func tasksShareOneWorkspace() async throws {
         let workspace = AttentionWorkspace()
         let problems = Self.shapes.map { Problem($0) }
