@@ -163,8 +163,9 @@ static void set_scores(const test_case *c, qattn_forward_args *forward, const do
     forward->alibi_offset = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
 }
 
-/* Digest of out, lse and sink share of one case; the last two are 0 where the normaliser has none. */
-static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
+/* Digest of out, lse and sink share of one case; the last two are 0 where the normaliser has none. Keys and values are
+ * packed before forward or by it, as it goes. */
+static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels, bool unpacked) {
     const inputs in = seeded_inputs(c);
     const ptrdiff_t own = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
     const int causal = strcmp(c->mask, "none") != 0;
@@ -192,13 +193,15 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels) {
         .key_end = c->seq_kv,
         .blocks = {.base = packed, .storage = packed_storage, .head_dim = c->head_dim, .value_dim = c->value_dim},
     };
-    kernels->pack(&pack);
+    if (!unpacked) kernels->pack(&pack);
     for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {
         qattn_forward_args forward = {
             .queries_base = in.queries,
             .query_strides = {.query = (ptrdiff_t)c->head_dim},
             .query_storage = in.storage,
             .blocks = pack.blocks,
+            .unpacked = unpacked ? &pack : NULL,
+            .beyond_caches = unpacked,
             .heads = 1,
             .queries = c->seq_q,
             .row_begin = begin,
@@ -310,7 +313,11 @@ static int run_line(const char *line) {
     if (sscanf(line, "%31s %lu %zu %zu %zu %zu %lf %f %15s %ld %15s %15s %31s", c.name, &c.seed, &c.seq_q, &c.seq_kv,
                &c.head_dim, &c.value_dim, &c.scale, &c.sink, c.mask, &c.window, c.storage, c.extra, c.expected) != 13)
         return -1;
-    for (size_t i = 0; i < sets; i++) wrong += !report(c.name, available[i], run_forward(&c, available[i]), c.expected);
+    for (size_t i = 0; i < sets; i++) {
+        wrong += !report(c.name, available[i], run_forward(&c, available[i], false), c.expected);
+        if (strcmp(c.storage, "int8"))
+            wrong += !report(c.name, available[i], run_forward(&c, available[i], true), c.expected);
+    }
     return wrong;
 }
 
