@@ -6,7 +6,8 @@ import CKernels
 /// How the work of a forward pass is cut up. Made once per ``Attention``.
 ///
 /// The keys and values of one (sequence, key/value head), a *group*, are packed once and read by all its query heads.
-/// Packed groups live in a few slots that are reused, so that memory does not grow with batch or heads.
+/// Packed groups live in a few slots that are reused, so that memory does not grow with batch or heads. Groups of few rows
+/// are not packed first: their rows are computed by one call, which packs a block of keys as it comes to it.
 final class ForwardSchedule: Sendable {
     /// One per sequence with queries, or a single one that stands for all.
     let sequences: [SequencePlan]
