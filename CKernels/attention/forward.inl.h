@@ -110,7 +110,7 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
         if (task->value_stride == args->blocks.value_dim) {
             const size_t bytes = QATTN_KEY_BLOCK * args->blocks.value_dim * storage_size(rows.value_storage);
             const char *const following = is_last ? NULL : task->block.values + bytes;
-            task->next = block_prefetch_begin(task->block.values, following, bytes, (prefetch_pace){4096, false});
+            task->next = block_prefetch_begin(task->block.values, following, bytes, (prefetch_pace){SEAM_AHEAD, false});
         }
     }
     QATTN_FUNCTION(pack)(&rows);
@@ -124,7 +124,7 @@ QATTN_INLINE prefetch_pace streaming_pace(const qattn_forward_args *args, size_t
     if (storage == QATTN_INT8) return (prefetch_pace){24576, true};
     const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
     const bool slow = products >= 4 && !(storage == QATTN_FLOAT32 && args->beyond_caches);
-    return slow ? (prefetch_pace){16384, true} : (prefetch_pace){4096, false};
+    return slow ? (prefetch_pace){16384, true} : (prefetch_pace){SEAM_AHEAD, false};
 }
 
 /* One block against every tile. */

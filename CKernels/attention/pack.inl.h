@@ -33,9 +33,9 @@ static __attribute__((noinline)) void QATTN_FUNCTION(touch)(const char *bytes, s
     for (size_t byte = 0; byte < count; byte += CACHE_LINE) (void)*(const volatile char *)(bytes + byte);
 }
 
-/* The same from memory: every fourth line, 4 KiB ahead, helps the hardware over the seams of pages. */
+/* The same from memory, with help over the seams of pages. */
 static __attribute__((noinline)) void QATTN_FUNCTION(touch_far)(const char *bytes, size_t count) {
-    for (size_t byte = 0; byte < count; byte += PREFETCH_STEP) __builtin_prefetch(bytes + byte + 4096, 0, 2);
+    for (size_t byte = 0; byte < count; byte += PREFETCH_STEP) __builtin_prefetch(bytes + byte + SEAM_AHEAD, 0, 2);
     QATTN_FUNCTION(touch)(bytes, count);
 }
 

@@ -59,7 +59,10 @@ typedef struct prefetch_pace {
     bool each;
 } prefetch_pace;
 
-enum { PREFETCH_STEP = 4 * CACHE_LINE };
+enum {
+    PREFETCH_STEP = 4 * CACHE_LINE,
+    SEAM_AHEAD = 4096 /* bytes: how far ahead every fourth line is asked for, where hardware does the rest */
+};
 
 QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes,
                                                  prefetch_pace pace) {

@@ -119,8 +119,7 @@ struct ForwardRun: @unchecked Sendable {
     ///   - nextGroup: the group that this worker packs after it has computed all of this one.
     func compute(
         _ rows: QueryRows, unpacked: UnsafePointer<qattn_pack_args>? = nil, then following: QueryRows?,
-        nextGroup: Group?,
-        slot: Int, worker: Int
+        nextGroup: Group?, slot: Int, worker: Int
     ) {
         let group = rows.group
         let queryHead = group.keyValueHead * schedule.groupHeads + rows.head
