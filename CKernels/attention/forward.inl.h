@@ -18,6 +18,7 @@
 #include "attention/integer_tiles.inl.h"
 #include "attention/pack.inl.h"
 #include "attention/prefetch.inl.h"
+#include "attention/row_scores.inl.h"
 #include "attention/rows.inl.h"
 #include "attention/tiles.inl.h"
 
@@ -26,7 +27,8 @@ enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK };
 /* 1., up to the finished scores, in memory: of the rows of the smallest tile that holds `count`. */
 QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
                                        size_t count, size_t block_first) {
-    TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
+    if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
+    else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
     if (scores_are_plain(args) && task->all == ~UINT64_C(0)) return;
     const score_finish finish = begin_finish(args);
     for (size_t r = 0; r < count; r++) {
@@ -88,8 +90,9 @@ QATTN_INLINE tile_task block_task(const qattn_forward_args *args, const forward_
         .block_bytes = ws->block_bytes};
 }
 
-/* Block `block` of a call whose keys and values are rows. From beyond the caches, rows one behind the other are read as
- * one run of memory first, and the values after them with help over the seams of pages. */
+/* Block `block` of a call whose keys and values are rows: what cannot be read where it stands is packed. From beyond
+ * the caches, rows one behind the other are read as one run of memory first, and the values after them with help over
+ * the seams of pages. */
 QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block, bool is_last,
                                 tile_task *task) {
     qattn_pack_args rows = *args->unpacked;
@@ -99,6 +102,13 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
     rows.key_begin = 0;
     rows.key_end = qattn_min(args->seq_kv - block * QATTN_KEY_BLOCK, QATTN_KEY_BLOCK);
     rows.blocks = args->blocks;
+    if (ws->keys_in_place) {
+        rows.blocks.head_dim = 0;
+        task->block = block_cut(&rows.blocks, rows.blocks.base, rows.blocks.storage);
+        task->block.keys = (char *)rows.keys;
+        task->key_step = rows.key_stride * (ptrdiff_t)storage_size(rows.key_storage);
+        task->last_key = rows.key_end - 1;
+    }
     if (ws->values_in_place) {
         rows.blocks.value_dim = 0;
         task->block.values = (char *)rows.values;
@@ -113,7 +123,7 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
             task->next = block_prefetch_begin(task->block.values, following, bytes, (prefetch_pace){SEAM_AHEAD, false});
         }
     }
-    QATTN_FUNCTION(pack)(&rows);
+    if (!ws->keys_in_place || !ws->values_in_place) QATTN_FUNCTION(pack)(&rows);
 }
 
 /* Of tiles of so few rows that they wait for memory. Tiles of float32 take as long as the last cache for a line, and

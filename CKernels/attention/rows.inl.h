@@ -12,6 +12,7 @@
 /* The caller's workspace, cut up, and what else a call knows from its start. */
 typedef struct forward_workspace {
     qattn_normaliser normaliser; /* of the pass over the keys at hand */
+    bool keys_in_place;          /* unpacked, for few rows, with whole sets of chains */
     bool values_in_place;        /* unpacked, in whole vectors */
     qattn_storage value_storage; /* of what tiles read */
     bool plain;                  /* softmax over float32 alone, of scores that need nothing but a mask */
@@ -179,10 +180,12 @@ QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
 
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
     ws->normaliser = args->normaliser;
+    ws->rows = args->row_end - args->row_begin;
     ws->values_in_place = args->unpacked && args->blocks.value_dim % QATTN_LANES == 0;
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
-    ws->plain = args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 && scores_are_plain(args);
-    ws->rows = args->row_end - args->row_begin;
+    ws->keys_in_place = args->unpacked && args->blocks.head_dim % 4 == 0 && ws->rows <= STREAMING_ROWS;
+    ws->plain = !ws->keys_in_place && args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
+                scores_are_plain(args);
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
     ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);

@@ -21,6 +21,8 @@ typedef struct tile_task {
     block_parts block;
     float *maximum, *sum, *out;
     size_t head_dim, head_lanes, value_lanes, block_bytes;
+    ptrdiff_t key_step; /* bytes from one key to the next, of keys as rows; and the last one there is */
+    size_t last_key;
     size_t value_stride;         /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
     uint64_t any, all;           /* of them */

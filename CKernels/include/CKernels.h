@@ -148,8 +148,8 @@ typedef struct qattn_forward_args {
     qattn_storage query_storage;
     qattn_blocks blocks;
     /* Not NULL: keys [0, seq_kv) and their values as rows. blocks.base is room for a single block, of float32, where
-     * each is packed as its turn comes; values in whole vectors are read where they stand. For rows that few
-     * queries read, which no other call would read again. */
+     * each is packed as its turn comes, as far as it cannot be read where it stands. For rows that few queries read,
+     * and no other call would read again. */
     const qattn_pack_args *unpacked;
     size_t heads, queries, row_begin, row_end;
     size_t seq_kv;

@@ -121,7 +121,23 @@ QATTN_INLINE f32x16 f32x16_load_storage(const void *p, qattn_storage storage) {
     return storage == QATTN_BFLOAT16 ? bf16x16_widen(x) : f16x16_widen(x);
 }
 
-/* The reverse; int8 takes integers. */
+/* Elements [d, d + 4) of four rows of the given type, which is not int8, one behind the other. */
+QATTN_INLINE f32x16 f32x16_load_fours(const char *const rows[4], size_t d, qattn_storage storage) {
+    if (storage == QATTN_FLOAT32) {
+        f32x4 x[4];
+        QATTN_UNROLL
+        for (size_t r = 0; r < 4; r++) memcpy(&x[r], rows[r] + d * sizeof(float), sizeof x[r]);
+        return QATTN_JOINED(x);
+    }
+    typedef uint16_t u16x4 __attribute__((ext_vector_type(4)));
+    u16x4 x[4];
+    QATTN_UNROLL
+    for (size_t r = 0; r < 4; r++) memcpy(&x[r], rows[r] + d * sizeof(uint16_t), sizeof x[r]);
+    const u16x16 joined = QATTN_JOINED(x);
+    return storage == QATTN_BFLOAT16 ? bf16x16_widen(joined) : f16x16_widen(joined);
+}
+
+/* The reverse of f32x16_load_storage; int8 takes integers. */
 QATTN_INLINE void f32x16_store_storage(void *p, f32x16 x, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) f32x16_store(p, x);
     else if (storage == QATTN_INT8) *(i8x16_unaligned *)p = __builtin_convertvector(x, i8x16);

@@ -44,6 +44,32 @@ QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : 
 
 QATTN_INLINE f32x16 f32x16_abs(f32x16 x) { return __builtin_elementwise_abs(x); }
 
+/* Lanes in fours. */
+typedef float f32x4 __attribute__((ext_vector_type(4)));
+#define QATTN_JOINED(x) /* of four vectors of four lanes */                                                            \
+    __builtin_shufflevector(__builtin_shufflevector((x)[0], (x)[1], 0, 1, 2, 3, 4, 5, 6, 7),                           \
+                            __builtin_shufflevector((x)[2], (x)[3], 0, 1, 2, 3, 4, 5, 6, 7), 0, 1, 2, 3, 4, 5, 6, 7,   \
+                            8, 9, 10, 11, 12, 13, 14, 15)
+
+/* x[r] = p[r mod 4]. */
+QATTN_INLINE f32x16 f32x16_repeat_four(const float *p) {
+    f32x4 x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+}
+
+/* (x[0] + x[1]) + (x[2] + x[3]) of every four lanes, in all of them. */
+QATTN_INLINE f32x16 f32x16_sums_of_fours(f32x16 x) {
+    const f32x16 pairs = x + __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return pairs + __builtin_shufflevector(pairs, pairs, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+}
+
+/* p[r] = x[4 r]. */
+QATTN_INLINE void f32x16_store_every_fourth(float *p, f32x16 x) {
+    const f32x4 lanes = __builtin_shufflevector(x, x, 0, 4, 8, 12);
+    memcpy(p, &lanes, sizeof lanes);
+}
+
 #if defined(__x86_64__) && !defined(QATTN_AVX2) && !defined(QATTN_AVX512)
 /* a * b + c, rounded once, where no instruction does it. The product of two floats is exact in double, and a double sum
  * that is rounded to odd (an inexact sum with an even last bit moves one step towards the exact value's side) has

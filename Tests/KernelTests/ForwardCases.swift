@@ -78,12 +78,14 @@ enum ForwardCases {
         }
     }
 
-    // MARK: - Few queries, whose keys are packed as they are met, with values where they stand
+    // MARK: - Few queries, whose keys and values are read where they stand, or packed as they are met
 
     static let fewQueries: [AttentionCase] = AttentionCase.StorageChoice.available.flatMap { storage in
         AttentionCase.LayoutChoice.allCases.flatMap { layout in
-            fewQueriesSizes.map { queries, group, valueDimension in
-                AttentionCase(queries: queries, keys: 1100, headDimension: 21, valueDimension: valueDimension) {
+            fewQueriesSizes.map { queries, group, headDimension, valueDimension in
+                AttentionCase(
+                    queries: queries, keys: 1100, headDimension: headDimension, valueDimension: valueDimension
+                ) {
                     ($0.storage, $0.layout, $0.sink, $0.family) = (storage, layout, .mixed, .wide)
                     ($0.batch, $0.keyValueHeads, $0.group) = (2, 3, group)
                     switch valueDimension {
@@ -100,7 +102,9 @@ enum ForwardCases {
     }
 
     private static let fewQueriesSizes = [
-        (1, 1, 16), (1, 8, 48), (4, 4, 80), (3, 5, 32), (16, 1, 20), (17, 1, 64), (2, 3, 144),
+        (1, 1, 20, 16), (1, 8, 21, 48), (4, 4, 21, 80), (3, 5, 20, 32), (16, 1, 21, 20), (17, 1, 20, 64),
+        (2, 2, 132, 144),
+        (4, 1, 4, 20), (1, 1, 136, 21),
     ]
 
     // MARK: - Heads

@@ -17,6 +17,8 @@ import Testing
         AttentionCase(queries: 3, keys: 1030, headDimension: 17, valueDimension: 47) {
             ($0.allowed, $0.bias, $0.sink) = (.blocksWithout, .excluding, .amid)
         },
+        AttentionCase(queries: 1, keys: 70, headDimension: 20, valueDimension: 33),
+        AttentionCase(queries: 4, keys: 1029, headDimension: 132, valueDimension: 48) { $0.allowed = .random },
         AttentionCase(queries: 33, keys: 20, headDimension: 80, valueDimension: 96) { $0.geometry = .causal },
     ]
 
