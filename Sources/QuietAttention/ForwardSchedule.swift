@@ -27,7 +27,7 @@ final class ForwardSchedule: Sendable {
     let takesWholeGroups: Bool
     /// Whether the rows of a group are so few that one call computes them, and packs blocks of keys as it goes.
     let packsAsItGoes: Bool
-    /// Whether keys and values, as Float, are more than caches of CPUs usually hold.
+    /// Whether keys and values, as Float, come from memory rather than from a cache.
     let isBeyondCaches: Bool
     /// Packed groups in memory; with `packsAsItGoes` packed blocks.
     let slots: Int
@@ -47,6 +47,9 @@ final class ForwardSchedule: Sendable {
     static let multiplyAddsPerPackedElement = 10.0
     /// Most rows of a group for which it is not packed first: with 32 of d 64 there is nothing left to gain.
     static let rowsUnpacked = 16
+    /// More than is likely to be in a cache of 32 MB when a call comes. Taken for granted too early, rows in cache take
+    /// a quarter longer (8 MB); too late, rows in memory a third (32 MB).
+    static let cachedBytes = 16.0 * 1024 * 1024
     /// Groups of less work than this are taken whole: handing out their items would cost too much.
     static let nanosecondsPerSharedGroup = 40_000.0
 
@@ -90,7 +93,7 @@ final class ForwardSchedule: Sendable {
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
         wokenWorkers = worthwhile.woken
-        isBeyondCaches = work.packedBytes > CachedSchedule.cacheBytes
+        isBeyondCaches = work.packedBytes > Self.cachedBytes
         let keys = min(sequences.reduce(0) { max($0, $1.keys) }, packsAsItGoes ? SequencePlan.block : .max)
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
