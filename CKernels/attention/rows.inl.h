@@ -183,7 +183,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->rows = args->row_end - args->row_begin;
     ws->values_in_place = args->unpacked && args->blocks.value_dim % QATTN_LANES == 0;
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
-    ws->keys_in_place = args->unpacked && args->blocks.head_dim % 4 == 0 && ws->rows <= STREAMING_ROWS;
+    ws->keys_in_place = args->unpacked && args->blocks.head_dim % QATTN_CHAINS == 0 && ws->rows <= STREAMING_ROWS;
     ws->plain = !ws->keys_in_place && args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
                 scores_are_plain(args);
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;

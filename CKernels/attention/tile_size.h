@@ -15,7 +15,10 @@ enum {
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
     /* So few rows, those of one tile lower than six, wait for memory: 4 multiply-adds take less time than 4 bytes. */
-    STREAMING_ROWS = 4
+    STREAMING_ROWS = 4,
+    /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
+     * another. */
+    QATTN_CHAINS = 4
 };
 
 static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }

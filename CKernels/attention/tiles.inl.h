@@ -10,9 +10,8 @@
 #include "attention/softmax.inl.h"
 #include "attention/weights.inl.h"
 
-/* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after another.
- */
-enum { QATTN_CHAINS = 4, PANEL_VECTORS = 4 };
+/* Value columns of a panel, in vectors. */
+enum { PANEL_VECTORS = 4 };
 
 /* A tile's share of the work on one block. */
 typedef struct tile_task {

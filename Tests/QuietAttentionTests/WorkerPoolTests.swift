@@ -127,7 +127,7 @@ private final class Flag: Sendable {
 
     @Test func callsWithinCalls() {
         let pool = WorkerPool(helpers: 2)
-        for _ in 0..<1000 {
+        for _ in 0..<100 {
             let outer = Items(6)
             pool.run(workers: 3, woken: 3) { _ in
                 outer.work { _ in
