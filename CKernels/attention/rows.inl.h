@@ -9,21 +9,23 @@
 #include "attention/scores.inl.h"
 #include "attention/weights.inl.h"
 
-/* The caller's workspace, cut up, and what else a call knows from its start. */
+/* The caller's workspace, cut up, and what else a call knows from its start. Small, and what every block needs stands
+ * side by side in the workspace: where few rows stream blocks from memory, each further page that a block of theirs
+ * touches disturbs the hardware that reads ahead (8 of them cost 10 %). */
 typedef struct forward_workspace {
     qattn_normaliser normaliser; /* of the pass over the keys at hand */
     bool keys_in_place;          /* unpacked, for few rows, with whole sets of chains */
     bool values_in_place;        /* unpacked, in whole vectors */
     qattn_storage value_storage; /* of what tiles read */
     bool plain;                  /* softmax over float32 alone, of scores that need nothing but a mask */
-    float *queries; /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
-    float query_steps[QATTN_QUERY_BLOCK]; /* int8: q' = integer * step, and `queries` holds the integers, see below */
-    row_state state, chunk;               /* the sums so far, and those of the chunk at hand */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
-    row_place places[QATTN_QUERY_BLOCK]; /* of the rows; the last one's for those that fill the last tile */
+    row_place *places;      /* of the rows; the last one's for those that fill the last tile */
+    float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
+    float *query_steps;     /* int8: q' = integer * step, and `queries` holds the integers, see below */
+    row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
+    row_totals *totals;     /* of the first pass of clipped softmax, by tile */
     prefetch_cursor upcoming[QATTN_UPCOMING];
     size_t upcoming_share[QATTN_UPCOMING]; /* lines to ask for with each tile and block */
-    row_totals totals[QUERY_TILES];        /* of the first pass of clipped softmax */
 } forward_workspace;
 
 /* The c of a row's normaliser. */
@@ -172,11 +174,23 @@ QATTN_INLINE float *take(float **cursor, size_t count) {
 }
 
 QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
-    return (row_state){.maximum = take(cursor, ws->tiles * QATTN_LANES),
+    return (row_state){.started = (bool *)take(cursor, ws->tiles * TILE_ROWS),
+                       .maximum = take(cursor, ws->tiles * QATTN_LANES),
                        .sum = take(cursor, ws->tiles * TILE_ROWS * QATTN_LANES),
-                       .out = take(cursor, ws->tiles * TILE_ROWS * ws->value_lanes),
-                       .started = (bool *)take(cursor, ws->tiles * TILE_ROWS)};
+                       .out = take(cursor, ws->tiles * TILE_ROWS * ws->value_lanes)};
 }
+
+QATTN_INLINE void place_rows(const qattn_forward_args *args, const forward_workspace *ws) {
+    row_place place = {.head = args->row_begin / args->queries, .query = args->row_begin % args->queries};
+    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+        ws->places[i] = place;
+        if (i + 1 >= ws->rows) continue;
+        if (++place.query == args->queries) place = (row_place){.head = place.head + 1, .query = 0};
+    }
+}
+
+_Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what qattn_forward_workspace counts");
+_Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what qattn_forward_workspace counts");
 
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
     ws->normaliser = args->normaliser;
@@ -190,16 +204,15 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
     ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
-    row_place place = {.head = args->row_begin / args->queries, .query = args->row_begin % args->queries};
-    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
-        ws->places[i] = place;
-        if (i + 1 >= ws->rows) continue;
-        if (++place.query == args->queries) place = (row_place){.head = place.head + 1, .query = 0};
-    }
     float *cursor = args->workspace;
-    ws->queries = take(&cursor, ws->tiles * TILE_ROWS * ws->head_lanes);
-    ws->state = take_state(&cursor, ws);
+    const size_t rows = ws->tiles * TILE_ROWS;
+    ws->places = (row_place *)take(&cursor, rows * PLACE_FLOATS);
+    ws->query_steps = take(&cursor, rows);
+    ws->queries = take(&cursor, rows * ws->head_lanes);
     ws->chunk = take_state(&cursor, ws);
+    ws->state = take_state(&cursor, ws);
+    ws->totals = (row_totals *)take(&cursor, ws->tiles * TOTALS_FLOATS);
+    place_rows(args, ws);
 }
 
 #endif

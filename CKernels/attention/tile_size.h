@@ -18,7 +18,10 @@ enum {
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */
-    QATTN_CHAINS = 4
+    QATTN_CHAINS = 4,
+    /* Floats of the workspace that a row_place and a row_totals take. */
+    PLACE_FLOATS = 2 * sizeof(size_t) / sizeof(float),
+    TOTALS_FLOATS = 4 * QATTN_LANES
 };
 
 static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }

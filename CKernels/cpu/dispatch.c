@@ -73,7 +73,9 @@ size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_di
 size_t qattn_state_floats(size_t value_dim) { return sum(lanes(value_dim), 2 * QATTN_LANES); }
 
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
-    /* Per row: the query, twice o, l and the started byte (a float is more than enough); twice m per tile. */
+    /* Per row: its place, the query and its step, twice o, l and the started byte (a float is more than enough). Per
+     * tile: twice m, and totals. */
     const size_t row = sum(lanes(head_dim), product(2, sum(lanes(value_dim), QATTN_LANES + 1)));
-    return sum(product(sizeof(float), product(QATTN_QUERY_BLOCK, row)), 2 * QUERY_TILES * QATTN_LANES * sizeof(float));
+    const size_t rows = product(QATTN_QUERY_BLOCK, sum(row, PLACE_FLOATS + 1));
+    return product(sizeof(float), sum(rows, QUERY_TILES * (2 * QATTN_LANES + TOTALS_FLOATS)));
 }
