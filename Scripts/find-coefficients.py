@@ -9,13 +9,14 @@ Writes CKernels/simd/coefficients.h and Sources/AttentionReference/Coefficients.
 
     exp2   2^f ~ (((((c6 f + c5) f + c4) f + c3) f + c2) f + c1) f + 1     f in [-1/2, 1/2]
     log2   log2(1 + u) ~ u (((... (c8 u + c7) u ...) u + c1) u + c0)       u in [sqrt(1/2) - 1, sqrt(2) - 1]
-    tanh   tanh(y) ~ y k P(y^2) / Q(y^2), P and Q = z^4 + ...              y in [-9, 9]
+    tanh   tanh(x) ~ x S(x^2), S = (((s4 z + s3) z + s2) z + s1) z + 1     x^2 <= 25/64
+           tanh(y) ~ y k P(y^2) / Q(y^2), P and Q = z^4 + ...              y in [-9, 9]
 
 all by Horner's rule with one fused multiply-add in binary32 per coefficient. A Remez exchange in 40 digits gives the
 real coefficients. Rounding them costs more than the polynomial's own error, so for exp2 and log2 pairs of the rounded
 coefficients are then moved by a few units in the last place, as long as the largest error of the binary32 evaluation
 falls. The search looks at some arguments; every round then goes through all of them and adds the worst to those looked
-at. Those of tanh are rounded and left so, but for the last one of P, which makes the quotient 1 at 0.
+at. Those of tanh are rounded and left so, but for the last one of P, which makes the quotient k P / Q 1 at 0.
 """
 
 import argparse
@@ -40,8 +41,8 @@ LN2 = 0.6931471805599453  # the double nearest to ln(2)
 MARGIN = 1e-6
 
 
-def remez(function, low, high, degree):
-    """Coefficients, highest first, of the polynomial with the least maximum error, and that error."""
+def remez(function, low, high, degree, weight=lambda x: 1):
+    """Coefficients, highest first, of the polynomial with the least maximum of weight * error, and that maximum."""
     count = degree + 2
     middle, half = (low + high) / 2, (high - low) / 2
     nodes = [middle - half * mpmath.cos(mpmath.pi * i / (count - 1)) for i in range(count)]
@@ -52,11 +53,11 @@ def remez(function, low, high, degree):
         for i, x in enumerate(nodes):
             for k in range(degree + 1):
                 system[i, k] = x**k
-            system[i, degree + 1] = (-1) ** i
+            system[i, degree + 1] = (-1) ** i / mpmath.mpf(weight(x))
             values[i] = function(x)
         solution = mpmath.lu_solve(system, values)
         polynomial = [solution[degree - k] for k in range(degree + 1)]
-        errors = [function(x) - mpmath.polyval(polynomial, x) for x in grid]
+        errors = [(function(x) - mpmath.polyval(polynomial, x)) * weight(x) for x in grid]
         nodes = [grid[i] for i in alternating_extrema(errors)]
         if len(nodes) != count:
             raise ArithmeticError("the error does not alternate: use a finer grid")
@@ -167,12 +168,31 @@ class Log2:
 class Tanh:
     """tanh(y) = y k P(y^2) / Q(y^2): the least largest relative error on [0, 9]; beyond, tanh(9) is off by 3e-8.
 
-    P and Q have the leading coefficient 1: Horner's rule then starts with a sum, not with a fused multiply-add."""
+    P and Q have the leading coefficient 1: Horner's rule then starts with a sum, not with a fused multiply-add.
+    Near 0, x S(x^2) takes half the time. How far is a choice: at 5/8, S is more accurate than the quotient there."""
 
     DEGREE = 4
     LIMIT = 9
+    NEAR = 25 / 64  # of x^2
 
     def __init__(self):
+        self.find_quotient()
+        # With the constant term fixed at 1 the other four are those of (tanh(x) / x - 1) / z, z = x^2, whose errors
+        # count z-fold in the sum.
+        real, self.near_error = remez(
+            lambda z: (self.slope(z) - 1) / z,
+            mpmath.mpf(self.NEAR) / 1000,
+            mpmath.mpf(self.NEAR),
+            3,
+            weight=lambda z: z / self.slope(z),
+        )
+        self.near = [np.float32(float(c)) for c in real] + [np.float32(1)]
+
+    @staticmethod
+    def slope(z):
+        return mpmath.tanh(mpmath.sqrt(z)) / mpmath.sqrt(z)
+
+    def find_quotient(self):
         count = 2 * self.DEGREE + 2
         grid = [mpmath.mpf(self.LIMIT) * (i or mpmath.mpf(1) / 50) / 400 for i in range(401)]
         nodes = [self.LIMIT * (1 - mpmath.cos(mpmath.pi * (i + mpmath.mpf(1) / 2) / count)) / 2 for i in range(count)]
@@ -205,14 +225,17 @@ class Tanh:
         x = list(mpmath.lu_solve(system, values))
         return x[self.DEGREE :: -1], x[2 * self.DEGREE : self.DEGREE : -1] + [mpmath.mpf(1)], x[-1]
 
-    def largest_error(self):
-        """In units in the last place, over every 97th float from 2^-12 on; below, tanh(y) is y."""
+    def largest_errors(self):
+        """Near 0 and beyond, in units in the last place, over every 97th float from 2^-12 on; below, tanh(y) is y."""
         y = floats_between(2.0**-12, float(self.LIMIT), 97)
         z, exact = to_float32(y * y), np.tanh(y)
+        unit = 2.0 ** (np.floor(np.log2(exact)) - 23)
         p, q = (horner([np.float32(1)] + c, z) for c in (self.numerator, self.denominator))
         quotient = to_float32(to_float32(to_float32(y * self.factor) * p) / q)
-        unit = 2.0 ** (np.floor(np.log2(exact)) - 23)
-        return float((np.abs(quotient - exact) / unit).max())
+        near = to_float32(y * horner(self.near, z))
+        is_near = z <= self.NEAR
+        errors = np.abs(np.where(is_near, near, quotient) - exact) / unit
+        return float(errors[is_near].max()), float(errors[~is_near].max())
 
 
 def moved(coefficient, units):
@@ -281,6 +304,7 @@ def swift_constants(coefficients, name="c"):
 
 def generate():
     exp2_problem, log2_problem, tanh = Exp2(), Log2(), Tanh()
+    near_error, far_error = tanh.largest_errors()
     exp2, exp2_error = search(exp2_problem)
     log2, log2_error = search(log2_problem)
     facts = {
@@ -289,7 +313,9 @@ def generate():
         "log2_error": f"{log2_error:.2f}",
         "log2_absolute": f"{Log2.absolute_error(log2):.1e}",
         "log2_polynomial": mpmath.nstr(log2_problem.polynomial_error, 2),
-        "tanh_error": f"{tanh.largest_error():.2f}",
+        "tanh_error": f"{far_error:.2f}",
+        "near_error": f"{near_error:.2f}",
+        "near_polynomial": mpmath.nstr(tanh.near_error, 2),
         "tanh_quotient": mpmath.nstr(tanh.quotient_error, 2),
     }
     header = C_TEMPLATE.format(
@@ -300,6 +326,7 @@ def generate():
         exp2=c_array("qattn_exp2_coefficients", exp2),
         log2=c_array("qattn_log2_coefficients", log2),
         tanh_factor=hexadecimal(tanh.factor),
+        tanh_s=c_array("qattn_near_tanh", tanh.near),
         tanh_p=c_array("qattn_tanh_numerator", tanh.numerator),
         tanh_q=c_array("qattn_tanh_denominator", tanh.denominator),
     )
@@ -311,6 +338,7 @@ def generate():
         exp2=swift_constants(exp2),
         log2=swift_constants(log2),
         tanh_factor=hexadecimal(tanh.factor),
+        tanh_s=swift_constants(tanh.near, "s"),
         tanh_p=swift_constants(tanh.numerator, "p"),
         tanh_q=swift_constants(tanh.denominator, "q"),
     )
@@ -334,6 +362,10 @@ C_TEMPLATE = """\
  * Largest error: {log2_polynomial} in real numbers, {log2_error} ulp by Horner's rule with fma in float32, and
  * {log2_absolute} max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e. */
 {log2}
+/* tanh(x) = x S(x^2), S(z) = (((c[0] z + c[1]) z + c[2]) z + c[3]) z + c[4], x^2 <= QATTN_TANH_NEAR.
+ * Largest error: {near_polynomial} of the value in real numbers, {near_error} ulp in float32. */
+#define QATTN_TANH_NEAR 0x1.9p-2f
+{tanh_s}
 /* tanh(y) = y k P(y^2) / Q(y^2), y in [-9, 9], P(z) = z^4 + c[0] z^3 + ... + c[3], and Q likewise; beyond, tanh(9) is off
  * by 3e-8 at most. Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in float32. */
 #define QATTN_TANH_LIMIT  9
@@ -365,9 +397,14 @@ enum Exp2Coefficients {{
 enum Log2Coefficients {{
 {log2}}}
 
-/// tanh(y) = y k P(y^2) / Q(y^2) for y in [-9, 9]; P = (((z + p3) z + p2) z + p1) z + p0, and Q likewise.
+/// tanh(x) = x S(x^2) for x^2 <= near; S = (((s4 z + s3) z + s2) z + s1) z + s0.
+/// Largest error: {near_polynomial} of the value in real numbers, {near_error} ulp in Float.
+///
+/// tanh(y) = y k P(y^2) / Q(y^2) beyond, y in [-9, 9]; P = (((z + p3) z + p2) z + p1) z + p0, and Q likewise.
 /// Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in Float.
 enum TanhCoefficients {{
+    static let near: Float = 0x1.9p-2
+{tanh_s}
     /// Beyond, tanh(9) is off by 3e-8 at most.
     static let limit: Float = 9
     /// k.

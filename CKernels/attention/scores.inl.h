@@ -37,7 +37,8 @@ QATTN_INLINE bool scores_are_plain(const qattn_forward_args *args) {
 /* What finishing scores takes: of a call, and of a row against a block. */
 typedef struct score_finish {
     const qattn_forward_args *args;
-    float unit, cap; /* cap with the factor of tanh */
+    float unit;
+    tanh_scale cap;
 } score_finish;
 
 typedef struct row_finish {
@@ -50,7 +51,7 @@ typedef struct row_finish {
 QATTN_INLINE score_finish begin_finish(const qattn_forward_args *args) {
     const float unit = score_unit(args);
     const double cap = args->softcap * (takes_scores(args) ? 1 : QATTN_LOG2E);
-    return (score_finish){.args = args, .unit = unit, .cap = (float)(cap * QATTN_TANH_FACTOR)};
+    return (score_finish){.args = args, .unit = unit, .cap = {(float)cap, (float)(cap * QATTN_TANH_FACTOR)}};
 }
 
 QATTN_INLINE row_finish begin_row_finish(const score_finish *finish, row_place place, uint64_t visible,

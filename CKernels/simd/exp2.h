@@ -54,8 +54,13 @@ QATTN_INLINE f32x16 f32x16_monic(f32x16 x, const float *coefficients, int count)
     return y;
 }
 
-/* scale * tanh(x), of factor = scale * QATTN_TANH_FACTOR. */
-QATTN_INLINE f32x16 f32x16_scaled_tanh(f32x16 x, float factor) {
+/* What tanh is multiplied by, in its two forms. */
+typedef struct tanh_scale {
+    float near, far; /* scale, scale * QATTN_TANH_FACTOR */
+} tanh_scale;
+
+/* The quotient of two polynomials, for any x. */
+QATTN_INLINE f32x16 f32x16_far_tanh(f32x16 x, float factor) {
     const int count = sizeof qattn_tanh_numerator / sizeof *qattn_tanh_numerator;
     const f32x16 limit = f32x16_splat(QATTN_TANH_LIMIT);
     const f32x16 below = x > limit ? limit : x, y = below < -limit ? -limit : below;
@@ -64,7 +69,19 @@ QATTN_INLINE f32x16 f32x16_scaled_tanh(f32x16 x, float factor) {
            f32x16_monic(z, qattn_tanh_denominator, count);
 }
 
-QATTN_INLINE f32x16 f32x16_tanh(f32x16 x) { return f32x16_scaled_tanh(x, QATTN_TANH_FACTOR); }
+/* scale * tanh(x). Near 0, where most scores are that a cap is made for, a polynomial takes half the time; where any
+ * lane is not, both forms are computed. */
+QATTN_INLINE f32x16 f32x16_scaled_tanh(f32x16 x, tanh_scale scale) {
+    const f32x16 z = x * x;
+    const int count = sizeof qattn_near_tanh / sizeof *qattn_near_tanh;
+    const f32x16 near = x * f32x16_splat(scale.near) * f32x16_horner(z, qattn_near_tanh, count);
+    if (f32x16_all_at_most(z, QATTN_TANH_NEAR)) return near;
+    return z <= f32x16_splat(QATTN_TANH_NEAR) ? near : f32x16_far_tanh(x, scale.far);
+}
+
+QATTN_INLINE f32x16 f32x16_tanh(f32x16 x) {
+    return f32x16_scaled_tanh(x, (tanh_scale){.near = 1, .far = QATTN_TANH_FACTOR});
+}
 
 QATTN_INLINE f32x16 f32x16_log2(f32x16 x) {
     const int count = sizeof qattn_log2_coefficients / sizeof *qattn_log2_coefficients;

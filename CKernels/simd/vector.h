@@ -149,6 +149,15 @@ QATTN_INLINE uint32_t u8x16_nonzero_bits(const uint8_t *x) {
 #endif
 }
 
+/* Whether every lane is at most `bound`; NaN is not. */
+QATTN_INLINE bool f32x16_all_at_most(f32x16 x, float bound) {
+#if defined(QATTN_AVX512)
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_NLE_UQ) == 0;
+#else
+    return __builtin_reduce_and((i32x16)(x <= f32x16_splat(bound))) != 0;
+#endif
+}
+
 /* Bit r is set where x[r] == value. */
 QATTN_INLINE uint32_t f32x16_equal_bits(f32x16 x, float value) {
 #if defined(QATTN_AVX512)
