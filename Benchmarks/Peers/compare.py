@@ -120,7 +120,7 @@ def agreement(case, out, definition, ours):
 
 
 def is_softmax(variant):
-    return variant in ("SDPA", "MultiHeadAttention", "GroupQueryAttention")
+    return variant in ("SDPA", "FlexAttention", "MultiHeadAttention", "GroupQueryAttention")
 
 
 def compare(case, quiet, workers, folder, options):
@@ -205,7 +205,7 @@ def markdown(results):
     head = ["shape", "ms", "GFLOP/s", "of peak"] + [f"{library}: {variant}" for library, variant in columns]
     if not results["checked_only"]:
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    notes, agree = [], []
+    notes, agree = {}, []
     for row in results["rows"]:
         name, ours = row["case"]["name"], row["quiet"]
         cells = (
@@ -214,11 +214,11 @@ def markdown(results):
             else ["", "", ""]
         )
         if gap(ours):
-            notes.append(f"{name}, QuietAttention: {gap(ours)}")
+            notes.setdefault(f"QuietAttention: {gap(ours)}", []).append(name)
         for peer in row["peers"]:
             cells.append(f"{peer['ratio']:.2f}" if "ratio" in peer else "failed" if "failed" in peer else "")
             if gap(peer):
-                notes.append(f"{name}, {peer['library']} {peer['variant']}: {gap(peer)}")
+                notes.setdefault(f"{peer['library']} {peer['variant']}: {gap(peer)}", []).append(name)
             if "agrees" in peer:
                 agree.append((name, peer, ours.get("softmax" if peer["softmax"] else "softmax_1")))
         if not results["checked_only"]:
@@ -231,7 +231,8 @@ def markdown(results):
         cells += [number((ours or {}).get("error")), "agrees" if peer["agrees"] else "**DIFFERS**"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Errors are against the definition in float64, on sampled rows.", "", "## Not measured, and why", ""]
-    lines += [f"- {note}" for note in results["unavailable"] + notes] or ["- nothing"]
+    gaps = [f"{reason} ({', '.join(names)})" for reason, names in notes.items()]
+    lines += [f"- {note}" for note in results["unavailable"] + gaps] or ["- nothing"]
     return "\n".join(lines) + "\n"
 
 

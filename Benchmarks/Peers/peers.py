@@ -46,7 +46,13 @@ class Torch:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.torch, self.version = torch, torch.__version__
-        self.variants = {"SDPA": self.sdpa, "SDPA, zero key": self.zero_key, "flash op, LSE": self.log_sum_exp}
+        self.variants = {
+            "SDPA": self.sdpa,
+            "SDPA, zero key": self.zero_key,
+            "flash op, LSE": self.log_sum_exp,
+            "FlexAttention": lambda case, inputs: self.flex(case, inputs, softmax=True),
+            "FlexAttention, ghost key": lambda case, inputs: self.flex(case, inputs, softmax=False),
+        }
         self.decoding = {"SDPA": self.sdpa, "SDPA, bfloat16": self.sdpa_bfloat16}
 
     def tensors(self, case, inputs):
@@ -94,6 +100,28 @@ class Torch:
         def run():
             out, lse = flash(q, k, v, 0.0, causal, attn_mask=mask, scale=case.scale)
             return out * torch.sigmoid(lse - sinks)[..., None]
+
+        return run
+
+    def flex(self, case, inputs, softmax):
+        """Compiled on the spot; leaves out blocks of keys that no row sees. It has no sinks, and gives no sums on a CPU:
+        one more key in front, whose score is the sink and whose value is zero, stands for them."""
+        require(case.window, "compiled for windows alone, whose blocks the other operators do not leave out")
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        torch, window, ghosts = self.torch, case.window, 0 if softmax else 1
+        q, k, v, _ = self.tensors(case, inputs)
+        sinks, after = torch.from_numpy(inputs["sinks"]), case.keys - case.queries + ghosts
+        seen = lambda b, h, i, j: (j < ghosts) | ((j <= i + after) & (j > i + after - window))
+        blocks = create_block_mask(seen, None, None, case.queries, case.keys + ghosts, device="cpu")
+        score = None if softmax else lambda x, b, h, i, j: torch.where(j == 0, sinks[h], x)
+        attention = torch.compile(flex_attention)
+
+        def run():
+            ghost = lambda t: t if softmax else torch.cat([torch.zeros_like(t[:, :, :1]), t], dim=2)
+            return attention(
+                q, ghost(k), ghost(v), score_mod=score, block_mask=blocks, scale=case.scale, enable_gqa=case.group > 1
+            )
 
         return run
 

@@ -19,9 +19,9 @@ QATTN_INLINE size_t panel_lanes(size_t lanes) {
     return lanes == 5 * QATTN_LANES ? 3 * QATTN_LANES : qattn_min(lanes, 4 * QATTN_LANES);
 }
 
-/* Channels of a packed key: those of int8 come in pairs. */
+/* Channels of a packed key. */
 QATTN_INLINE size_t packed_channels(size_t head_dim, qattn_storage storage) {
-    return storage == QATTN_INT8 ? qattn_round_up(head_dim, 2) : head_dim;
+    return head_dim + qattn_channel_padding(head_dim, storage);
 }
 
 /* Block `index`, whose length is `bytes` = qattn_block_bytes(). */

@@ -28,4 +28,9 @@ static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t qattn_max(size_t a, size_t b) { return a > b ? a : b; }
 static inline size_t qattn_round_up(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
+/* Channels with which a packed key is filled up: those of int8 come in pairs. */
+static inline size_t qattn_channel_padding(size_t head_dim, qattn_storage storage) {
+    return storage == QATTN_INT8 ? head_dim % 2 : 0;
+}
+
 #endif

@@ -66,7 +66,7 @@ static size_t lanes(size_t dim) { return dim > SIZE_MAX - QATTN_LANES ? SIZE_MAX
 size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim) {
     const size_t size = storage == QATTN_FLOAT32 ? 4 : storage == QATTN_INT8 ? 1 : 2;
     const size_t scales = storage == QATTN_INT8 ? 2 * QATTN_KEY_BLOCK * sizeof(float) : 0;
-    const size_t channels = sum(head_dim, storage == QATTN_INT8 ? head_dim % 2 : 0);
+    const size_t channels = sum(head_dim, qattn_channel_padding(head_dim, storage));
     return sum(product(sum(channels, lanes(value_dim)), QATTN_KEY_BLOCK * size), scales);
 }
 
