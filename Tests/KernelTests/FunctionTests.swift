@@ -65,7 +65,7 @@ import Testing
         var generator = SeededGenerator(seed: 4)
         var arguments: [Float] = [0, -0.0, 9, -9, Float(9).nextUp, Float(9).nextDown, .infinity, -.infinity, .nan]
         arguments += [0.625, -0.625, Float(0.625).nextUp, Float(0.625).nextDown]
-        for _ in 0..<2048 { arguments.append(generator.nextUniform() - 0.5) } // vectors that are near 0 in every lane
+        for _ in 0..<2048 { arguments.append(generator.nextUniform() - 0.5) }  // vectors that are near 0 in every lane
         for _ in 0..<20_000 { arguments.append(20 * generator.nextUniform() - 10) }
         for _ in 0..<20_000 { arguments.append(Float(bitPattern: UInt32(truncatingIfNeeded: generator.next()))) }
         try compare("tanh", arguments, kernels.functions.pointee.tanh, ReferenceMath.tanh, kernels)
