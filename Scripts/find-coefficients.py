@@ -314,6 +314,7 @@ def generate():
         "log2_absolute": f"{Log2.absolute_error(log2):.1e}",
         "log2_polynomial": mpmath.nstr(log2_problem.polynomial_error, 2),
         "tanh_error": f"{far_error:.2f}",
+        "tanh_near": hexadecimal(np.float32(Tanh.NEAR)),
         "near_error": f"{near_error:.2f}",
         "near_polynomial": mpmath.nstr(tanh.near_error, 2),
         "tanh_quotient": mpmath.nstr(tanh.quotient_error, 2),
@@ -364,7 +365,7 @@ C_TEMPLATE = """\
 {log2}
 /* tanh(x) = x S(x^2), S(z) = (((c[0] z + c[1]) z + c[2]) z + c[3]) z + c[4], x^2 <= QATTN_TANH_NEAR.
  * Largest error: {near_polynomial} of the value in real numbers, {near_error} ulp in float32. */
-#define QATTN_TANH_NEAR 0x1.9p-2f
+#define QATTN_TANH_NEAR {tanh_near}f
 {tanh_s}
 /* tanh(y) = y k P(y^2) / Q(y^2), y in [-9, 9], P(z) = z^4 + c[0] z^3 + ... + c[3], and Q likewise; beyond, tanh(9) is off
  * by 3e-8 at most. Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in float32. */
@@ -403,7 +404,7 @@ enum Log2Coefficients {{
 /// tanh(y) = y k P(y^2) / Q(y^2) beyond, y in [-9, 9]; P = (((z + p3) z + p2) z + p1) z + p0, and Q likewise.
 /// Largest error: {tanh_quotient} of the value in real numbers, {tanh_error} ulp in Float.
 enum TanhCoefficients {{
-    static let near: Float = 0x1.9p-2
+    static let near: Float = {tanh_near}
 {tanh_s}
     /// Beyond, tanh(9) is off by 3e-8 at most.
     static let limit: Float = 9

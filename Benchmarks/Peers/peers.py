@@ -71,6 +71,10 @@ class Torch:
         attention = self.torch.nn.functional.scaled_dot_product_attention
         return lambda: attention(q, k, v, enable_gqa=case.group > 1).float()
 
+    def behind_zero(self, t):
+        """One more row in front of each head's, all zero."""
+        return self.torch.cat([self.torch.zeros_like(t[:, :, :1]), t], dim=2)
+
     def zero_key(self, case, inputs):
         """softmax_1 as nn.MultiheadAttention(add_zero_attn=True) has it: one more key and value, all zero.
         It goes first, with one query more, so that the fused causal path still serves."""
@@ -82,9 +86,8 @@ class Torch:
             mask = torch.cat([torch.zeros_like(mask[..., :1]), mask], dim=-1)
 
         def run():
-            ghost = lambda t: torch.cat([torch.zeros_like(t[:, :, :1]), t], dim=2)
-            rows = ghost(q) if causal else q
-            out = attention(rows, ghost(k), ghost(v), attn_mask=mask, is_causal=causal, enable_gqa=case.group > 1)
+            rows = self.behind_zero(q) if causal else q
+            out = attention(rows, self.behind_zero(k), self.behind_zero(v), attn_mask=mask, is_causal=causal, enable_gqa=case.group > 1)
             return out[:, :, 1:] if causal else out
 
         return run
@@ -118,7 +121,7 @@ class Torch:
         attention = torch.compile(flex_attention)
 
         def run():
-            ghost = lambda t: t if softmax else torch.cat([torch.zeros_like(t[:, :, :1]), t], dim=2)
+            ghost = (lambda t: t) if softmax else self.behind_zero
             return attention(
                 q, ghost(k), ghost(v), score_mod=score, block_mask=blocks, scale=case.scale, enable_gqa=case.group > 1
             )

@@ -173,7 +173,6 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         task->next = block_prefetch_begin(task->block.keys, following, ws->block_bytes, streaming_pace(args, ws->rows));
     prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
     const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
-    const bool ranges_only = !args->mask && !args->bias;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
         const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - i);
         const run_keys keys = keys_of_run(args, ws->places[i], ws->places[i + count - 1]);
@@ -182,7 +181,7 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         if (keys.any.first >= (ptrdiff_t)block_last || keys.any.last <= (ptrdiff_t)block_first) continue;
         take_rows(task, ws, tile);
         const bool whole =
-            ranges_only && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last;
+            ws->ranges_only && keys.all.first <= (ptrdiff_t)block_first && keys.all.last >= (ptrdiff_t)block_last;
         if (whole) tile_sees_all(task, ws->chunk.started + i, count);
         else if (!tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first)) continue;
         if (!ws->plain) tile_finished(task, args, ws, i, count, block_first);
@@ -213,18 +212,18 @@ static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *t
 QATTN_INLINE void forward_chunk(tile_task *task, const qattn_forward_args *args, forward_workspace *ws, size_t begin,
                                 size_t end, size_t block_end) {
     reset_state(ws->chunk, ws);
-    size_t block = begin;
-    if (ws->streams) {
+    size_t first = end, last = end; /* of the blocks that a lone tile sees whole */
+    if (ws->lone_tile) {
         const key_range all = keys_of_run(args, ws->places[0], ws->places[ws->rows - 1]).all;
-        const size_t first = qattn_max(begin, ((size_t)all.first + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK);
-        const size_t last = qattn_min(end, all.last > 0 ? (size_t)all.last / QATTN_KEY_BLOCK : 0);
-        if (first < last) {
-            for (; block < first; block++) forward_block(task, args, ws, block, block_end);
+        first = qattn_max(begin, ((size_t)all.first + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK);
+        last = qattn_min(end, all.last > 0 ? (size_t)all.last / QATTN_KEY_BLOCK : 0);
+    }
+    for (size_t block = begin; block < end;) {
+        if (block == first && first < last) {
             QATTN_FUNCTION(stream_blocks)(task, args, ws, first, last, block_end);
             block = last;
-        }
+        } else forward_block(task, args, ws, block++, block_end);
     }
-    for (; block < end; block++) forward_block(task, args, ws, block, block_end);
 }
 
 /* Blocks [begin, end), whose first one may be anywhere in its chunk: the rows' sums over all of them. Keys of a single
@@ -277,7 +276,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     for (size_t n = 0; n < QATTN_UPCOMING; n++) {
         ws.upcoming[n] = prefetch_begin(args->upcoming[n]);
         ws.upcoming_share[n] = (prefetch_line_count(&ws.upcoming[n]) + tile_blocks - 1) / tile_blocks;
-        ws.streams = ws.streams && !ws.upcoming_share[n];
+        ws.lone_tile = ws.lone_tile && !ws.upcoming_share[n];
     }
 
     tile_task task = begin_task(args, &ws);

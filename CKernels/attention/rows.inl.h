@@ -18,7 +18,8 @@ typedef struct forward_workspace {
     bool values_in_place;        /* unpacked, in whole vectors */
     qattn_storage value_storage; /* of what tiles read */
     bool plain;                  /* softmax over float32 alone, of scores that need nothing but a mask */
-    bool streams; /* a lone tile that waits for memory, with ranges of keys for masks, and no other work */
+    bool ranges_only;            /* masks are ranges of keys */
+    bool lone_tile;              /* one tile of packed keys that waits for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     row_place *places;      /* of the rows; the last one's for those that fill the last tile */
     float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
@@ -201,7 +202,8 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->keys_in_place = args->unpacked && args->blocks.head_dim % QATTN_CHAINS == 0 && ws->rows <= STREAMING_ROWS;
     ws->plain = !ws->keys_in_place && args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
                 scores_are_plain(args);
-    ws->streams = ws->rows <= STREAMING_ROWS && !args->unpacked && !args->mask && !args->bias;
+    ws->ranges_only = !args->mask && !args->bias;
+    ws->lone_tile = ws->rows <= STREAMING_ROWS && !args->unpacked && ws->ranges_only;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
     ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
