@@ -33,7 +33,7 @@ QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args
     const score_finish finish = begin_finish(args);
     for (size_t r = 0; r < count; r++) {
         f32x16 t[1][BLOCK_VECTORS];
-        tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1);
+        tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
         finish_scores(&finish, begin_row_finish(&finish, places[r], task->visible[r], block_first), BLOCK_VECTORS,
                       t[0]);
         tile_store(task->weights + r * QATTN_KEY_BLOCK, t, 1);

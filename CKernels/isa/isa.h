@@ -34,8 +34,9 @@
 #pragma clang diagnostic ignored "-Wpsabi"
 
 /* Always inlined, so that tiles stay in registers and constant arguments unroll their loops; -O0 included. */
-#define QATTN_INLINE   static inline __attribute__((always_inline))
-#define QATTN_UNROLL   _Pragma("clang loop unroll(full)")
-#define QATTN_UNROLL_2 _Pragma("clang loop unroll_count(2)")
+#define QATTN_INLINE    static inline __attribute__((always_inline))
+#define QATTN_UNROLL    _Pragma("clang loop unroll(full)")
+#define QATTN_UNROLL_2  _Pragma("clang loop unroll_count(2)")
+#define QATTN_NO_UNROLL _Pragma("clang loop unroll(disable)")
 
 #endif
