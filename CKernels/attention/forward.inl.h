@@ -171,13 +171,14 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     const bool streams = ws->rows <= STREAMING_ROWS;
     if (streams && !args->unpacked)
         task->next = block_prefetch_begin(task->block.keys, following, ws->block_bytes, streaming_pace(args, ws->rows));
-    prefetch_cursor next = prefetch_begin((qattn_upcoming_rows){streams ? NULL : following, 0, 1, ws->block_bytes});
-    const size_t share = (prefetch_line_count(&next) + ws->tiles - 1) / ws->tiles;
+    const qattn_upcoming_rows next_block = {streams ? NULL : following, 0, 1, ws->block_bytes};
+    prefetch_cursor next = prefetch_begin(&next_block, 1);
+    const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
         const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - i);
         const run_keys keys = keys_of_run(args, ws->places[i], ws->places[i + count - 1]);
         prefetch_lines(&next, share);
-        for (size_t n = 0; n < QATTN_UPCOMING; n++) prefetch_lines(&ws->upcoming[n], ws->upcoming_share[n]);
+        prefetch_lines(&ws->upcoming, ws->upcoming_share);
         if (keys.any.first >= (ptrdiff_t)block_last || keys.any.last <= (ptrdiff_t)block_first) continue;
         take_rows(task, ws, tile);
         const bool whole =
@@ -273,11 +274,9 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         block_end = qattn_min(block_end, args->chunk_end * CHUNK_BLOCKS);
     }
     const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
-    for (size_t n = 0; n < QATTN_UPCOMING; n++) {
-        ws.upcoming[n] = prefetch_begin(args->upcoming[n]);
-        ws.upcoming_share[n] = (prefetch_line_count(&ws.upcoming[n]) + tile_blocks - 1) / tile_blocks;
-        ws.lone_tile = ws.lone_tile && !ws.upcoming_share[n];
-    }
+    ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
+    ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
+    ws.lone_tile = ws.lone_tile && !ws.upcoming_share;
 
     tile_task task = begin_task(args, &ws);
     if (args->states) {

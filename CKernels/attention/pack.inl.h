@@ -44,8 +44,9 @@ QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row
                                   qattn_storage storage) {
     if (stride == (ptrdiff_t)dim) return;
     const size_t size = storage_size(storage);
-    prefetch_cursor cursor = prefetch_begin((qattn_upcoming_rows){storage_at(base, (ptrdiff_t)row * stride, storage),
-                                                                  stride * (ptrdiff_t)size, rows, dim * size});
+    const qattn_upcoming_rows tensor = {storage_at(base, (ptrdiff_t)row * stride, storage), stride * (ptrdiff_t)size,
+                                        rows, dim * size};
+    prefetch_cursor cursor = prefetch_begin(&tensor, 1);
     prefetch_lines(&cursor, SIZE_MAX);
 }
 

@@ -8,28 +8,46 @@
 
 enum { CACHE_LINE = 64 };
 
-/* Where in its rows a prefetch stands. */
+/* Tensors to ask for, one after another, and where in them a prefetch stands. */
 typedef struct prefetch_cursor {
-    qattn_upcoming_rows rows;
+    const qattn_upcoming_rows *tensors; /* those not begun, */
+    size_t count;                       /* so many */
+    qattn_upcoming_rows rows;           /* what is left of the one at hand */
     size_t row_bytes_done;
 } prefetch_cursor;
 
-QATTN_INLINE prefetch_cursor prefetch_begin(qattn_upcoming_rows rows) {
+/* One long row has no seams to step over. */
+QATTN_INLINE qattn_upcoming_rows without_seams(qattn_upcoming_rows rows) {
     if (!rows.base) rows.rows = 0;
-    if (rows.rows && rows.stride_bytes == (ptrdiff_t)rows.row_bytes) { /* one long row has no seams to step over */
+    if (rows.rows && rows.stride_bytes == (ptrdiff_t)rows.row_bytes) {
         rows.row_bytes *= rows.rows;
         rows.rows = 1;
     }
-    return (prefetch_cursor){.rows = rows};
+    return rows;
 }
 
-QATTN_INLINE size_t prefetch_line_count(const prefetch_cursor *cursor) {
-    return cursor->rows.rows * ((cursor->rows.row_bytes + CACHE_LINE - 1) / CACHE_LINE);
+QATTN_INLINE prefetch_cursor prefetch_begin(const qattn_upcoming_rows *tensors, size_t count) {
+    return (prefetch_cursor){.tensors = tensors, .count = count};
+}
+
+QATTN_INLINE size_t prefetch_line_count(const qattn_upcoming_rows *tensors, size_t count) {
+    size_t lines = 0;
+    for (size_t n = 0; n < count; n++) {
+        const qattn_upcoming_rows rows = without_seams(tensors[n]);
+        lines += rows.rows * ((rows.row_bytes + CACHE_LINE - 1) / CACHE_LINE);
+    }
+    return lines;
 }
 
 /* Asks for up to `lines` further lines, into L2: L1 belongs to the tile at work. */
 QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
-    while (lines && cursor->rows.rows) {
+    while (lines) {
+        if (!cursor->rows.rows) {
+            if (!cursor->count) return;
+            cursor->rows = without_seams(*cursor->tensors++);
+            cursor->count--;
+            continue;
+        }
         const char *const at = (const char *)cursor->rows.base + cursor->row_bytes_done;
         const size_t left = (cursor->rows.row_bytes - cursor->row_bytes_done + CACHE_LINE - 1) / CACHE_LINE;
         const size_t count = qattn_min(lines, left);

@@ -26,8 +26,8 @@ typedef struct forward_workspace {
     float *query_steps;     /* int8: q' = integer * step, and `queries` holds the integers, see below */
     row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
-    prefetch_cursor upcoming[QATTN_UPCOMING];
-    size_t upcoming_share[QATTN_UPCOMING]; /* lines to ask for with each tile and block */
+    prefetch_cursor upcoming;
+    size_t upcoming_share; /* lines to ask for with each tile and block */
 } forward_workspace;
 
 /* The c of a row's normaliser. */

@@ -165,11 +165,23 @@ QATTN_INLINE const void *storage_at(const void *base, ptrdiff_t index, qattn_sto
     return (const char *)base + index * (ptrdiff_t)storage_size(storage);
 }
 
+/* Copies n < 16 elements. In pieces, without a call: across one, a loop would keep nothing in vector registers. */
+QATTN_INLINE void copy_first(char *to, const char *from, size_t n, qattn_storage storage) {
+    QATTN_UNROLL
+    for (size_t half = 2; half <= QATTN_LANES; half *= 2) {
+        const size_t piece = QATTN_LANES / half;
+        if (!(n & piece)) continue;
+        memcpy(to, from, piece * storage_size(storage));
+        to += piece * storage_size(storage);
+        from += piece * storage_size(storage);
+    }
+}
+
 /* The first n <= 16 elements, and 0 behind them: nothing past the end of a row is read. */
 QATTN_INLINE f32x16 f32x16_load_first(const void *p, size_t n, qattn_storage storage) {
     if (n >= QATTN_LANES) return f32x16_load_storage(p, storage);
     float lanes[QATTN_LANES] = {0}; /* all-zero bytes are 0 in every type */
-    memcpy(lanes, p, n * storage_size(storage));
+    copy_first((char *)lanes, p, n, storage);
     return f32x16_load_storage(lanes, storage);
 }
 
@@ -180,7 +192,7 @@ QATTN_INLINE void f32x16_store_first(void *p, size_t n, f32x16 x, qattn_storage 
     }
     float lanes[QATTN_LANES];
     f32x16_store_storage(lanes, x, storage);
-    memcpy(p, lanes, n * storage_size(storage));
+    copy_first(p, (const char *)lanes, n, storage);
 }
 
 #endif
