@@ -51,6 +51,11 @@ QATTN_INLINE uint64_t range_bits(key_range range, size_t block_first) {
     return first <= 0 ? below_last : below_last & (~UINT64_C(0) << first);
 }
 
+/* Whether the 64 keys from block_first on are all in `range`. */
+QATTN_INLINE bool range_covers(key_range range, size_t block_first) {
+    return range.first <= (ptrdiff_t)block_first && range.last >= (ptrdiff_t)(block_first + QATTN_KEY_BLOCK);
+}
+
 /* The 16 biases of a row from key j on, where each key with a bit lies inside the tensor; other lanes are anything. */
 QATTN_INLINE f32x16 bias_lanes(const qattn_forward_args *args, row_place row, size_t j, uint32_t bits) {
     const float *bias = args->bias + row_offset(args->bias_strides, row) + (ptrdiff_t)j * args->bias_strides.key;

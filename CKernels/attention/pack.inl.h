@@ -28,7 +28,8 @@ typedef struct key_group {
 } key_group;
 
 /* Rows come from memory in one of two ways. Rows one behind the other, read from the first byte to the last, are what
- * hardware foresees; but a transposition reads short pieces of many rows, so they are touched in order before it. */
+ * hardware foresees; but transpositions and panels read short pieces of many rows, so they are touched in order first.
+ */
 static __attribute__((noinline)) void QATTN_FUNCTION(touch)(const char *bytes, size_t count) {
     for (size_t byte = 0; byte < count; byte += CACHE_LINE) (void)*(const volatile char *)(bytes + byte);
 }
@@ -69,6 +70,12 @@ QATTN_INLINE float row_scale(const void *x, size_t dim, qattn_storage from, floa
     memcpy(&magnitude, &bits, sizeof magnitude);
     *scale = magnitude / 127;
     return 127 / magnitude;
+}
+
+/* The same of `count` rows. */
+QATTN_INLINE void row_scales(const char *rows, ptrdiff_t step, size_t count, size_t dim, qattn_storage from,
+                             float *scales, float *inverse_scales) {
+    for (size_t r = 0; r < count; r++, rows += step) inverse_scales[r] = row_scale(rows, dim, from, scales + r);
 }
 
 /* packed[c][r] = key[r][c] of 16 by 16 elements, or of `columns` columns and the lanes that the group has (of int8
@@ -131,25 +138,21 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
     }
 }
 
-/* Value j of a block. */
-QATTN_INLINE void pack_value(const void *value, size_t value_dim, char *values, size_t j, float inverse_scale,
-                             qattn_storage from, qattn_storage to) {
+/* Values [begin, end) of a block, at most 16, the first of which is at `value`: panel by panel. */
+QATTN_INLINE void pack_values(const char *value, ptrdiff_t step, size_t value_dim, char *values, size_t begin,
+                              size_t end, const float *inverse_scales, qattn_storage from, qattn_storage to) {
     const size_t value_lanes = qattn_round_up(value_dim, QATTN_LANES), size = storage_size(to);
-    if (to == QATTN_INT8) {
-        char *const pairs = values + j / 2 * 2 * QATTN_LANES;
-        for (size_t c = 0; c < value_lanes; c += QATTN_LANES)
-            i8x32_store_half(
-                pairs + c * QATTN_KEY_BLOCK, j % 2,
-                load_packable(storage_at(value, (ptrdiff_t)c, from), value_dim - c, inverse_scale, from, to));
-        return;
-    }
     for (size_t column = 0; column < value_lanes;) {
-        const size_t lanes = panel_lanes(value_lanes - column);
-        for (size_t c = 0; c < lanes; c += QATTN_LANES)
-            f32x16_store_storage(values + (j * lanes + c) * size,
-                                 load_packable(storage_at(value, (ptrdiff_t)(column + c), from), value_dim - column - c,
-                                               inverse_scale, from, to),
-                                 to);
+        const size_t lanes = to == QATTN_INT8 ? QATTN_LANES : panel_lanes(value_lanes - column);
+        const char *from_row = value + column * storage_size(from);
+        for (size_t j = begin; j < end; j++, from_row += step) {
+            for (size_t c = 0; c < lanes; c += QATTN_LANES) {
+                const f32x16 x = load_packable(storage_at(from_row, (ptrdiff_t)c, from), value_dim - column - c,
+                                               inverse_scales[j - begin], from, to);
+                if (to == QATTN_INT8) i8x32_store_half(values + j / 2 * 2 * QATTN_LANES, j % 2, x);
+                else f32x16_store_storage(values + (j * lanes + c) * size, x, to);
+            }
+        }
         column += lanes;
         values += lanes * QATTN_KEY_BLOCK * size;
     }
@@ -164,24 +167,27 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
     const ptrdiff_t key_step = args->key_stride * (ptrdiff_t)storage_size(key_from);
     const ptrdiff_t value_step = args->value_stride * (ptrdiff_t)storage_size(value_from);
     for (size_t j = begin; j < end;) {
-        const size_t first = j / QATTN_LANES * QATTN_LANES;
+        const size_t first = j / QATTN_LANES * QATTN_LANES, group_end = qattn_min(end, first + QATTN_LANES);
+        const size_t count = group_end - j;
         key_group group = {.keys = key,
                            .stride = args->key_stride,
                            .begin = j - first,
-                           .end = qattn_min(end - first, QATTN_LANES),
+                           .end = group_end - first,
                            .packed = block.keys + first * packed_channels(head_dim, to) * storage_size(to)};
-        for (size_t r = group.begin; to == QATTN_INT8 && r < group.end; r++)
-            group.inverse_scales[r] = row_scale(key + (ptrdiff_t)(r - group.begin) * key_step, head_dim, key_from,
-                                                block.key_scales + first + r);
+        float *const inverse_scales = group.inverse_scales + group.begin;
+        if (to == QATTN_INT8)
+            row_scales(key, key_step, count, head_dim, key_from, block.key_scales + j, inverse_scales);
         if (args->key_stride == (ptrdiff_t)head_dim)
-            QATTN_FUNCTION(touch)(key, (group.end - group.begin) * head_dim * storage_size(key_from));
+            QATTN_FUNCTION(touch)(key, count * head_dim * storage_size(key_from));
         pack_keys(&group, head_dim, key_from, to);
-        key += (ptrdiff_t)(group.end - group.begin) * key_step;
-        for (; j < first + group.end; j++, value += value_step) {
-            float inverse_scale = 1;
-            if (to == QATTN_INT8) inverse_scale = row_scale(value, value_dim, value_from, block.value_scales + j);
-            pack_value(value, value_dim, block.values, j, inverse_scale, value_from, to);
-        }
+        if (to == QATTN_INT8)
+            row_scales(value, value_step, count, value_dim, value_from, block.value_scales + j, inverse_scales);
+        if (value_dim > panel_lanes(value_dim) && args->value_stride == (ptrdiff_t)value_dim)
+            QATTN_FUNCTION(touch)(value, count * value_dim * storage_size(value_from));
+        pack_values(value, value_step, value_dim, block.values, j, group_end, inverse_scales, value_from, to);
+        key += (ptrdiff_t)count * key_step;
+        value += (ptrdiff_t)count * value_step;
+        j = group_end;
     }
 }
 

@@ -21,6 +21,7 @@ typedef struct forward_workspace {
     bool ranges_only;            /* masks are ranges of keys */
     bool lone_tile;              /* one tile of packed keys that waits for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
+    run_keys keys;          /* of all rows */
     row_place *places;      /* of the rows; the last one's for those that fill the last tile */
     float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
     float *query_steps;     /* int8: q' = integer * step, and `queries` holds the integers, see below */
@@ -217,6 +218,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->state = take_state(&cursor, ws);
     ws->totals = (row_totals *)take(&cursor, ws->tiles * TOTALS_FLOATS);
     place_rows(args, ws);
+    ws->keys = keys_of_run(args, ws->places[0], ws->places[ws->rows - 1]);
 }
 
 #endif
