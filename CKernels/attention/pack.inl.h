@@ -20,12 +20,24 @@ enum { SCATTERED_KEYS = 4 };
 
 /* The part of a call that is packed into one aligned group of 16 keys of a block. */
 typedef struct key_group {
-    const void *keys; /* of lane `begin` */
-    ptrdiff_t stride;
-    size_t begin, end; /* lanes of the group */
-    char *packed;      /* element 0 of lane 0 */
+    const char *keys[QATTN_LANES]; /* place 4 i + g: that of lane 4 g + i; the first one's where the call has none */
+    size_t begin, end;             /* lanes of the group */
+    char *packed;                  /* element 0 of lane 0 */
     float inverse_scales[QATTN_LANES];
 } key_group;
+
+QATTN_INLINE size_t place_of_lane(size_t lane) { return lane % 4 * 4 + lane / 4; }
+
+/* Lanes [begin, end), the first of which is at `key`. */
+QATTN_INLINE key_group begin_group(const char *key, ptrdiff_t step, size_t begin, size_t end, char *packed) {
+    key_group group = {.begin = begin, .end = end, .packed = packed};
+    QATTN_UNROLL
+    for (size_t lane = 0; lane < QATTN_LANES; lane++) {
+        const bool inside = lane >= begin && lane < end;
+        group.keys[place_of_lane(lane)] = inside ? key + (ptrdiff_t)(lane - begin) * step : key;
+    }
+    return group;
+}
 
 /* Rows come from memory in one of two ways. Rows one behind the other, read from the first byte to the last, are what
  * hardware foresees; but transpositions and panels read short pieces of many rows, so they are touched in order first.
@@ -55,7 +67,7 @@ QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row
 QATTN_INLINE f32x16 load_packable(const void *x, size_t count, float inverse_scale, qattn_storage from,
                                   qattn_storage to) {
     const f32x16 lanes = f32x16_load_first(x, count, from);
-    return to == QATTN_INT8 ? int8x16_quantised(lanes, inverse_scale) : lanes;
+    return to == QATTN_INT8 ? int8x16_quantised(lanes, f32x16_splat(inverse_scale)) : lanes;
 }
 
 /* 1 / scale of a row for int8, and the scale. */
@@ -78,32 +90,31 @@ QATTN_INLINE void row_scales(const char *rows, ptrdiff_t step, size_t count, siz
     for (size_t r = 0; r < count; r++, rows += step) inverse_scales[r] = row_scale(rows, dim, from, scales + r);
 }
 
-/* packed[c][r] = key[r][c] of 16 by 16 elements, or of `columns` columns and the lanes that the group has (of int8
- * all): a constant `whole` leaves no test in the loops. */
-QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns, bool whole, qattn_storage from,
-                                qattn_storage to) {
-    f32x16 tile[QATTN_LANES];
+/* packed[d + c][r] = key[r][c] of 16 keys and four channels, of which `count` are there: int8 of all lanes, else of
+ * those that the group has. Four keys' channels are loaded side by side, which leaves the quarters to transpose. */
+QATTN_INLINE void pack_channels(const key_group *group, const char *const keys[QATTN_LANES], size_t c, size_t d,
+                                size_t count, qattn_storage from, qattn_storage to) {
+    f32x16 x[4];
     QATTN_UNROLL
-    for (size_t r = 0; r < QATTN_LANES; r++) {
-        const ptrdiff_t row = ((ptrdiff_t)r - (ptrdiff_t)group->begin) * group->stride + (ptrdiff_t)d;
-        const bool inside = whole || (r >= group->begin && r < group->end);
-        tile[r] = inside ? load_packable(storage_at(group->keys, row, from), whole ? QATTN_LANES : columns,
-                                         group->inverse_scales[r], from, to)
-                         : f32x16_splat(0);
-    }
-    f32x16_transpose(tile);
+    for (size_t i = 0; i < 4; i++) x[i] = f32x16_load_fours(keys + 4 * i, c, from);
+    f32x16_transpose_quarters(x);
+    char *const packed = group->packed + d * QATTN_LANES * storage_size(to);
     if (to == QATTN_INT8) {
+        const f32x16 inverse_scales = f32x16_load(group->inverse_scales);
         QATTN_UNROLL
-        for (size_t c = 0; c < QATTN_LANES; c += 2)
-            if (c < columns) i8x32_store_pairs(group->packed + (d + c) * QATTN_LANES, tile[c], tile[c + 1]);
+        for (size_t n = 0; n < 4; n += 2)
+            if (n < count)
+                i8x32_store_pairs(packed + n * QATTN_LANES, int8x16_quantised(x[n], inverse_scales),
+                                  int8x16_quantised(x[n + 1], inverse_scales));
         return;
     }
     const uint32_t lanes = (1u << group->end) - (1u << group->begin);
     QATTN_UNROLL
-    for (size_t c = 0; c < QATTN_LANES; c++) {
-        char *const packed = group->packed + (d + c) * QATTN_LANES * storage_size(to);
-        if (whole) f32x16_store_storage(packed, tile[c], to);
-        else if (c < columns) f32x16_store_selected(packed, lanes, tile[c], to);
+    for (size_t n = 0; n < 4; n++) {
+        if (n >= count) continue;
+        char *const at = packed + n * QATTN_LANES * storage_size(to);
+        if (lanes == 0xffff) f32x16_store_storage(at, x[n], to);
+        else f32x16_store_selected(at, lanes, x[n], to);
     }
 }
 
@@ -111,7 +122,7 @@ QATTN_INLINE void pack_key_tile(const key_group *group, size_t d, size_t columns
 QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
     const size_t size = storage_size(to), side_by_side = to == QATTN_INT8 ? 2 : 1;
     for (size_t r = group->begin; r < group->end; r++) {
-        const void *key = storage_at(group->keys, (ptrdiff_t)(r - group->begin) * group->stride, from);
+        const char *const key = group->keys[place_of_lane(r)];
         for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
             const size_t columns = qattn_min(QATTN_LANES, head_dim - d);
             char lanes[QATTN_LANES * sizeof(float)];
@@ -131,11 +142,17 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
         scatter_keys(group, head_dim, from, to);
         return;
     }
-    for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
-        const size_t columns = qattn_min(QATTN_LANES, head_dim - d);
-        if (all_lanes && columns == QATTN_LANES) pack_key_tile(group, d, columns, true, from, to);
-        else pack_key_tile(group, d, columns, false, from, to);
+    size_t d = 0;
+    for (; d + 4 <= head_dim; d += 4) pack_channels(group, group->keys, d, d, 4, from, to);
+    if (d == head_dim) return;
+    /* Nothing past the end of a key is read: its last channels, and 0 behind them. */
+    float last[QATTN_LANES][4] = {0};
+    const char *keys[QATTN_LANES];
+    for (size_t n = 0; n < QATTN_LANES; n++) {
+        memcpy(last[n], storage_at(group->keys[n], (ptrdiff_t)d, from), (head_dim - d) * storage_size(from));
+        keys[n] = (const char *)last[n];
     }
+    pack_channels(group, keys, 0, d, head_dim - d, from, to);
 }
 
 /* Values [begin, end) of a block, at most 16, the first of which is at `value`: panel by panel. */
@@ -169,11 +186,8 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
     for (size_t j = begin; j < end;) {
         const size_t first = j / QATTN_LANES * QATTN_LANES, group_end = qattn_min(end, first + QATTN_LANES);
         const size_t count = group_end - j;
-        key_group group = {.keys = key,
-                           .stride = args->key_stride,
-                           .begin = j - first,
-                           .end = group_end - first,
-                           .packed = block.keys + first * packed_channels(head_dim, to) * storage_size(to)};
+        key_group group = begin_group(key, key_step, j - first, group_end - first,
+                                      block.keys + first * packed_channels(head_dim, to) * storage_size(to));
         float *const inverse_scales = group.inverse_scales + group.begin;
         if (to == QATTN_INT8)
             row_scales(key, key_step, count, head_dim, key_from, block.key_scales + j, inverse_scales);

@@ -54,9 +54,9 @@ QATTN_INLINE u16x16 f16x16_round(f32x16 x) {
 
 /* The integer of a symmetric int8 scale: round-to-even(x * inverse_scale), at most 127 from 0, and 0 for NaN. Adding
  * and subtracting 1.5 * 2^23 rounds; larger products than it can round are beyond 127 already. */
-QATTN_INLINE f32x16 int8x16_quantised(f32x16 x, float inverse_scale) {
+QATTN_INLINE f32x16 int8x16_quantised(f32x16 x, f32x16 inverse_scale) {
     const f32x16 magic = f32x16_splat(0x1.8p23f), most = f32x16_splat(127);
-    const f32x16 product = x * f32x16_splat(inverse_scale);
+    const f32x16 product = x * inverse_scale;
     const f32x16 bounded = product > most ? most : product < -most ? -most : product;
     return bounded == bounded ? (bounded + magic) - magic : f32x16_splat(0);
 }

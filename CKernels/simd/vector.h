@@ -209,40 +209,24 @@ ROWS_REDUCE(rows_sum, f32x16_add)
 /* The lane of rows_max and rows_sum that holds row i. */
 QATTN_INLINE size_t row_lane(size_t i) { return 2 * i; }
 
-/* x[i][j] becomes x[j][i]. Rounds 1 and 2 transpose 4 x 4 values inside every quarter of a register, rounds 3 and 4 the
- * quarters: each shuffle is one instruction without an index operand. */
-QATTN_INLINE void f32x16_transpose(f32x16 x[16]) {
-    f32x16 y[16];
+/* Lane 4 g + i of x[c] becomes lane 4 g + c of x[i]: a 4 x 4 transposition in every quarter. Each shuffle is one
+ * instruction without an index operand. */
+QATTN_INLINE void f32x16_transpose_quarters(f32x16 x[4]) {
+    f32x16 low[2], high[2];
     QATTN_UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        const f32x16 a = x[i], b = x[i + 1];
-        y[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-        y[i + 1] = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    for (int i = 0; i < 2; i++) {
+        const f32x16 a = x[2 * i], b = x[2 * i + 1];
+        low[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        high[i] = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     }
-    QATTN_UNROLL
-    for (int i = 0; i < 16; i += 4) {
-        QATTN_UNROLL
-        for (int c = 0; c < 2; c++) {
-            const f32x16 a = y[i + c], b = y[i + c + 2];
-            x[i + 2 * c] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-            x[i + 2 * c + 1] =
-                __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-        }
-    }
-    /* Now quarter k of x[4 g + c] is column 4 k + c of rows 4 g ... 4 g + 3. */
-#define EVEN_QUARTERS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
-#define ODD_QUARTERS(a, b)  __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
-    QATTN_UNROLL
-    for (int c = 0; c < 4; c++) {
-        const f32x16 even0 = EVEN_QUARTERS(x[c], x[c + 4]), even1 = EVEN_QUARTERS(x[c + 8], x[c + 12]);
-        const f32x16 odd0 = ODD_QUARTERS(x[c], x[c + 4]), odd1 = ODD_QUARTERS(x[c + 8], x[c + 12]);
-        x[c] = EVEN_QUARTERS(even0, even1);
-        x[c + 4] = EVEN_QUARTERS(odd0, odd1);
-        x[c + 8] = ODD_QUARTERS(even0, even1);
-        x[c + 12] = ODD_QUARTERS(odd0, odd1);
-    }
-#undef EVEN_QUARTERS
-#undef ODD_QUARTERS
+#define LOW_PAIRS(x)  __builtin_shufflevector(x[0], x[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH_PAIRS(x) __builtin_shufflevector(x[0], x[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+    x[0] = LOW_PAIRS(low);
+    x[1] = HIGH_PAIRS(low);
+    x[2] = LOW_PAIRS(high);
+    x[3] = HIGH_PAIRS(high);
+#undef LOW_PAIRS
+#undef HIGH_PAIRS
 }
 
 #endif
