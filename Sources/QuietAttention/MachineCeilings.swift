@@ -24,27 +24,41 @@ package enum MachineCeilings {
         return Double(threads) * Double(measuredRounds) * Double(kernels.functions.pointee.fma_probe_flops) / best / 1e9
     }
 
-    /// GB/s (10^9 bytes) of reading a buffer well beyond the last cache, shared out among so many threads, each reading
-    /// from one place or several side by side: the best of several repeats of each.
-    ///
-    /// - Parameter seconds: how long to measure, about.
-    package static func readBandwidth(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double {
-        let count = (256 << 20) / MemoryLayout<Float>.stride
-        // As caches and workspaces are: in large pages, which are read faster.
-        guard let address = AlignedMemory.allocate(count * MemoryLayout<Float>.stride) else { return .nan }
-        defer { AlignedMemory.free(address) }
-        nonisolated(unsafe) let data = address.bindMemory(to: Float.self, capacity: count)
-        data.initialize(repeating: 1, count: count)
-        let best =
-            [1, 2, 4, QATTN_READ_STREAMS].map { streams in
-                bestSeconds(within: seconds / 4) {
-                    DispatchQueue.concurrentPerform(iterations: threads) { thread in
-                        let part = count / threads * thread..<count / threads * (thread + 1)
-                        _ = kernels.functions.pointee.read_probe(data + part.lowerBound, part.count, streams)
-                    }
+    /// Reads a buffer well beyond the last cache, shared out among threads, each reading from one place or several side
+    /// by side: CPUs differ in which is fastest.
+    package final class ReadProbe {
+        private let threads: Int
+        private let kernels: KernelSet
+        private let count: Int
+        private let data: UnsafeMutablePointer<Float>
+
+        /// nil when there is no such memory.
+        package init?(threads: Int, kernels: KernelSet, byteCount: Int = 256 << 20) {
+            (self.threads, self.kernels) = (threads, kernels)
+            count = byteCount / MemoryLayout<Float>.stride
+            // As caches and workspaces are: in large pages, which are read faster.
+            guard let address = AlignedMemory.allocate(byteCount) else { return nil }
+            data = address.bindMemory(to: Float.self, capacity: count)
+            data.initialize(repeating: 1, count: count)
+        }
+
+        deinit { AlignedMemory.free(data) }
+
+        /// The numbers of places.
+        package static let streams = [1, 2, 4, QATTN_READ_STREAMS]
+
+        /// GB/s (10^9 bytes) of reading all of it once from so many places.
+        package func bandwidth(streams: Int) -> Double {
+            let part = count / threads
+            nonisolated(unsafe) let data = data
+            let (kernels, threads) = (kernels, threads)
+            let seconds = MachineCeilings.seconds {
+                DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                    _ = kernels.functions.pointee.read_probe(data + thread * part, part, streams)
                 }
-            }.min() ?? .nan
-        return Double(count / threads * threads * MemoryLayout<Float>.stride) / best / 1e9
+            }
+            return Double(part * threads * MemoryLayout<Float>.stride) / seconds / 1e9
+        }
     }
 
     private static func seconds(_ body: () -> Void) -> Double {

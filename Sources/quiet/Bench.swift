@@ -19,7 +19,8 @@ struct Bench: ParsableCommand {
               fraction_of_peak     gflops / fma_peak_gflops
               gbytes_per_s         bytes of the keys and values seen, and of their scales,
                                    / median_ms
-              read_gbytes_per_s    memory read at best, on the same threads
+              read_gbytes_per_s    memory read on the same threads, median of turns
+                                   with the calls; read_best_gbytes_per_s is the best
               append_ms            decode: to append one token to every cache
               peak_rss_bytes       most memory of the process while it computed
               digest               64-bit FNV-1a over the bits of out, then lse: the
@@ -269,6 +270,7 @@ struct BenchReport {
                 ("fraction_of_peak", .number(gflops / measurement.fmaPeak)),
                 ("gbytes_per_s", .number(keyValueBytes / measurement.median / 1e9)),
                 ("read_gbytes_per_s", .number(measurement.readBandwidth)),
+                ("read_best_gbytes_per_s", .number(measurement.bestReadBandwidth)),
                 ("workspace_bytes", .integer(measurement.workspaceBytes)),
                 ("peak_rss_bytes", .integer(measurement.peakMemory)),
                 ("digest", .string(measurement.digest)),

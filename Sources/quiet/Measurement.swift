@@ -11,8 +11,8 @@ struct Measurement {
     let runs, callsPerRun: Int
     /// GFLOP/s of fused multiply-adds on the threads of the problem.
     let fmaPeak: Double
-    /// 10^9 bytes per second read from memory on the same threads.
-    let readBandwidth: Double
+    /// 10^9 bytes per second read from memory on the same threads: the median of turns, and the best of them.
+    let readBandwidth, bestReadBandwidth: Double
     let threadsInUse: Int
     let workspaceBytes: Int
     let peakMemory: Int
@@ -30,6 +30,8 @@ struct Measurement {
         try problem.run()
         let once = try timed { try problem.run() }.seconds
         let calls = max(1, Int((Self.leastSecondsPerRun / max(once, 1e-9)).rounded(.up)))
+        // Before the bandwidth: what that reads is no memory of attention.
+        peakMemory = Machine.peakMemory
 
         // Measuring the machine takes no longer than measuring attention; each repeats five times at least.
         func fmaPeak() -> Double {
@@ -37,6 +39,7 @@ struct Measurement {
         }
         var times: [Double] = []
         var peak = 0.0
+        var memory = ReadTurns(MachineCeilings.ReadProbe(threads: threads, kernels: kernels))
         for turn in 1...Self.turns {
             peak = max(peak, fmaPeak())
             let share = limit / Double(Self.turns)
@@ -46,17 +49,48 @@ struct Measurement {
                 times.append(time / Double(calls))
                 spent += time
             }
+            memory.measure(seconds: min(share, 0.1))
         }
         self.fmaPeak = max(peak, fmaPeak())
 
-        times.sort()
-        (median, minimum) = ((times[(times.count - 1) / 2] + times[times.count / 2]) / 2, times[0])
+        (median, minimum) = (times.median, times.min()!)
         (runs, callsPerRun) = (times.count, calls)
         workspaceBytes = problem.workspaceBytes
         threadsInUse = try problem.threadsInUse
         digest = problem.digest
-        // Before the bandwidth: what that reads is no memory of attention.
-        peakMemory = Machine.peakMemory
-        readBandwidth = MachineCeilings.readBandwidth(threads: threads, kernels: kernels, seconds: min(limit, 0.3))
+        (readBandwidth, bestReadBandwidth) = (memory.median, memory.best)
+    }
+}
+
+/// Bandwidth measured between turns of attention, as often: both have the same neighbours, and medians compare.
+private struct ReadTurns {
+    private let probe: MachineCeilings.ReadProbe?
+    private var turns = [[Double]](repeating: [], count: MachineCeilings.ReadProbe.streams.count)
+
+    init(_ probe: MachineCeilings.ReadProbe?) { self.probe = probe }
+
+    /// Reads from every number of places once, and again until so many seconds have passed.
+    mutating func measure(seconds: Double) {
+        guard let probe else { return }
+        var spent = 0.0
+        repeat {
+            for (index, streams) in MachineCeilings.ReadProbe.streams.enumerated() {
+                let turn = timed { probe.bandwidth(streams: streams) }
+                turns[index].append(turn.result)
+                spent += turn.seconds
+            }
+        } while spent < seconds
+    }
+
+    /// Of the number of places that is fastest; NaN without memory to read.
+    var median: Double { turns.compactMap { $0.isEmpty ? nil : $0.median }.max() ?? .nan }
+    var best: Double { turns.joined().max() ?? .nan }
+}
+
+extension [Double] {
+    /// The middle one of the numbers in order, or the mean of the two middle ones; there is at least one.
+    fileprivate var median: Double {
+        let sorted = sorted()
+        return (sorted[(count - 1) / 2] + sorted[count / 2]) / 2
     }
 }

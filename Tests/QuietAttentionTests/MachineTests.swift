@@ -22,8 +22,12 @@ import Testing
         #expect(peak > 0.01 && peak < 1e4)
     }
 
-    @Test func bandwidthIsMeasured() {
-        let bandwidth = MachineCeilings.readBandwidth(threads: 2, kernels: KernelSet.available[0], seconds: 0.01)
-        #expect(bandwidth > 0.01 && bandwidth < 1e5)
+    @Test func bandwidthIsMeasured() throws {
+        let probe = try #require(
+            MachineCeilings.ReadProbe(threads: 2, kernels: KernelSet.available[0], byteCount: 1 << 20))
+        for streams in MachineCeilings.ReadProbe.streams {
+            let bandwidth = probe.bandwidth(streams: streams)
+            #expect(bandwidth > 0.01 && bandwidth < 1e5)
+        }
     }
 }

@@ -300,7 +300,7 @@ import Testing
         let json = try bench("--mask", "causal", "--storage", "bf16", "--sink", "learned")
         for name in [
             "median_ms", "min_ms", "runs", "gflops", "fma_peak_gflops", "fraction_of_peak", "gbytes_per_s",
-            "read_gbytes_per_s", "workspace_bytes", "peak_rss_bytes", "threads",
+            "read_gbytes_per_s", "read_best_gbytes_per_s", "workspace_bytes", "peak_rss_bytes", "threads",
         ] {
             #expect((json[name] as? Double ?? -1) > 0, "\(name)")
         }

@@ -3,6 +3,7 @@
 
 import CCeilings
 import Dispatch
+import Foundation
 
 /// How fast this machine computes and reads at best.
 public enum Ceilings {
@@ -23,18 +24,18 @@ public enum Ceilings {
     /// GB/s of reading a buffer well beyond the last cache, shared out among so many threads: the best of several.
     public static func read(threads: Int, repeats: Int = 10) -> Double {
         let count = (256 << 20) / MemoryLayout<Float>.stride / threads
-        let data = [Float](repeating: 1, count: count * threads)
-        let best = data.withUnsafeBufferPointer { buffer in
-            nonisolated(unsafe) let data = buffer.baseAddress!
-            let times = (0..<repeats).map { _ in
-                Clock.nanoseconds {
-                    DispatchQueue.concurrentPerform(iterations: threads) { thread in
-                        _ = ceilings_read(data + thread * count, count)
-                    }
+        guard let memory = ceilings_memory(count * threads) else { return .nan }
+        defer { free(memory) }
+        memory.initialize(repeating: 1, count: count * threads)
+        nonisolated(unsafe) let data = memory
+        let times = (0..<repeats).map { _ in
+            Clock.nanoseconds {
+                DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                    _ = ceilings_read(data + thread * count, count)
                 }
             }
-            return times.min()!
         }
+        let best = times.min()!
         return Double(count * threads * MemoryLayout<Float>.stride) / best
     }
 }

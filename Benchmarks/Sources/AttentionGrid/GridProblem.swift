@@ -69,8 +69,11 @@ extension GridProblem {
     }
 
     public func turn(calls: Int) throws -> Turn {
-        Turn(
-            peak: Ceilings.multiplyAdd(threads: threads), nanoseconds: try timed(calls: calls),
+        let before = Ceilings.multiplyAdd(threads: threads)
+        let nanoseconds = try timed(calls: calls)
+        let after = Ceilings.multiplyAdd(threads: threads)
+        return Turn(
+            peak: (before + after) / 2, nanoseconds: nanoseconds,
             unfusedNanoseconds: Clock.nanoseconds { for _ in 0..<calls { runUnfused() } } / Double(calls))
     }
 
@@ -93,14 +96,14 @@ public struct GridRow: Sendable, Encodable {
     public var fmaPeakGflops: Double
     public var fractionOfPeak: Double
     public var openblasMs: Double
-    /// Median over turns of the baseline's time over ours.
+    /// The baseline's time over ours.
     public var ratioToOpenblas: Double
     public var workspaceBytes: Int
     public var openblasWorkspaceBytes: Int
     public var flopsPerByte: Double
     public var kernels: String
 
-    /// The peak is the best of the turns: what else ran on the machine can only have lowered the others.
+    /// Ratios are medians over turns of what was measured in the same turn: what else runs on the machine lowers both.
     public init(_ problem: GridProblem, turns: [Turn]) {
         name = problem.shape.name
         self.turns = turns.count
@@ -108,7 +111,7 @@ public struct GridRow: Sendable, Encodable {
         medianMs = nanoseconds / 1e6
         gflops = problem.shape.floatOperations / nanoseconds
         fmaPeakGflops = turns.map(\.peak).max()!
-        fractionOfPeak = gflops / fmaPeakGflops
+        fractionOfPeak = turns.map { problem.shape.floatOperations / $0.nanoseconds / $0.peak }.median
         openblasMs = turns.map(\.unfusedNanoseconds).median / 1e6
         ratioToOpenblas = turns.map { $0.unfusedNanoseconds / $0.nanoseconds }.median
         workspaceBytes = problem.workspaceBytes

@@ -1,8 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ceilings.c - one body for each vector width: chains of multiply-adds, and streams of reads. */
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* madvise */
+#endif
 #include "CCeilings.h"
 
+#include <stdlib.h>
+#include <sys/mman.h>
+
 #pragma STDC FP_CONTRACT ON /* a * b + c is one instruction where the target has it */
+
+enum { STREAMS = 4 };
 
 #define UNROLL _Pragma("clang loop unroll(full)") for
 
@@ -23,18 +31,18 @@
         return (double)rounds * CHAINS * LANES * 2;                                                                    \
     }                                                                                                                  \
                                                                                                                        \
-    /* Eight streams of their own, so that the hardware prefetches several pages ahead. */                             \
+    /* A few streams of their own, so that the hardware prefetches several pages ahead. */                             \
     ATTRIBUTE static float SET##_read(const float *data, size_t count) {                                               \
-        const size_t stream = count / (8 * LANES) * LANES;                                                             \
-        SET##_vector sum[8];                                                                                           \
-        UNROLL(int i = 0; i < 8; i++) sum[i] = 0.0f;                                                                   \
-        for (size_t n = 0; n < stream; n += LANES) UNROLL(int i = 0; i < 8; i++) {                                     \
+        const size_t stream = count / (STREAMS * LANES) * LANES;                                                             \
+        SET##_vector sum[STREAMS];                                                                                           \
+        UNROLL(int i = 0; i < STREAMS; i++) sum[i] = 0.0f;                                                                   \
+        for (size_t n = 0; n < stream; n += LANES) UNROLL(int i = 0; i < STREAMS; i++) {                                     \
                 sum[i] += *(const SET##_unaligned *)(data + (size_t)i * stream + n);                                   \
             }                                                                                                          \
-        UNROLL(int i = 1; i < 8; i++) sum[0] += sum[i];                                                                \
+        UNROLL(int i = 1; i < STREAMS; i++) sum[0] += sum[i];                                                                \
         float total = 0;                                                                                               \
         for (int i = 0; i < LANES; i++) total += sum[0][i];                                                            \
-        for (size_t n = 8 * stream; n < count; n++) total += data[n];                                                  \
+        for (size_t n = STREAMS * stream; n < count; n++) total += data[n];                                                  \
         return total;                                                                                                  \
     }
 
@@ -60,3 +68,12 @@ DEFINE_CEILINGS(base, , 4, 24)
 double ceilings_multiply_add(size_t rounds) { return base_multiply_add(rounds); }
 float ceilings_read(const float *data, size_t count) { return base_read(data, count); }
 #endif
+
+float *ceilings_memory(size_t count) {
+    const size_t large_page = 2 << 20, bytes = (count * sizeof(float) + large_page - 1) / large_page * large_page;
+    float *const data = aligned_alloc(large_page, bytes);
+#if defined(MADV_HUGEPAGE)
+    if (data) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return data;
+}
