@@ -49,7 +49,7 @@ struct CachedRun: @unchecked Sendable {
             while true {
                 let item = nextItem(owner).pointee.wrappingAdd(1, ordering: .relaxed).oldValue
                 guard item < items.upperBound else { break }
-                compute(schedule.item(item), next: item + 1 < items.upperBound ? item + 1 : nil, worker: worker)
+                compute(schedule.item(item), worker: worker)
             }
         }
     }
@@ -65,12 +65,11 @@ struct CachedRun: @unchecked Sendable {
 
     // MARK: - Items
 
-    private func compute(_ item: CachedSchedule.Item, next: Int?, worker: Int) {
+    private func compute(_ item: CachedSchedule.Item, worker: Int) {
         let sequence = schedule.sequences[item.sequence]
         var arguments = arguments(item)
         addKeys(to: &arguments, item, worker: worker)
         prepareQueries(of: &arguments, item)
-        if let next { arguments.upcoming.0 = firstBlock(of: schedule.item(next)) }
         guard sequence.items > 1 || schedule.keepsStates else {
             kernels.pointee.forward(&arguments)
             return
@@ -157,16 +156,6 @@ struct CachedRun: @unchecked Sendable {
             arguments.bias = bias + strides.offset(item: plan.item, head: head, key: origin)
             arguments.bias_strides = qattn_strides(strides)
         }
-    }
-
-    /// What an item reads first.
-    private func firstBlock(of item: CachedSchedule.Item) -> qattn_upcoming_rows {
-        let plan = schedule.sequences[item.sequence].plan
-        let cache = problem.caches[plan.item]
-        let page = max(item.chunks.lowerBound * SequencePlan.chunk / SequencePlan.block, plan.pages.lowerBound)
-        return qattn_upcoming_rows(
-            base: cache.block(page: page, head: item.keyValueHead), stride_bytes: 0, rows: 1,
-            row_bytes: cache.blockBytes)
     }
 }
 
