@@ -33,16 +33,16 @@ enum { STREAMS = 4 };
                                                                                                                        \
     /* A few streams of their own, so that the hardware prefetches several pages ahead. */                             \
     ATTRIBUTE static float SET##_read(const float *data, size_t count) {                                               \
-        const size_t stream = count / (STREAMS * LANES) * LANES;                                                             \
-        SET##_vector sum[STREAMS];                                                                                           \
-        UNROLL(int i = 0; i < STREAMS; i++) sum[i] = 0.0f;                                                                   \
-        for (size_t n = 0; n < stream; n += LANES) UNROLL(int i = 0; i < STREAMS; i++) {                                     \
+        const size_t stream = count / (STREAMS * LANES) * LANES;                                                       \
+        SET##_vector sum[STREAMS];                                                                                     \
+        UNROLL(int i = 0; i < STREAMS; i++) sum[i] = 0.0f;                                                             \
+        for (size_t n = 0; n < stream; n += LANES) UNROLL(int i = 0; i < STREAMS; i++) {                               \
                 sum[i] += *(const SET##_unaligned *)(data + (size_t)i * stream + n);                                   \
             }                                                                                                          \
-        UNROLL(int i = 1; i < STREAMS; i++) sum[0] += sum[i];                                                                \
+        UNROLL(int i = 1; i < STREAMS; i++) sum[0] += sum[i];                                                          \
         float total = 0;                                                                                               \
         for (int i = 0; i < LANES; i++) total += sum[0][i];                                                            \
-        for (size_t n = STREAMS * stream; n < count; n++) total += data[n];                                                  \
+        for (size_t n = STREAMS * stream; n < count; n++) total += data[n];                                            \
         return total;                                                                                                  \
     }
 
