@@ -73,9 +73,10 @@ size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_di
 size_t qattn_state_floats(size_t value_dim) { return sum(lanes(value_dim), 2 * QATTN_LANES); }
 
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
-    /* Per row: its place, the query and its step, twice o, l and the started byte (a float is more than enough). Per
-     * tile: twice m, and totals. */
-    const size_t row = sum(lanes(head_dim), product(2, sum(lanes(value_dim), QATTN_LANES + 1)));
-    const size_t rows = product(QATTN_QUERY_BLOCK, sum(row, PLACE_FLOATS + 1));
-    return product(sizeof(float), sum(rows, QUERY_TILES * (2 * QATTN_LANES + TOTALS_FLOATS)));
+    /* Per row: its place, the query, and twice o and l. Per tile: twice m, and totals. And one number a row of what is
+     * filled up to whole vectors: the queries' steps, and twice the started byte (a float is more than enough). */
+    const size_t row = sum(lanes(head_dim), product(2, sum(lanes(value_dim), QATTN_LANES)));
+    const size_t rows = product(QATTN_QUERY_BLOCK, sum(row, PLACE_FLOATS));
+    const size_t tiles = QUERY_TILES * (2 * QATTN_LANES + TOTALS_FLOATS);
+    return product(sizeof(float), sum(rows, tiles + 3 * qattn_round_up(QATTN_QUERY_BLOCK, QATTN_LANES)));
 }

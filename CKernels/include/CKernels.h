@@ -28,7 +28,7 @@ enum {
     QATTN_INTEGER_CHANNELS = 512, /* the same of int8 keys, in 32-bit integers */
     QATTN_KEY_BLOCK = 64,         /* keys that share one rescaling of a row, and whose values are summed from 0 */
     QATTN_KEY_CHUNK = 1024,       /* keys summed from an empty state; chunks merge from left to right */
-    QATTN_QUERY_BLOCK = 96,       /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_QUERY_BLOCK = 132,      /* most rows of one call to forward: what stays in cache while the keys pass by */
     QATTN_READ_STREAMS = 8,       /* most places that read_probe reads from side by side */
     QATTN_UPCOMING = 4,           /* tensors that forward may be told about in advance */
     QATTN_ALIGNMENT = 64          /* bytes, for packed keys, packed values and workspace */

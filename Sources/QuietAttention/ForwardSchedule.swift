@@ -135,10 +135,10 @@ final class ForwardSchedule: Sendable {
         }
     }
 
-    /// As many rows as stay in cache, fewer where several workers would otherwise run out of items.
+    /// As many rows as stay in cache, in tiles of 6, fewer where several workers would otherwise run out of items.
     private static func itemRows(_ shape: AttentionShape, workers: Int) -> Int {
         var rows = QATTN_QUERY_BLOCK
-        while workers > 1, rows > 24, shape.rowCount / rows < 4 * workers { rows /= 2 }
+        while workers > 1, rows >= 48, shape.rowCount / rows < 4 * workers { rows = rows / 12 * 6 }
         return rows
     }
 

@@ -28,7 +28,7 @@ struct DirectCall: Sendable {
     var outStorage = AttentionCase.StorageChoice.float32
     /// Distance of a mask's or bias's entries.
     var keyStride = 1
-    /// Rows per call of the forward function, 96 at most.
+    /// Rows per call of the forward function, QATTN_QUERY_BLOCK at most.
     var rowsPerCall = Int(QATTN_QUERY_BLOCK)
     /// Whether lse and sink shares are asked for; if not, they come back as NaN, and as 0 where there are none.
     var wantsSums = true

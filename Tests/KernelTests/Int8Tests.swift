@@ -125,13 +125,13 @@ import Testing
         }
     }
 
-    /// One row a call is a decoder's step, 96 a prefill; any set's packing serves any other.
+    /// One row a call is a decoder's step, 132 a prefill; any set's packing serves any other.
     @Test("rows per call, inputs, packing by another set", arguments: KernelTable.available, KernelTable.available)
     func calls(kernels: KernelTable, packing: KernelTable) throws {
         let shape = AttentionCase(queries: 13, keys: 150, headDimension: 33, valueDimension: 35) {
             $0.geometry = .window(130)
         }
-        for (rows, storage) in zip([1, 2, 4, 5, 96], [AttentionCase.StorageChoice.float32, .bfloat16, .float32]) {
+        for (rows, storage) in zip([1, 2, 4, 5, 132], [AttentionCase.StorageChoice.float32, .bfloat16, .float32]) {
             var stored = shape
             stored.storage = storage
             try requireBits(

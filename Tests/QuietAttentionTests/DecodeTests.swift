@@ -264,7 +264,7 @@ private let sets = KernelSet.available
             var seen = Set<[Int]>()
             for number in 0..<schedule.items {
                 let item = schedule.item(number)
-                #expect(item.rows.count <= 96 && !item.rows.isEmpty)
+                #expect(item.rows.count <= 132 && !item.rows.isEmpty)
                 for row in item.rows {
                     for chunk in item.chunks {
                         #expect(seen.insert([item.sequence, item.keyValueHead, row, chunk]).inserted)
