@@ -9,9 +9,9 @@
 enum {
     /* Query rows of a register tile. With QATTN_VECTORS values of 16 keys beside each other it takes
      * 6 * 4 of 32 registers (AVX-512), 6 * 2 of 16 (AVX2), 6 * 4 of 32 (NEON). Lost: 4 rows, which take as long per row
-     * (571 and 569 cycles at d 64) and read every block of keys and values half as often again. QATTN_QUERY_BLOCK, 22
-     * tiles: with 16 128 rows take two calls (2 % slower at d 32), with 32 d 256 loses 2 %, else no difference. More in
-     * Documentation/Kernels.md. */
+     * (571 and 569 cycles at d 64) and read every block of keys and values half as often again. QATTN_QUERY_BLOCK is
+     * 22 of them: with 16, 128 rows take two calls (2 % slower at d 32); with 32, d 256 loses 2 %; else no difference.
+     * More in Documentation/Kernels.md. */
     TILE_ROWS = 6,
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
