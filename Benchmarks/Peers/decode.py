@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """decode.py - one query against a long cache: every storage of ours, and other libraries beside it, in turns.
 
-A share is the bytes of keys and values per second over the read bandwidth that the same process
-measured in turns. A ratio is
-the median over the rounds of (a library's time / ours of the same round), in the library's own storage type. Before
-the rounds its output is compared with the definition in float64.
+A share is the bytes of keys and values per second over the read bandwidth that the same process measured in turns. A
+ratio is the median over the rounds of (a library's time / ours of the same round), in the library's own storage type.
+Before the rounds its output is compared with the definition in float64.
 """
 
 import argparse

@@ -131,7 +131,10 @@ import Testing
         let shape = AttentionCase(queries: 13, keys: 150, headDimension: 33, valueDimension: 35) {
             $0.geometry = .window(130)
         }
-        for (rows, storage) in zip([1, 2, 4, 5, 132], [AttentionCase.StorageChoice.float32, .bfloat16, .float32]) {
+        let calls: [(rows: Int, storage: AttentionCase.StorageChoice)] = [
+            (1, .float32), (2, .bfloat16), (4, .float32), (5, .bfloat16), (132, .float32),
+        ]
+        for (rows, storage) in calls {
             var stored = shape
             stored.storage = storage
             try requireBits(

@@ -264,7 +264,8 @@ private let sets = KernelSet.available
             var seen = Set<[Int]>()
             for number in 0..<schedule.items {
                 let item = schedule.item(number)
-                #expect(item.rows.count <= 132 && !item.rows.isEmpty)
+                // 40 rows are one unit, 160 two of equal length in tiles of 6.
+                #expect(item.rows.count <= (queries == 1 ? 40 : 84) && !item.rows.isEmpty)
                 for row in item.rows {
                     for chunk in item.chunks {
                         #expect(seen.insert([item.sequence, item.keyValueHead, row, chunk]).inserted)
