@@ -25,6 +25,7 @@ typedef struct tile_task {
     size_t value_stride;         /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
     uint64_t any, all;           /* of them */
+    bool short_passes;           /* one pass of one sum, one of the next, instead of many: see in_passes */
     block_prefetch next;
     float weights[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* or scores, before */
     float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
@@ -41,6 +42,31 @@ typedef struct tile_kind {
 /* Chains of scores, or vectors of value columns, side by side in a tile of so many rows. */
 QATTN_INLINE size_t vectors_at_once(size_t rows) {
     return qattn_min(QATTN_VECTORS * (rows == 1 ? 4 : rows == 2 ? 2 : 1), PANEL_VECTORS);
+}
+
+/* Steps of a pass, of which every sum takes one after another. */
+enum { PASS_STEPS = 4 };
+
+/* Whether a tile's sums, those of all chains or of a panel's columns, have no room in the registers while its rows wait
+ * for memory. Then they stay in memory, and a pass takes up as many as there is room for. */
+QATTN_INLINE bool in_passes(size_t rows) { return rows < TILE_ROWS && vectors_at_once(rows) < QATTN_CHAINS; }
+
+/* Where the passes from `first` on give way to those of the next sums: of `steps` each, the end is past none. */
+QATTN_INLINE size_t passes_end(const tile_task *task, size_t first, size_t end, size_t steps) {
+    return task->short_passes ? first + steps : first + (end - first) / steps * steps;
+}
+
+QATTN_INLINE void copy_sums(f32x16 (*to)[TILE_ROWS], f32x16 (*from)[TILE_ROWS], size_t rows, size_t count) {
+    QATTN_UNROLL
+    for (size_t n = 0; n < count; n++) {
+        QATTN_UNROLL
+        for (size_t i = 0; i < rows; i++) to[n][i] = from[n][i];
+    }
+}
+
+/* Asks for what is due with step n of a loop of which each reads so many bytes. */
+QATTN_INLINE void tile_prefetch(tile_task *task, tile_kind kind, block_prefetch *next, size_t n, size_t bytes) {
+    if (kind.streams && block_prefetch_due(n, bytes)) block_prefetch_step(next, task->block_bytes);
 }
 
 /* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
@@ -70,11 +96,29 @@ QATTN_INLINE void tile_store(float *scores, f32x16 t[TILE_ROWS][BLOCK_VECTORS], 
     }
 }
 
+/* One chain and those beside it, in whole passes: every fourth channel of [d, end). */
+QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys, size_t d, size_t end,
+                              block_prefetch *next, f32x16 (*sum)[TILE_ROWS]) {
+    const size_t at_once = vectors_at_once(kind.rows);
+    f32x16 part[QATTN_CHAINS][TILE_ROWS];
+    copy_sums(part, sum, kind.rows, at_once);
+    QATTN_NO_UNROLL
+    for (; d < end; d += PASS_STEPS * QATTN_CHAINS) {
+        tile_prefetch(task, kind, next, d / (PASS_STEPS * QATTN_CHAINS),
+                      PASS_STEPS * at_once * QATTN_LANES * storage_size(kind.storage));
+        QATTN_UNROLL
+        for (size_t step = 0; step < PASS_STEPS; step++) {
+            QATTN_UNROLL
+            for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + step * QATTN_CHAINS + x, part[x]);
+        }
+    }
+    copy_sums(sum, part, kind.rows, at_once);
+}
+
 /* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
  * halves the rounding errors of one long chain; with registers for all four they run side by side. */
 QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
-    const size_t at_once = vectors_at_once(kind.rows);
-    const bool sets_aside = at_once < QATTN_CHAINS && kind.rows < TILE_ROWS; /* with six rows it gains nothing */
+    const size_t at_once = vectors_at_once(kind.rows), steps = PASS_STEPS * QATTN_CHAINS;
     block_prefetch next = task->next;
     for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
@@ -84,13 +128,20 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             QATTN_UNROLL
             for (size_t i = 0; i < kind.rows; i++) sum[chain][i] = f32x16_splat(0);
         }
+        size_t first = begin;
+        while (in_passes(kind.rows) && first + steps <= end) {
+            f32x16_stay_in_memory(sum[0]);
+            const size_t last = passes_end(task, first, end, steps);
+            QATTN_UNROLL
+            for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once)
+                tile_chains(task, kind, keys, first + chain, last, &next, sum + chain);
+            first = last;
+        }
         QATTN_UNROLL
         for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once) {
-            size_t d = begin + chain;
+            size_t d = first + chain;
             for (; d + at_once <= end; d += QATTN_CHAINS) {
-                if (kind.streams &&
-                    block_prefetch_due(d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage)))
-                    block_prefetch_step(&next, task->block_bytes);
+                tile_prefetch(task, kind, &next, d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage));
                 QATTN_UNROLL
                 for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
@@ -98,17 +149,11 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             for (size_t x = 0; x + 1 < at_once; x++) {
                 if (d + x < end) tile_channel(task, kind, keys, d + x, sum[chain + x]);
             }
-            QATTN_UNROLL
-            for (size_t n = 0; n < at_once * kind.rows && sets_aside; n++) {
-                f32x16 *const finished = &sum[chain + n / kind.rows][n % kind.rows];
-                *finished = f32x16_set_aside(*finished);
-            }
         }
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) {
             const f32x16 all = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
             t[i] = begin ? t[i] + all : all;
-            if (sets_aside) t[i] = f32x16_set_aside(t[i]);
         }
     }
     if (kind.streams) task->next = next;
@@ -119,9 +164,9 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, s
                                 f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
     const size_t group_bytes = task->head_dim * QATTN_LANES * storage_size(kind.storage);
     const char *const keys = task->block.keys + first * group_bytes;
-    if (kind.streams && kind.storage == QATTN_FLOAT32) {
+    if (kind.streams) {
         /* What waits for memory meets all keys with the same instructions: hardware reads ahead for each load
-         * instruction by itself, and four copies of the loop lose 6 to 9 %. */
+         * instruction by itself, and four copies of the loop lose 6 to 9 % in float32. */
         float *const weights = task->weights + first * QATTN_LANES;
         QATTN_NO_UNROLL
         for (size_t v = 0; v < count; v++) {
@@ -160,41 +205,69 @@ QATTN_INLINE void tile_probabilities(tile_task *task, tile_kind kind, size_t fir
     tile_softmax(t, kind.rows, count, task->maximum, task->sum, task->weights + first * QATTN_LANES, task->rescale);
 }
 
-/* o[i] += p[i][j] v[j] of one key, for the rows that see it. Others are left out, never multiplied by 0: 0 * NaN is
- * NaN. */
+/* o[i] += p[i][j] v[j] of one key, of `count` vectors of columns. */
+QATTN_INLINE void tile_value(const tile_task *task, tile_kind kind, size_t j, const char *value, size_t count,
+                             f32x16 (*o)[TILE_ROWS]) {
+    f32x16 vectors[PANEL_VECTORS];
+    QATTN_UNROLL
+    for (size_t c = 0; c < count; c++)
+        vectors[c] = f32x16_load_storage(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage);
+    QATTN_UNROLL
+    for (size_t i = 0; i < kind.rows; i++) {
+        const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
+        QATTN_UNROLL
+        for (size_t c = 0; c < count; c++) o[c][i] = f32x16_fma(weight, vectors[c], o[c][i]);
+    }
+}
+
+/* The same for the rows that see the key. Others are left out, never multiplied by 0: 0 * NaN is NaN. */
 QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size_t j, const char *value, size_t count,
-                                     f32x16 o[TILE_ROWS][PANEL_VECTORS]) {
+                                     f32x16 (*o)[TILE_ROWS]) {
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
         if (!(task->visible[i] >> j & 1)) continue;
         const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
-            o[i][c] = f32x16_fma(
-                weight, f32x16_load_storage(storage_at(value, (ptrdiff_t)c * QATTN_LANES, kind.storage), kind.storage),
-                o[i][c]);
+            o[c][i] = f32x16_fma(
+                weight, f32x16_load_storage(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage),
+                o[c][i]);
     }
 }
 
-/* The same for the keys [j, end), which all rows see. */
+/* Some of a panel's vectors of columns, in whole passes over the keys [j, end). */
+QATTN_INLINE void tile_columns(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values, size_t stride,
+                               size_t count, block_prefetch *next, f32x16 (*o)[TILE_ROWS]) {
+    f32x16 part[PANEL_VECTORS][TILE_ROWS];
+    copy_sums(part, o, kind.rows, count);
+    QATTN_NO_UNROLL
+    for (; j < end; j += PASS_STEPS) {
+        tile_prefetch(task, kind, next, j / PASS_STEPS, PASS_STEPS * count * QATTN_LANES * storage_size(kind.storage));
+        QATTN_UNROLL
+        for (size_t step = 0; step < PASS_STEPS; step++)
+            tile_value(task, kind, j + step, values + (j + step) * stride * storage_size(kind.storage), count, part);
+    }
+    copy_sums(o, part, kind.rows, count);
+}
+
+/* The keys [j, end), which all rows see. */
 QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values,
-                                     size_t stride, size_t count, f32x16 o[TILE_ROWS][PANEL_VECTORS]) {
+                                     size_t stride, size_t count, f32x16 (*o)[TILE_ROWS]) {
+    const size_t at_once = vectors_at_once(kind.rows), size = storage_size(kind.storage);
     block_prefetch next = task->next;
+    while (in_passes(kind.rows) && j + PASS_STEPS <= end) {
+        f32x16_stay_in_memory(o[0]);
+        const size_t last = passes_end(task, j, end, PASS_STEPS);
+        QATTN_UNROLL
+        for (size_t c = 0; c < count; c += at_once)
+            tile_columns(task, kind, j, last, values + c * QATTN_LANES * size, stride, qattn_min(at_once, count - c),
+                         &next, o + c);
+        j = last;
+    }
     QATTN_UNROLL_2
     for (; j < end; j++) {
-        if (kind.streams && block_prefetch_due(j, count * QATTN_LANES * storage_size(kind.storage)))
-            block_prefetch_step(&next, task->block_bytes);
-        f32x16 value[PANEL_VECTORS];
-        QATTN_UNROLL
-        for (size_t c = 0; c < count; c++)
-            value[c] =
-                f32x16_load_storage(values + (j * stride + c * QATTN_LANES) * storage_size(kind.storage), kind.storage);
-        QATTN_UNROLL
-        for (size_t i = 0; i < kind.rows; i++) {
-            const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
-            QATTN_UNROLL
-            for (size_t c = 0; c < count; c++) o[i][c] = f32x16_fma(weight, value[c], o[i][c]);
-        }
+        tile_prefetch(task, kind, &next, j, count * QATTN_LANES * size);
+        tile_value(task, kind, j, values + j * stride * size, count, o);
     }
     if (kind.streams) task->next = next;
 }
@@ -205,13 +278,14 @@ QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, 
 QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *values, size_t stride, size_t column,
                               size_t count) {
     float *const out = task->out + column;
-    f32x16 o[TILE_ROWS][PANEL_VECTORS];
+    f32x16 o[PANEL_VECTORS][TILE_ROWS];
     QATTN_UNROLL
-    for (size_t i = 0; i < kind.rows; i++) {
+    for (size_t c = 0; c < count; c++) {
         QATTN_UNROLL
-        for (size_t c = 0; c < count; c++) o[i][c] = f32x16_splat(-0.0f);
+        for (size_t i = 0; i < kind.rows; i++) o[c][i] = f32x16_splat(-0.0f);
     }
-    for (uint64_t rest = task->any; rest;) {
+    if (!kind.masked) tile_values_of_all(task, kind, 0, QATTN_KEY_BLOCK, values, stride, count, o);
+    for (uint64_t rest = kind.masked ? task->any : 0; rest;) {
         const size_t j = (size_t)__builtin_ctzll(rest);
         const uint64_t unseen = ~(task->all >> j); /* bit n: not every row sees key j + n */
         if (unseen & 1) {
@@ -229,20 +303,20 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *value
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++) {
             float *const at = out + i * task->value_lanes + c * QATTN_LANES;
-            f32x16_store(at, f32x16_fma(f32x16_load(at), rescale, o[i][c]));
+            f32x16_store(at, f32x16_fma(f32x16_load(at), rescale, o[c][i]));
         }
     }
 }
 
-/* All value columns, panel by panel: whole ones where the registers hold their sums, else vector by vector or two by
- * two. */
+/* All value columns, panel by panel: whole ones where the registers hold their sums or passes do with fewer, else
+ * vector by vector or two by two. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     const size_t at_once = vectors_at_once(kind.rows);
     const char *panel = task->block.values;
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t lanes = panel_lanes(task->value_lanes - column);
         const size_t stride = task->value_stride ? task->value_stride : lanes;
-        if (at_once == PANEL_VECTORS) {
+        if (at_once == PANEL_VECTORS || in_passes(kind.rows)) {
             switch (lanes / QATTN_LANES) {
             case 4: tile_values(task, kind, panel, stride, column, 4); break;
             case 3: tile_values(task, kind, panel, stride, column, 3); break;

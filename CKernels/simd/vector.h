@@ -32,12 +32,9 @@ QATTN_INLINE void f32x16_in_order(f32x16 *first, f32x16 *second) {
 #endif
 }
 
-/* x, by way of memory: left alone, the compiler may keep a finished value in a register through the next loop, and
- * spill what that loop adds to with every step instead. */
-QATTN_INLINE f32x16 f32x16_set_aside(f32x16 x) {
-    __asm__ volatile("" : "+m"(x));
-    return x;
-}
+/* The array at x is in memory here, not in registers: left alone, the compiler keeps sums that it has no registers for
+ * in some all the same, and spills others with every step. No instruction results. */
+QATTN_INLINE void f32x16_stay_in_memory(f32x16 *x) { __asm__ volatile("" : : "r"(x) : "memory"); }
 
 /* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
 QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }
