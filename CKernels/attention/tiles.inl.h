@@ -72,7 +72,7 @@ QATTN_INLINE void tile_prefetch(tile_task *task, tile_kind kind, block_prefetch 
 /* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
 QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char *keys, size_t d,
                                f32x16 sum[TILE_ROWS]) {
-    const f32x16 key = f32x16_load_storage(keys + d * QATTN_LANES * storage_size(kind.storage), kind.storage);
+    const f32x16 key = f32x16_load_unordered(keys + d * QATTN_LANES * storage_size(kind.storage), kind.storage);
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++)
         sum[i] = f32x16_fma(f32x16_splat(task->queries[i * task->head_lanes + d]), key, sum[i]);
@@ -156,6 +156,8 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             t[i] = begin ? t[i] + all : all;
         }
     }
+    QATTN_UNROLL
+    for (size_t i = 0; i < kind.rows; i++) t[i] = f32x16_ordered(t[i], kind.storage);
     if (kind.streams) task->next = next;
 }
 
@@ -211,7 +213,7 @@ QATTN_INLINE void tile_value(const tile_task *task, tile_kind kind, size_t j, co
     f32x16 vectors[PANEL_VECTORS];
     QATTN_UNROLL
     for (size_t c = 0; c < count; c++)
-        vectors[c] = f32x16_load_storage(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage);
+        vectors[c] = f32x16_load_unordered(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage);
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
         const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
@@ -230,7 +232,7 @@ QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
             o[c][i] = f32x16_fma(
-                weight, f32x16_load_storage(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage),
+                weight, f32x16_load_unordered(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage),
                 o[c][i]);
     }
 }
@@ -250,65 +252,100 @@ QATTN_INLINE void tile_columns(tile_task *task, tile_kind kind, size_t j, size_t
     copy_sums(o, part, kind.rows, count);
 }
 
-/* The keys [j, end), which all rows see. */
-QATTN_INLINE void tile_values_of_all(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values,
-                                     size_t stride, size_t count, f32x16 (*o)[TILE_ROWS]) {
-    const size_t at_once = vectors_at_once(kind.rows), size = storage_size(kind.storage);
-    block_prefetch next = task->next;
-    while (in_passes(kind.rows) && j + PASS_STEPS <= end) {
-        f32x16_stay_in_memory(o[0]);
-        const size_t last = passes_end(task, j, end, PASS_STEPS);
-        QATTN_UNROLL
-        for (size_t c = 0; c < count; c += at_once)
-            tile_columns(task, kind, j, last, values + c * QATTN_LANES * size, stride, qattn_min(at_once, count - c),
-                         &next, o + c);
-        j = last;
-    }
-    QATTN_UNROLL_2
-    for (; j < end; j++) {
-        tile_prefetch(task, kind, &next, j, count * QATTN_LANES * size);
-        tile_value(task, kind, j, values + j * stride * size, count, o);
-    }
-    if (kind.streams) task->next = next;
+/* A run of keys that all rows see, or a single key that some see, and what is left of the keys after it. */
+typedef struct key_run {
+    size_t begin, end;
+    bool whole;
+    uint64_t rest;
+} key_run;
+
+QATTN_INLINE key_run first_run(uint64_t any, uint64_t all) {
+    const size_t begin = (size_t)__builtin_ctzll(any);
+    const uint64_t unseen = ~(all >> begin); /* bit n: not every row sees key begin + n */
+    const bool whole = !(unseen & 1);
+    const size_t end = begin + (!whole ? 1 : unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK);
+    return (key_run){begin, end, whole, end < QATTN_KEY_BLOCK ? any >> end << end : 0};
 }
 
-/* 3. for `count` vectors of value columns: the block's own sum, then o = o a + sum. Runs of keys that all rows see, and
- * single keys that some see. The sum starts at -0, which alone leaves every number as it is when added: so a row that
- * sees no key of the block keeps its bits. */
+/* The block's own sums are over: o = o a + sum, of one vector of columns. The sums start at -0, which alone leaves
+ * every number as it is when added: so a row that sees no key of the block keeps its bits. */
+QATTN_INLINE void tile_sums_add(const tile_task *task, tile_kind kind, size_t column, const f32x16 sum[TILE_ROWS]) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < kind.rows; i++) {
+        float *const at = task->out + i * task->value_lanes + column;
+        f32x16_store(at, f32x16_fma(f32x16_load(at), f32x16_splat(task->rescale[row_lane(i)]),
+                                    f32x16_ordered(sum[i], kind.storage)));
+    }
+}
+
+/* 3. for `count` vectors of value columns, whose sums stay in registers. */
 QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *values, size_t stride, size_t column,
                               size_t count) {
-    float *const out = task->out + column;
+    const size_t size = storage_size(kind.storage);
     f32x16 o[PANEL_VECTORS][TILE_ROWS];
     QATTN_UNROLL
     for (size_t c = 0; c < count; c++) {
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) o[c][i] = f32x16_splat(-0.0f);
     }
-    if (!kind.masked) tile_values_of_all(task, kind, 0, QATTN_KEY_BLOCK, values, stride, count, o);
-    for (uint64_t rest = kind.masked ? task->any : 0; rest;) {
-        const size_t j = (size_t)__builtin_ctzll(rest);
-        const uint64_t unseen = ~(task->all >> j); /* bit n: not every row sees key j + n */
-        if (unseen & 1) {
-            tile_value_of_some(task, kind, j, values + j * stride * storage_size(kind.storage), count, o);
-            rest &= rest - 1;
+    const uint64_t all = kind.masked ? task->all : ~UINT64_C(0);
+    for (uint64_t rest = kind.masked ? task->any : ~UINT64_C(0); rest;) {
+        const key_run run = first_run(rest, all);
+        rest = run.rest;
+        if (!run.whole) {
+            tile_value_of_some(task, kind, run.begin, values + run.begin * stride * size, count, o);
             continue;
         }
-        const size_t end = j + (unseen ? (size_t)__builtin_ctzll(unseen) : QATTN_KEY_BLOCK);
-        tile_values_of_all(task, kind, j, end, values, stride, count, o);
-        rest = end < QATTN_KEY_BLOCK ? rest >> end << end : 0;
+        block_prefetch next = task->next;
+        QATTN_UNROLL_2
+        for (size_t j = run.begin; j < run.end; j++) {
+            tile_prefetch(task, kind, &next, j, count * QATTN_LANES * size);
+            tile_value(task, kind, j, values + j * stride * size, count, o);
+        }
+        if (kind.streams) task->next = next;
     }
     QATTN_UNROLL
-    for (size_t i = 0; i < kind.rows; i++) {
-        const f32x16 rescale = f32x16_splat(task->rescale[row_lane(i)]);
-        QATTN_UNROLL
-        for (size_t c = 0; c < count; c++) {
-            float *const at = out + i * task->value_lanes + c * QATTN_LANES;
-            f32x16_store(at, f32x16_fma(f32x16_load(at), rescale, o[c][i]));
-        }
-    }
+    for (size_t c = 0; c < count; c++) tile_sums_add(task, kind, column + c * QATTN_LANES, o[c]);
 }
 
-/* All value columns, panel by panel: whole ones where the registers hold their sums or passes do with fewer, else
+/* 3. for a panel of `count` vectors, in passes. */
+QATTN_INLINE void tile_values_in_passes(tile_task *task, tile_kind kind, const char *values, size_t stride,
+                                        size_t column, size_t count) {
+    const size_t at_once = vectors_at_once(kind.rows), size = storage_size(kind.storage);
+    f32x16 o[PANEL_VECTORS][TILE_ROWS];
+    for (size_t c = 0; c < count; c++) {
+        QATTN_UNROLL
+        for (size_t i = 0; i < kind.rows; i++) o[c][i] = f32x16_splat(-0.0f);
+    }
+    block_prefetch next = task->next;
+    const uint64_t all = kind.masked ? task->all : ~UINT64_C(0);
+    for (uint64_t rest = kind.masked ? task->any : ~UINT64_C(0); rest;) {
+        const key_run run = first_run(rest, all);
+        rest = run.rest;
+        size_t j = run.begin;
+        while (run.whole && j + PASS_STEPS <= run.end) {
+            f32x16_stay_in_memory(o[0]);
+            const size_t last = passes_end(task, j, run.end, PASS_STEPS);
+            QATTN_NO_UNROLL
+            for (size_t c = 0; c < count; c += at_once) {
+                const char *const columns = values + c * QATTN_LANES * size;
+                if (c + at_once <= count) tile_columns(task, kind, j, last, columns, stride, at_once, &next, o + c);
+                else tile_columns(task, kind, j, last, columns, stride, 1, &next, o + c);
+            }
+            j = last;
+        }
+        for (; j < run.end; j++) {
+            const char *const value = values + j * stride * size;
+            QATTN_NO_UNROLL
+            for (size_t c = 0; c < count; c++)
+                tile_value_of_some(task, kind, j, value + c * QATTN_LANES * size, 1, o + c);
+        }
+    }
+    if (kind.streams) task->next = next;
+    for (size_t c = 0; c < count; c++) tile_sums_add(task, kind, column + c * QATTN_LANES, o[c]);
+}
+
+/* All value columns, panel by panel: whole ones where the registers hold their sums or these stay in memory, else
  * vector by vector or two by two. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     const size_t at_once = vectors_at_once(kind.rows);
@@ -316,7 +353,9 @@ QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t lanes = panel_lanes(task->value_lanes - column);
         const size_t stride = task->value_stride ? task->value_stride : lanes;
-        if (at_once == PANEL_VECTORS || in_passes(kind.rows)) {
+        if (in_passes(kind.rows)) {
+            tile_values_in_passes(task, kind, panel, stride, column, lanes / QATTN_LANES);
+        } else if (at_once == PANEL_VECTORS) {
             switch (lanes / QATTN_LANES) {
             case 4: tile_values(task, kind, panel, stride, column, 4); break;
             case 3: tile_values(task, kind, panel, stride, column, 3); break;
