@@ -41,7 +41,8 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
     for (size_t begin = 0; begin < count; begin += STEP_PAIRS) {
         if (kind.streams) block_prefetch_step(&next, task->block_bytes);
         if (begin + STEP_PAIRS <= count) {
-            QATTN_UNROLL
+            /* More at a time, and the compiler adds up products before sums, and spills. */
+            QATTN_UNROLL_2
             for (size_t p = begin; p < begin + STEP_PAIRS; p++)
                 tile_pair(kind, pairs + p * sizeof(int32_t), row_bytes, packed + p * PAIR_BYTES, sum);
         } else {
