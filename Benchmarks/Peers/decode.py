@@ -2,8 +2,8 @@
 """decode.py - one query against a long cache: every storage of ours, and other libraries beside it, in turns.
 
 A share is the bytes of keys and values per second over the read bandwidth that the same process measured in turns. A
-ratio is the median over the rounds of (a library's time / ours of the same round), in the library's own storage type.
-Before the rounds its output is compared with the definition in float64.
+ratio is the median over the rounds of (a library's time / ours of the same round), in the library's own storage type;
+or of the rate of our next set of kernels over that of the first. Before the rounds its output is compared with the definition in float64.
 """
 
 import argparse
@@ -46,6 +46,13 @@ def bench(quiet, case, storage, seconds, kernels):
     return quiet.run("bench", "--pass", "decode", *words, "--json")
 
 
+def next_kernels(quiet, kernels):
+    """The set of kernels after `kernels`, or after the best, where its vectors are more than the baseline's."""
+    available = quiet.run("info", "--json")["kernels_available"]
+    rest = available[available.index(kernels or available[0]) + 1 :]
+    return rest[0] if rest and rest[0] != "portable" else None
+
+
 def compare(case, quiet, workers, folder, options):
     inputs = case.inputs()
     files = {"inputs": str(folder / "in.safetensors"), "output": str(folder / "out.npy")}
@@ -64,9 +71,12 @@ def compare(case, quiet, workers, folder, options):
             peer["error"] = distance(np.load(files["output"]), definition)
             peer["agrees"] = peer["error"] <= tolerance
     turns = {storage: [] for storage in STORAGES}
+    beside = {storage: [] for storage in STORAGES}
     for _ in range(options.rounds):
         for storage in STORAGES:
             turns[storage].append(bench(quiet, case, storage, options.seconds, options.kernels))
+            if options.beside:
+                beside[storage].append(bench(quiet, case, storage, options.seconds, options.beside))
             for peer in row["peers"]:
                 if peer["storage"] != storage or "error" not in peer:
                     continue
@@ -85,6 +95,13 @@ def compare(case, quiet, workers, folder, options):
             "rounds_ms": [r["median_ms"] for r in rounds],
             "kernels": rounds[0]["kernels"],
         }
+        if options.beside:
+            pairs = zip(rounds, beside[storage])
+            row["quiet"][storage]["beside"] = {
+                "kernels": options.beside,
+                "rounds_ms": [r["median_ms"] for r in beside[storage]],
+                "ratio": statistics.median(r["median_ms"] / other["median_ms"] for r, other in pairs),
+            }
     for peer in row["peers"]:
         if peer["rounds_ms"]:
             ours = row["quiet"][peer["storage"]]["rounds_ms"]
@@ -104,10 +121,13 @@ def markdown(results):
         + ". Ours is softmax_1. A share is the bytes of keys and values per second over the bandwidth of reading alone: "
         "medians of turns in the same process, reading with the number of streams that is fastest; above 1, keys and "
         "values stay in cache from one call to the next.",
-        "A ratio is the library's time over ours, median over rounds that take turns: above 1 we are faster.",
+        "A ratio is the library's time over ours, median over rounds that take turns: above 1 we are faster. Of another "
+        "set of our kernels it is that set's rate over the first's.",
         "",
     ]
     head = ["shape", "storage", "kernels", "ms", "append, ms", "GB/s", "reading", "share"]
+    beside = next((ours["beside"] for row in results["rows"] for ours in row["quiet"].values() if "beside" in ours), None)
+    head += [beside["kernels"]] if beside else []
     head += [f"{NAMES[package]}: {variant}" for package, variant, _, _ in PEERS]
     lines += ["| " + " | ".join(head) + " |", "|---|---|---|" + "---:|" * (len(head) - 3)]
     notes = []
@@ -116,6 +136,7 @@ def markdown(results):
             cells = [row["case"]["name"], storage, ours["kernels"], f"{ours['median_ms']:.3f}"]
             cells += [f"{ours['append_ms']:.4f}", f"{ours['gbytes_per_s']:.1f}"]
             cells += [f"{ours['read_gbytes_per_s']:.1f}", f"{ours['share']:.2f}"]
+            cells += [f"{ours['beside']['ratio']:.2f}"] if beside else []
             cells += [
                 f"{peer['ratio']:.1f}" if "ratio" in peer and peer["storage"] == storage else ""
                 for peer in row["peers"]
@@ -138,6 +159,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.4, help="of one turn, which is at least one call")
     parser.add_argument("--kernels", help="ours; default: the best set")
+    parser.add_argument("--beside", help="another set of ours; default: the next one, if it is not the portable one")
     parser.add_argument("--only", help="a part of the shapes' names")
     parser.add_argument("--output", type=pathlib.Path, default=BENCHMARKS / "Results", help="folder of the tables")
     parser.add_argument("--unavailable", action="append", default=[], help=argparse.SUPPRESS)
@@ -156,6 +178,7 @@ def main():
     stem = options.output / f"decode-{options.threads}{kernels}"
     with tempfile.TemporaryDirectory() as folder:
         quiet = Quiet(options.quiet, options.threads)
+        options.beside = options.beside or next_kernels(quiet, options.kernels)
         for case in CASES:
             if options.only and options.only not in case.name:
                 continue

@@ -22,7 +22,7 @@
 #include "attention/rows.inl.h"
 #include "attention/tiles.inl.h"
 
-enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK };
+enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
 
 /* 1., up to the finished scores, in memory: of the rows of the smallest tile that holds `count`. */
 QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
@@ -111,10 +111,24 @@ QATTN_INLINE const char *block_after(const qattn_forward_args *args, const forwa
     return block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
 }
 
+/* From beyond the caches, rows one behind the other are read as one run of memory before they are of use: keys, and
+ * values of several panels, which are not read in order. As each jump from one tensor to the other costs most of a
+ * microsecond, runs are long then; values of one panel are read in order by the tile itself. */
+QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_args *rows, size_t block) {
+    const size_t key_bytes = args->blocks.head_dim * storage_size(rows->key_storage);
+    const size_t value_bytes = args->blocks.value_dim * storage_size(rows->value_storage);
+    const bool touches_values =
+        rows->value_stride == (ptrdiff_t)args->blocks.value_dim && args->blocks.value_dim > PANEL_VECTORS * QATTN_LANES;
+    const size_t blocks = touches_values ? qattn_max(TOUCHED_RUN / (QATTN_KEY_BLOCK * key_bytes), 1) : 1;
+    if (block % blocks) return;
+    const size_t count = qattn_min(args->seq_kv - block * QATTN_KEY_BLOCK, blocks * QATTN_KEY_BLOCK);
+    if (rows->key_stride == (ptrdiff_t)args->blocks.head_dim) QATTN_FUNCTION(touch_far)(rows->keys, count * key_bytes);
+    if (touches_values) QATTN_FUNCTION(touch_far)(rows->values, count * value_bytes);
+}
+
 /* Block `block` of a call whose keys and values are rows: what cannot be read where it stands is packed. From beyond
- * the caches, rows one behind the other are read as one run of memory first, and the values after them with help over
- * the seams of pages. */
-QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block, bool is_last,
+ * the caches, rows one behind the other are read as one run of memory first. */
+QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block,
                                 tile_task *task) {
     qattn_pack_args rows = *args->unpacked;
     const ptrdiff_t first = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
@@ -135,29 +149,22 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
         task->block.values = (char *)rows.values;
         task->value_stride = (size_t)rows.value_stride;
     }
-    if (args->beyond_caches) {
-        if (rows.key_stride == (ptrdiff_t)args->blocks.head_dim)
-            QATTN_FUNCTION(touch_far)(rows.keys, rows.key_end * args->blocks.head_dim * storage_size(rows.key_storage));
-        if (task->value_stride == args->blocks.value_dim) {
-            const size_t bytes = QATTN_KEY_BLOCK * args->blocks.value_dim * storage_size(rows.value_storage);
-            const char *const following = is_last ? NULL : task->block.values + bytes;
-            task->next = block_prefetch_begin(task->block.values, following, bytes, (prefetch_pace){SEAM_AHEAD, false});
-        }
-    }
+    if (args->beyond_caches) touch_runs(args, &rows, block);
     if (!ws->keys_in_place || !ws->values_in_place) QATTN_FUNCTION(pack)(&rows);
 }
 
-/* Of tiles of so few rows that they wait for memory. Tiles of float32 take as long as the last cache for a line, and
- * are faster than memory: how they are read best depends on where the blocks are. With fewer vectors than chains, keys
- * are not read in one run, and hardware does not follow: 7 GB/s instead of 19. */
-QATTN_INLINE prefetch_pace streaming_pace(const qattn_forward_args *args, size_t rows) {
+/* How far ahead tiles of so few rows that they wait for memory ask for lines: not at all if they read faster than
+ * memory, as hardware follows one run of reads by itself, and has more reads under way at once than instructions can
+ * ask for (24 lines on Zen 4). Tiles that take longer for a line than memory ask for each. Four rows of float32 take as
+ * long as the last cache, so how they are read best depends on where the blocks are; but in passes, which are not quite
+ * one run of reads, they ask wherever those are (AVX2, from memory: 26 GB/s, 20 without, two rows 24, 19 with). */
+QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, size_t rows) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
-    if (storage == QATTN_INT8) return (prefetch_pace){24576, true};
+    if (storage == QATTN_INT8) return 24576;
     const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
-    const bool in_one_run = vectors_at_once(rows) == QATTN_CHAINS;
-    const bool slow = products >= 4 && !(storage == QATTN_FLOAT32 && args->beyond_caches && in_one_run);
-    return slow ? (prefetch_pace){16384, true} : (prefetch_pace){SEAM_AHEAD, false};
+    const bool foreseen = storage == QATTN_FLOAT32 && args->beyond_caches && !in_passes(rows);
+    return products >= 4 && !foreseen ? 16384 : 0;
 }
 
 /* Which keys of the block the tile of `count` rows from row i on sees, and whether any. */
@@ -177,7 +184,7 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
                                 size_t block_end) {
     const size_t block_first = block * QATTN_KEY_BLOCK;
     task->block = block_number(args, ws, args->unpacked ? 0 : block);
-    if (args->unpacked) pack_unpacked(args, ws, block, block + 1 == block_end, task);
+    if (args->unpacked) pack_unpacked(args, ws, block, task);
     /* The next block comes from memory or L3 while this one is at work. Tiles so few that they wait for memory ask for
      * it as they go. Through others hardware follows by itself; only many tiles of int8, which take long for few bytes,
      * gain from asking for a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 %
@@ -185,7 +192,8 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     const char *const following = args->unpacked ? NULL : block_after(args, ws, block, block_end);
     const bool streams = ws->rows <= STREAMING_ROWS;
     if (streams && !args->unpacked)
-        task->next = block_prefetch_begin(task->block.keys, following, ws->block_bytes, streaming_pace(args, ws->rows));
+        task->next =
+            block_prefetch_begin(task->block.keys, following, ws->block_bytes, streaming_ahead(args, ws->rows));
     const bool asks = args->blocks.storage == QATTN_INT8 && ws->tiles > 2;
     const qattn_upcoming_rows next_block = {asks ? following : NULL, 0, 1, ws->block_bytes};
     prefetch_cursor next = prefetch_begin(&next_block, 1);
@@ -206,9 +214,10 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
 
 /* A block of a tile that waits for memory, and what follows it up to block_end. */
 QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t block,
-                             size_t block_end, prefetch_pace pace) {
+                             size_t block_end, size_t ahead) {
     task->block = block_number(args, ws, block);
-    task->next = block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, pace);
+    task->next =
+        block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead);
 }
 
 /* Blocks [begin, end) against a lone tile whose rows see them whole: nothing changes from one to the next but where it
@@ -217,18 +226,18 @@ QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, co
 static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *task, const qattn_forward_args *args,
                                                                     forward_workspace *ws, size_t begin, size_t end,
                                                                     size_t block_end) {
-    const prefetch_pace pace = streaming_pace(args, ws->rows);
+    const size_t ahead = streaming_ahead(args, ws->rows);
     take_rows(task, ws, 0);
     tile_sees_all(task, ws->chunk.started, ws->rows);
     if (ws->plain) {
         for (size_t block = begin; block < end; block++) {
-            take_block(task, args, ws, block, block_end, pace);
+            take_block(task, args, ws, block, block_end, ahead);
             TILE_CALL_SOFTMAX(tile_full, ws->rows, task);
         }
         return;
     }
     for (size_t block = begin; block < end; block++) {
-        take_block(task, args, ws, block, block_end, pace);
+        take_block(task, args, ws, block, block_end, ahead);
         tile_finished(task, args, ws, 0, ws->rows, block * QATTN_KEY_BLOCK);
     }
 }

@@ -66,26 +66,14 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
 typedef struct block_prefetch {
     const char *at, *end;
     const char *following; /* block, or NULL */
-    bool each;             /* whether every line is asked for, or every fourth */
 } block_prefetch;
 
-/* How far ahead, and which lines. Tiles that take about as long as memory for a line, or longer, ask for each. Faster
- * ones leave most to the hardware, which follows a run of reads by itself and has more reads under way at once than
- * instructions can ask for (24 lines on Zen 4); every fourth line helps it over the seams of its pages. */
-typedef struct prefetch_pace {
-    size_t ahead;
-    bool each;
-} prefetch_pace;
+enum { PREFETCH_STEP = 4 * CACHE_LINE };
 
-enum {
-    PREFETCH_STEP = 4 * CACHE_LINE,
-    SEAM_AHEAD = 4096 /* bytes: how far ahead every fourth line is asked for, where hardware does the rest */
-};
-
-QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes,
-                                                 prefetch_pace pace) {
-    return (block_prefetch){
-        .at = block + qattn_min(pace.ahead, bytes), .end = block + bytes, .following = following, .each = pace.each};
+/* So many bytes ahead; 0 asks for nothing. */
+QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes, size_t ahead) {
+    if (!ahead) return (block_prefetch){0};
+    return (block_prefetch){.at = block + qattn_min(ahead, bytes), .end = block + bytes, .following = following};
 }
 
 /* Due whenever PREFETCH_STEP bytes of the block have been read. */
@@ -96,11 +84,8 @@ QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes) {
         next->end = next->following + bytes;
         next->following = NULL;
     }
-    __builtin_prefetch(next->at, 0, 2);
-    if (next->each) {
-        QATTN_UNROLL
-        for (size_t n = CACHE_LINE; n < PREFETCH_STEP; n += CACHE_LINE) __builtin_prefetch(next->at + n, 0, 2);
-    }
+    QATTN_UNROLL
+    for (size_t n = 0; n < PREFETCH_STEP; n += CACHE_LINE) __builtin_prefetch(next->at + n, 0, 2);
     next->at += PREFETCH_STEP;
 }
 
