@@ -25,7 +25,7 @@ typedef struct tile_task {
     size_t value_stride;         /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
     uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
     uint64_t any, all;           /* of them */
-    bool short_passes;           /* one pass of one sum, one of the next, instead of many: see in_passes */
+    bool short_passes;           /* see in_passes */
     block_prefetch next;
     float weights[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* or scores, before */
     float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
@@ -44,16 +44,17 @@ QATTN_INLINE size_t vectors_at_once(size_t rows) {
     return qattn_min(QATTN_VECTORS * (rows == 1 ? 4 : rows == 2 ? 2 : 1), PANEL_VECTORS);
 }
 
-/* Steps of a pass, of which every sum takes one after another. */
+/* Whether a tile of few rows has more sums, of all chains or of a panel's columns, than the registers hold. Then the
+ * sums stay in memory, and each pass over a stretch of keys or values takes up as many as there is room for, in
+ * unrolled steps of four. From memory a stretch is one such step, so that reads go forward almost in order, which
+ * hardware follows: AVX2 reads 26 GB/s instead of 20. In caches it is all there is, and the sums are taken up less
+ * often. */
+QATTN_INLINE bool in_passes(size_t rows) { return rows < TILE_ROWS && vectors_at_once(rows) < QATTN_CHAINS; }
 enum { PASS_STEPS = 4 };
 
-/* Whether a tile's sums, those of all chains or of a panel's columns, have no room in the registers while its rows wait
- * for memory. Then they stay in memory, and a pass takes up as many as there is room for. */
-QATTN_INLINE bool in_passes(size_t rows) { return rows < TILE_ROWS && vectors_at_once(rows) < QATTN_CHAINS; }
-
-/* Where the passes from `first` on give way to those of the next sums: of `steps` each, the end is past none. */
-QATTN_INLINE size_t passes_end(const tile_task *task, size_t first, size_t end, size_t steps) {
-    return task->short_passes ? first + steps : first + (end - first) / steps * steps;
+/* The end of the stretch that begins at `first`: PASS_STEPS steps take `step`, of which at least one is left. */
+QATTN_INLINE size_t stretch_end(const tile_task *task, size_t first, size_t end, size_t step) {
+    return task->short_passes ? first + step : first + (end - first) / step * step;
 }
 
 QATTN_INLINE void copy_sums(f32x16 (*to)[TILE_ROWS], f32x16 (*from)[TILE_ROWS], size_t rows, size_t count) {
@@ -96,7 +97,7 @@ QATTN_INLINE void tile_store(float *scores, f32x16 t[TILE_ROWS][BLOCK_VECTORS], 
     }
 }
 
-/* One chain and those beside it, in whole passes: every fourth channel of [d, end). */
+/* A pass of one chain, and those beside it in the registers: every fourth channel of [d, end). */
 QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys, size_t d, size_t end,
                               block_prefetch *next, f32x16 (*sum)[TILE_ROWS]) {
     const size_t at_once = vectors_at_once(kind.rows);
@@ -118,7 +119,7 @@ QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys,
 /* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
  * halves the rounding errors of one long chain; with registers for all four they run side by side. */
 QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
-    const size_t at_once = vectors_at_once(kind.rows), steps = PASS_STEPS * QATTN_CHAINS;
+    const size_t at_once = vectors_at_once(kind.rows), step = PASS_STEPS * QATTN_CHAINS;
     block_prefetch next = task->next;
     for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
@@ -129,9 +130,9 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             for (size_t i = 0; i < kind.rows; i++) sum[chain][i] = f32x16_splat(0);
         }
         size_t first = begin;
-        while (in_passes(kind.rows) && first + steps <= end) {
+        while (in_passes(kind.rows) && first + step <= end) {
             f32x16_stay_in_memory(sum[0]);
-            const size_t last = passes_end(task, first, end, steps);
+            const size_t last = stretch_end(task, first, end, step);
             QATTN_UNROLL
             for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once)
                 tile_chains(task, kind, keys, first + chain, last, &next, sum + chain);
@@ -237,7 +238,7 @@ QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size
     }
 }
 
-/* Some of a panel's vectors of columns, in whole passes over the keys [j, end). */
+/* A pass of some of a panel's vectors of columns, over the keys [j, end). */
 QATTN_INLINE void tile_columns(tile_task *task, tile_kind kind, size_t j, size_t end, const char *values, size_t stride,
                                size_t count, block_prefetch *next, f32x16 (*o)[TILE_ROWS]) {
     f32x16 part[PANEL_VECTORS][TILE_ROWS];
@@ -325,7 +326,7 @@ QATTN_INLINE void tile_values_in_passes(tile_task *task, tile_kind kind, const c
         size_t j = run.begin;
         while (run.whole && j + PASS_STEPS <= run.end) {
             f32x16_stay_in_memory(o[0]);
-            const size_t last = passes_end(task, j, run.end, PASS_STEPS);
+            const size_t last = stretch_end(task, j, run.end, PASS_STEPS);
             QATTN_NO_UNROLL
             for (size_t c = 0; c < count; c += at_once) {
                 const char *const columns = values + c * QATTN_LANES * size;

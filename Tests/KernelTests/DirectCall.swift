@@ -34,8 +34,10 @@ struct DirectCall: Sendable {
     var wantsSums = true
     /// The kernels that pack; nil: those that compute.
     var packing: KernelTable?
-    /// Whether forward is given rows of keys and values, to pack as it goes; and told that they are beyond the caches.
+    /// Whether forward is given rows of keys and values, to pack as it goes.
     var unpacked = false
+    /// Whether it is told that blocks or rows are beyond the caches, and of no rows to come.
+    var fromMemory = false
 }
 
 extension AttentionCase.StorageChoice {
@@ -126,15 +128,17 @@ extension DirectCall {
             arguments.out_storage = outStorage.kernelStorage
             arguments.lse = wantsSums && hasSink ? logSumExp.start : nil
             arguments.sink_share = wantsSums && hasSink ? sinkShare.start : nil
-            // Announced rows are fetched at most, never read: even those that are not there.
-            arguments.upcoming.0 = qattn_upcoming_rows(
-                base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 10, row_bytes: 4 * queries.width)
-            arguments.upcoming.1 = qattn_upcoming_rows(
-                base: UnsafeRawPointer(bitPattern: 64), stride_bytes: -4096, rows: rows, row_bytes: 256)
+            arguments.beyond_caches = fromMemory
+            if !fromMemory {
+                // Announced rows are fetched at most, never read: even those that are not there.
+                arguments.upcoming.0 = qattn_upcoming_rows(
+                    base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 10, row_bytes: 4 * queries.width)
+                arguments.upcoming.1 = qattn_upcoming_rows(
+                    base: UnsafeRawPointer(bitPattern: 64), stride_bytes: -4096, rows: rows, row_bytes: 256)
+            }
             arguments.workspace = workspace.start
             withUnsafePointer(to: keyValueRows) {
                 arguments.unpacked = unpacked ? $0 : nil
-                arguments.beyond_caches = unpacked
                 kernels.functions.pointee.forward(&arguments)
             }
         }

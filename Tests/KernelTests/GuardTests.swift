@@ -19,6 +19,7 @@ import Testing
         },
         AttentionCase(queries: 1, keys: 70, headDimension: 20, valueDimension: 33),
         AttentionCase(queries: 4, keys: 1029, headDimension: 132, valueDimension: 48) { $0.allowed = .random },
+        AttentionCase(queries: 4, keys: 1029, headDimension: 86, valueDimension: 112),
         AttentionCase(queries: 33, keys: 20, headDimension: 80, valueDimension: 96) { $0.geometry = .causal },
     ]
 
@@ -29,8 +30,10 @@ import Testing
         for call in [
             DirectCall(), DirectCall(guardSide: .before), DirectCall(padding: 5),
             DirectCall(guardSide: .before, padding: 1, keyStride: 3), DirectCall(keyStride: 2, rowsPerCall: 7),
-            DirectCall(unpacked: true), DirectCall(guardSide: .before, unpacked: true),
-            DirectCall(padding: 5, rowsPerCall: 7, unpacked: true),
+            DirectCall(unpacked: true), DirectCall(guardSide: .before, unpacked: true, fromMemory: true),
+            DirectCall(padding: 5, rowsPerCall: 7, unpacked: true), DirectCall(unpacked: true, fromMemory: true),
+            DirectCall(fromMemory: true), DirectCall(guardSide: .before, rowsPerCall: 2, fromMemory: true),
+            DirectCall(padding: 5, rowsPerCall: 4, fromMemory: true),
         ] {
             let actual = try call.run(problem, kernels)
             try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")
