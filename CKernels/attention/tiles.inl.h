@@ -347,16 +347,15 @@ QATTN_INLINE void tile_values_in_passes(tile_task *task, tile_kind kind, const c
 }
 
 /* All value columns, panel by panel: whole ones where the registers hold their sums or these stay in memory, else
- * vector by vector or two by two. */
+ * vector by vector. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
-    const size_t at_once = vectors_at_once(kind.rows);
     const char *panel = task->block.values;
     for (size_t column = 0; column < task->value_lanes;) {
         const size_t lanes = panel_lanes(task->value_lanes - column);
         const size_t stride = task->value_stride ? task->value_stride : lanes;
         if (in_passes(kind.rows)) {
             tile_values_in_passes(task, kind, panel, stride, column, lanes / QATTN_LANES);
-        } else if (at_once == PANEL_VECTORS) {
+        } else if (vectors_at_once(kind.rows) == PANEL_VECTORS) {
             switch (lanes / QATTN_LANES) {
             case 4: tile_values(task, kind, panel, stride, column, 4); break;
             case 3: tile_values(task, kind, panel, stride, column, 3); break;
@@ -364,13 +363,8 @@ QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
             default: tile_values(task, kind, panel, stride, column, 1); break;
             }
         } else {
-            for (size_t c = 0; c < lanes;) {
-                const char *const values = panel + c * storage_size(kind.storage);
-                const size_t count = qattn_min(at_once, (lanes - c) / QATTN_LANES);
-                if (count == 2) tile_values(task, kind, values, stride, column + c, 2);
-                else tile_values(task, kind, values, stride, column + c, 1);
-                c += count * QATTN_LANES;
-            }
+            for (size_t c = 0; c < lanes; c += QATTN_LANES)
+                tile_values(task, kind, panel + c * storage_size(kind.storage), stride, column + c, 1);
         }
         column += lanes;
         panel += lanes * (task->value_stride ? 1 : QATTN_KEY_BLOCK) * storage_size(kind.storage);
