@@ -3,7 +3,8 @@
 
 A share is the bytes of keys and values per second over the read bandwidth that the same process measured in turns. A
 ratio is the median over the rounds of (a library's time / ours of the same round), in the library's own storage type;
-or of the rate of our next set of kernels over that of the first. Before the rounds its output is compared with the definition in float64.
+or of the rate of our next set of kernels over that of the first. Before the rounds its output is compared with the
+definition in float64.
 """
 
 import argparse

@@ -113,15 +113,18 @@ QATTN_INLINE const char *block_after(const qattn_forward_args *args, const forwa
 
 /* From beyond the caches, rows one behind the other are read as one run of memory before they are of use: keys, and
  * values of several panels, which are not read in order. As each jump from one tensor to the other costs most of a
- * microsecond, runs are long then; values of one panel are read in order by the tile itself. */
-QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_args *rows, size_t block) {
+ * microsecond, runs are long then; values of one panel are read in order by the tile itself. Blocks from block_end on
+ * are none of the call's business. */
+QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_args *rows, size_t block,
+                             size_t block_end) {
     const size_t key_bytes = args->blocks.head_dim * storage_size(rows->key_storage);
     const size_t value_bytes = args->blocks.value_dim * storage_size(rows->value_storage);
     const bool touches_values =
         rows->value_stride == (ptrdiff_t)args->blocks.value_dim && args->blocks.value_dim > PANEL_VECTORS * QATTN_LANES;
     const size_t blocks = touches_values ? qattn_max(TOUCHED_RUN / (QATTN_KEY_BLOCK * key_bytes), 1) : 1;
     if (block % blocks) return;
-    const size_t count = qattn_min(args->seq_kv - block * QATTN_KEY_BLOCK, blocks * QATTN_KEY_BLOCK);
+    const size_t end = qattn_min(block + blocks, block_end);
+    const size_t count = qattn_min(args->seq_kv, end * QATTN_KEY_BLOCK) - block * QATTN_KEY_BLOCK;
     if (rows->key_stride == (ptrdiff_t)args->blocks.head_dim) QATTN_FUNCTION(touch_far)(rows->keys, count * key_bytes);
     if (touches_values) QATTN_FUNCTION(touch_far)(rows->values, count * value_bytes);
 }
@@ -129,7 +132,7 @@ QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_ar
 /* Block `block` of a call whose keys and values are rows: what cannot be read where it stands is packed. From beyond
  * the caches, rows one behind the other are read as one run of memory first. */
 QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block,
-                                tile_task *task) {
+                                size_t block_end, tile_task *task) {
     qattn_pack_args rows = *args->unpacked;
     const ptrdiff_t first = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
     rows.keys = storage_at(rows.keys, first * rows.key_stride, rows.key_storage);
@@ -149,7 +152,7 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
         task->block.values = (char *)rows.values;
         task->value_stride = (size_t)rows.value_stride;
     }
-    if (args->beyond_caches) touch_runs(args, &rows, block);
+    if (args->beyond_caches) touch_runs(args, &rows, block, block_end);
     if (!ws->keys_in_place || !ws->values_in_place) QATTN_FUNCTION(pack)(&rows);
 }
 
@@ -179,23 +182,31 @@ QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, con
     return tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first);
 }
 
+/* A packed block, and what follows it up to block_end, to be asked for so far ahead. */
+QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t block,
+                             size_t block_end, size_t ahead) {
+    task->block = block_number(args, ws, block);
+    task->next =
+        block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead);
+}
+
 /* One block against every tile. */
 QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args, forward_workspace *ws, size_t block,
                                 size_t block_end) {
     const size_t block_first = block * QATTN_KEY_BLOCK;
-    task->block = block_number(args, ws, args->unpacked ? 0 : block);
-    if (args->unpacked) pack_unpacked(args, ws, block, task);
+    if (args->unpacked) {
+        task->block = block_number(args, ws, 0);
+        pack_unpacked(args, ws, block, block_end, task);
+    } else {
+        take_block(task, args, ws, block, block_end, ws->rows <= STREAMING_ROWS ? streaming_ahead(args, ws->rows) : 0);
+    }
     /* The next block comes from memory or L3 while this one is at work. Tiles so few that they wait for memory ask for
      * it as they go. Through others hardware follows by itself; only many tiles of int8, which take long for few bytes,
      * gain from asking for a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 %
      * with two to four, and 1 to 2 % with 16; int8 loses 5 to 7 % with one. */
-    const char *const following = args->unpacked ? NULL : block_after(args, ws, block, block_end);
-    const bool streams = ws->rows <= STREAMING_ROWS;
-    if (streams && !args->unpacked)
-        task->next =
-            block_prefetch_begin(task->block.keys, following, ws->block_bytes, streaming_ahead(args, ws->rows));
-    const bool asks = args->blocks.storage == QATTN_INT8 && ws->tiles > 2;
-    const qattn_upcoming_rows next_block = {asks ? following : NULL, 0, 1, ws->block_bytes};
+    const bool asks = !args->unpacked && args->blocks.storage == QATTN_INT8 && ws->tiles > 2;
+    const qattn_upcoming_rows next_block = {asks ? block_after(args, ws, block, block_end) : NULL, 0, 1,
+                                            ws->block_bytes};
     prefetch_cursor next = prefetch_begin(&next_block, 1);
     const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
     const bool all_whole = ws->ranges_only && range_covers(ws->keys.all, block_first);
@@ -210,14 +221,6 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         else if (task->all == ~UINT64_C(0)) TILE_CALL_SOFTMAX(tile_full, count, task);
         else TILE_CALL_SOFTMAX(tile_masked, count, task);
     }
-}
-
-/* A block of a tile that waits for memory, and what follows it up to block_end. */
-QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t block,
-                             size_t block_end, size_t ahead) {
-    task->block = block_number(args, ws, block);
-    task->next =
-        block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead);
 }
 
 /* Blocks [begin, end) against a lone tile whose rows see them whole: nothing changes from one to the next but where it
@@ -310,7 +313,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
-    ws.lone_tile = ws.lone_tile && !ws.upcoming_share;
+    ws.lone_tile = ws.rows <= STREAMING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share;
 
     tile_task task = begin_task(args, &ws);
     if (args->states) {

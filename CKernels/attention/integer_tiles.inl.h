@@ -40,15 +40,10 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
     for (size_t i = 0; i < kind.rows; i++) sum[i] = (i32x16)0;
     for (size_t begin = 0; begin < count; begin += STEP_PAIRS) {
         if (kind.streams) block_prefetch_step(&next, task->block_bytes);
-        if (begin + STEP_PAIRS <= count) {
-            /* More at a time, and the compiler adds up products before sums, and spills. */
-            QATTN_UNROLL_2
-            for (size_t p = begin; p < begin + STEP_PAIRS; p++)
-                tile_pair(kind, pairs + p * sizeof(int32_t), row_bytes, packed + p * PAIR_BYTES, sum);
-        } else {
-            for (size_t p = begin; p < count; p++)
-                tile_pair(kind, pairs + p * sizeof(int32_t), row_bytes, packed + p * PAIR_BYTES, sum);
-        }
+        /* More at a time, and the compiler adds up products before sums, and spills. */
+        QATTN_UNROLL_2
+        for (size_t p = begin; p < qattn_min(begin + STEP_PAIRS, count); p++)
+            tile_pair(kind, pairs + p * sizeof(int32_t), row_bytes, packed + p * PAIR_BYTES, sum);
     }
     if (kind.streams) task->next = next;
 }

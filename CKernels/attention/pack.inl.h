@@ -46,8 +46,9 @@ static __attribute__((noinline)) void QATTN_FUNCTION(touch)(const char *bytes, s
     for (size_t byte = 0; byte < count; byte += CACHE_LINE) (void)*(const volatile char *)(bytes + byte);
 }
 
+enum { SEAM_AHEAD = 4096 /* bytes */ };
+
 /* The same from memory, with help over the seams of pages. */
-enum { SEAM_AHEAD = 4096 };
 static __attribute__((noinline)) void QATTN_FUNCTION(touch_far)(const char *bytes, size_t count) {
     for (size_t byte = 0; byte < count; byte += PREFETCH_STEP) __builtin_prefetch(bytes + byte + SEAM_AHEAD, 0, 2);
     QATTN_FUNCTION(touch)(bytes, count);

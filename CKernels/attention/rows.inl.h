@@ -204,7 +204,6 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->plain = !ws->keys_in_place && args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
                 scores_are_plain(args);
     ws->ranges_only = !args->mask && !args->bias;
-    ws->lone_tile = ws->rows <= STREAMING_ROWS && !args->unpacked && ws->ranges_only;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
     ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
