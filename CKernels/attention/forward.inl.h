@@ -15,12 +15,12 @@
 #ifndef QATTN_FORWARD_INL_H
 #define QATTN_FORWARD_INL_H
 
-#include "attention/integer_tiles.inl.h"
-#include "attention/pack.inl.h"
-#include "attention/prefetch.inl.h"
-#include "attention/row_scores.inl.h"
+#include "tile/integer_tiles.inl.h"
+#include "memory/pack.inl.h"
+#include "memory/prefetch.inl.h"
+#include "tile/row_scores.inl.h"
 #include "attention/rows.inl.h"
-#include "attention/tiles.inl.h"
+#include "tile/tiles.inl.h"
 
 enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
 

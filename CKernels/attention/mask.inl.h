@@ -6,7 +6,7 @@
 #ifndef QATTN_MASK_INL_H
 #define QATTN_MASK_INL_H
 
-#include "attention/tile_size.h"
+#include "tile/tile_size.h"
 #include "simd/vector.h"
 
 /* A row of a call: one query of one head. */

@@ -12,7 +12,7 @@
 #ifndef QATTN_PREPARE_INL_H
 #define QATTN_PREPARE_INL_H
 
-#include "attention/tile_size.h"
+#include "tile/tile_size.h"
 #include "simd/storage.h"
 
 /* The sum of the lanes as a tree: r with r + 8, then r + 4, r + 2, r + 1. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.c - which kernel sets this CPU can run, best first. */
-#include "attention/tile_size.h"
+#include "tile/tile_size.h"
 
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>

@@ -4,8 +4,8 @@
 #ifndef QATTN_TILES_INL_H
 #define QATTN_TILES_INL_H
 
-#include "attention/blocks.inl.h"
-#include "attention/prefetch.inl.h"
+#include "memory/blocks.inl.h"
+#include "memory/prefetch.inl.h"
 #include "attention/scores.inl.h"
 #include "attention/softmax.inl.h"
 #include "attention/weights.inl.h"

@@ -3,7 +3,7 @@
 #ifndef QATTN_BLOCKS_INL_H
 #define QATTN_BLOCKS_INL_H
 
-#include "attention/tile_size.h"
+#include "tile/tile_size.h"
 #include "simd/storage.h"
 
 /* One block. The scales are of QATTN_INT8 alone. */

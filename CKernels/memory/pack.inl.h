@@ -12,8 +12,8 @@
 #ifndef QATTN_PACK_INL_H
 #define QATTN_PACK_INL_H
 
-#include "attention/blocks.inl.h"
-#include "attention/prefetch.inl.h"
+#include "memory/blocks.inl.h"
+#include "memory/prefetch.inl.h"
 
 /* Fewer keys than this are written element by element: transposing 16 would cost more. */
 enum { SCATTERED_KEYS = 4 };

@@ -3,7 +3,7 @@
 #ifndef QATTN_PREFETCH_INL_H
 #define QATTN_PREFETCH_INL_H
 
-#include "attention/tile_size.h"
+#include "tile/tile_size.h"
 #include "isa/isa.h"
 
 enum { CACHE_LINE = 64 };
