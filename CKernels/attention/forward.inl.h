@@ -15,11 +15,11 @@
 #ifndef QATTN_FORWARD_INL_H
 #define QATTN_FORWARD_INL_H
 
-#include "tile/integer_tiles.inl.h"
+#include "attention/rows.inl.h"
 #include "memory/pack.inl.h"
 #include "memory/prefetch.inl.h"
+#include "tile/integer_tiles.inl.h"
 #include "tile/row_scores.inl.h"
-#include "attention/rows.inl.h"
 #include "tile/tiles.inl.h"
 
 enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
@@ -29,8 +29,8 @@ QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args
                                        size_t count, size_t block_first) {
     if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
     else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
-    if (scores_are_plain(args) && task->all == ~UINT64_C(0)) return;
-    const score_finish finish = begin_finish(args);
+    if (scores_are_plain(&args->problem) && task->all == ~UINT64_C(0)) return;
+    const score_finish finish = begin_finish(&args->problem);
     for (size_t r = 0; r < count; r++) {
         f32x16 t[1][BLOCK_VECTORS];
         tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
@@ -58,8 +58,8 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
         const float c = row_constant(args, ws->places[i + r]);
         if (ws->normaliser == QATTN_SIGMOID) sigmoid_weights(weights, c);
         else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX)
-            clipped_weights(weights,
-                            (clipped_row){totals->maximum[row_lane(r)], totals->factor[row_lane(r)], c, args->zeta});
+            clipped_weights(weights, (clipped_row){totals->maximum[row_lane(r)], totals->factor[row_lane(r)], c,
+                                                   args->problem.zeta});
         else relu_squared_weights(weights, sum);
     }
 }
@@ -124,7 +124,7 @@ QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_ar
     const size_t blocks = touches_values ? qattn_max(TOUCHED_RUN / (QATTN_KEY_BLOCK * key_bytes), 1) : 1;
     if (block % blocks) return;
     const size_t end = qattn_min(block + blocks, block_end);
-    const size_t count = qattn_min(args->seq_kv, end * QATTN_KEY_BLOCK) - block * QATTN_KEY_BLOCK;
+    const size_t count = qattn_min(args->problem.seq_kv, end * QATTN_KEY_BLOCK) - block * QATTN_KEY_BLOCK;
     if (rows->key_stride == (ptrdiff_t)args->blocks.head_dim) QATTN_FUNCTION(touch_far)(rows->keys, count * key_bytes);
     if (touches_values) QATTN_FUNCTION(touch_far)(rows->values, count * value_bytes);
 }
@@ -138,7 +138,7 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
     rows.keys = storage_at(rows.keys, first * rows.key_stride, rows.key_storage);
     rows.values = storage_at(rows.values, first * rows.value_stride, rows.value_storage);
     rows.key_begin = 0;
-    rows.key_end = qattn_min(args->seq_kv - block * QATTN_KEY_BLOCK, QATTN_KEY_BLOCK);
+    rows.key_end = qattn_min(args->problem.seq_kv - block * QATTN_KEY_BLOCK, QATTN_KEY_BLOCK);
     rows.blocks = args->blocks;
     if (ws->keys_in_place) {
         rows.blocks.head_dim = 0;
@@ -173,7 +173,7 @@ QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, size_t rows)
 /* Which keys of the block the tile of `count` rows from row i on sees, and whether any. */
 QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                             size_t count, size_t block_first) {
-    const run_keys keys = keys_of_run(args, ws->places[i], ws->places[i + count - 1]);
+    const run_keys keys = keys_of_run(&args->problem, ws->places[i], ws->places[i + count - 1]);
     if (!range_bits(keys.any, block_first)) return false;
     if (ws->ranges_only && range_covers(keys.all, block_first)) {
         tile_sees_all(task, ws->chunk.started + i, count);
@@ -295,9 +295,9 @@ static __attribute__((noinline)) void QATTN_FUNCTION(first_pass)(tile_task *task
 
 static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     assert(args->row_begin <= args->row_end && args->row_end - args->row_begin <= QATTN_QUERY_BLOCK);
-    assert(args->row_end <= args->heads * args->queries);
+    assert(args->row_end <= args->problem.heads * args->problem.queries);
     if (args->row_end == args->row_begin) return;
-    assert(args->normaliser != QATTN_CLIPPED_SOFTMAX || !args->states);
+    assert(args->problem.normaliser != QATTN_CLIPPED_SOFTMAX || !args->states);
     forward_workspace ws;
     cut_workspace(args, &ws);
     scale_all_queries(args, &ws);
@@ -325,7 +325,8 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         }
         return;
     }
-    if (args->normaliser == QATTN_CLIPPED_SOFTMAX) QATTN_FUNCTION(first_pass)(&task, args, &ws, block_begin, block_end);
+    if (args->problem.normaliser == QATTN_CLIPPED_SOFTMAX)
+        QATTN_FUNCTION(first_pass)(&task, args, &ws, block_begin, block_end);
     store_result(args, &ws, forward_blocks(&task, args, &ws, block_begin, block_end));
 }
 

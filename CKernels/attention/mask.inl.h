@@ -6,8 +6,8 @@
 #ifndef QATTN_MASK_INL_H
 #define QATTN_MASK_INL_H
 
-#include "tile/tile_size.h"
 #include "simd/vector.h"
+#include "tile/tile_size.h"
 
 /* A row of a call: one query of one head. */
 typedef struct row_place {
@@ -23,9 +23,10 @@ typedef struct key_range {
     ptrdiff_t first, last;
 } key_range;
 
-QATTN_INLINE key_range query_keys(const qattn_forward_args *args, size_t query) {
-    const ptrdiff_t first = (ptrdiff_t)query + args->first_key_offset, last = (ptrdiff_t)query + args->last_key_offset;
-    const ptrdiff_t seq_kv = (ptrdiff_t)args->seq_kv;
+QATTN_INLINE key_range query_keys(const qattn_problem *problem, size_t query) {
+    const ptrdiff_t first = (ptrdiff_t)query + problem->first_key_offset,
+                    last = (ptrdiff_t)query + problem->last_key_offset;
+    const ptrdiff_t seq_kv = (ptrdiff_t)problem->seq_kv;
     return (key_range){first < 0 ? 0 : first, last < seq_kv ? last : seq_kv};
 }
 
@@ -35,11 +36,11 @@ typedef struct run_keys {
     key_range any, all;
 } run_keys;
 
-QATTN_INLINE run_keys keys_of_run(const qattn_forward_args *args, row_place first, row_place last) {
+QATTN_INLINE run_keys keys_of_run(const qattn_problem *problem, row_place first, row_place last) {
     /* A run that goes on in the next head has the last query of one and the first of the other. */
     const bool one_head = first.head == last.head;
-    const key_range top = query_keys(args, one_head ? first.query : 0);
-    const key_range bottom = query_keys(args, one_head ? last.query : args->queries - 1);
+    const key_range top = query_keys(problem, one_head ? first.query : 0);
+    const key_range bottom = query_keys(problem, one_head ? last.query : problem->queries - 1);
     return (run_keys){.any = {top.first, bottom.last}, .all = {bottom.first, top.last}};
 }
 
@@ -57,22 +58,23 @@ QATTN_INLINE bool range_covers(key_range range, size_t block_first) {
 }
 
 /* The 16 biases of a row from key j on, where each key with a bit lies inside the tensor; other lanes are anything. */
-QATTN_INLINE f32x16 bias_lanes(const qattn_forward_args *args, row_place row, size_t j, uint32_t bits) {
-    const float *bias = args->bias + row_offset(args->bias_strides, row) + (ptrdiff_t)j * args->bias_strides.key;
-    if (args->bias_strides.key == 1 && j + QATTN_LANES <= args->seq_kv) return f32x16_load(bias);
+QATTN_INLINE f32x16 bias_lanes(const qattn_problem *problem, row_place row, size_t j, uint32_t bits) {
+    const float *bias =
+        problem->bias + row_offset(problem->bias_strides, row) + (ptrdiff_t)j * problem->bias_strides.key;
+    if (problem->bias_strides.key == 1 && j + QATTN_LANES <= problem->seq_kv) return f32x16_load(bias);
     float lanes[QATTN_LANES] = {0};
     for (; bits; bits &= bits - 1) {
         const int r = __builtin_ctz(bits);
-        lanes[r] = bias[r * args->bias_strides.key];
+        lanes[r] = bias[r * problem->bias_strides.key];
     }
     return f32x16_load(lanes);
 }
 
 /* The bits that a boolean mask leaves of `bits`. */
-QATTN_INLINE uint64_t boolean_bits(const qattn_forward_args *args, row_place row, size_t block_first, uint64_t bits) {
+QATTN_INLINE uint64_t boolean_bits(const qattn_problem *problem, row_place row, size_t block_first, uint64_t bits) {
     const uint8_t *mask =
-        args->mask + row_offset(args->mask_strides, row) + (ptrdiff_t)block_first * args->mask_strides.key;
-    if (args->mask_strides.key == 1 && block_first + QATTN_KEY_BLOCK <= args->seq_kv) {
+        problem->mask + row_offset(problem->mask_strides, row) + (ptrdiff_t)block_first * problem->mask_strides.key;
+    if (problem->mask_strides.key == 1 && block_first + QATTN_KEY_BLOCK <= problem->seq_kv) {
         uint64_t allowed = 0;
         for (int v = 0; v < BLOCK_VECTORS; v++)
             allowed |= (uint64_t)u8x16_nonzero_bits(mask + QATTN_LANES * v) << QATTN_LANES * v;
@@ -80,28 +82,27 @@ QATTN_INLINE uint64_t boolean_bits(const qattn_forward_args *args, row_place row
     }
     for (uint64_t rest = bits; rest; rest &= rest - 1) {
         const int j = __builtin_ctzll(rest);
-        if (!mask[j * args->mask_strides.key]) bits ^= rest & -rest;
+        if (!mask[j * problem->mask_strides.key]) bits ^= rest & -rest;
     }
     return bits;
 }
 
 /* The bits that the biases leave of `bits`: all but those of -inf. */
-QATTN_INLINE uint64_t finite_bias_bits(const qattn_forward_args *args, row_place row, size_t block_first,
-                                       uint64_t bits) {
+QATTN_INLINE uint64_t finite_bias_bits(const qattn_problem *problem, row_place row, size_t block_first, uint64_t bits) {
     for (int v = 0; v < BLOCK_VECTORS; v++) {
         const uint32_t lanes = (uint32_t)(bits >> QATTN_LANES * v) & 0xffff;
         if (!lanes) continue;
-        const f32x16 bias = bias_lanes(args, row, block_first + (size_t)(QATTN_LANES * v), lanes);
+        const f32x16 bias = bias_lanes(problem, row, block_first + (size_t)(QATTN_LANES * v), lanes);
         bits &= ~((uint64_t)f32x16_equal_bits(bias, -__builtin_inff()) << QATTN_LANES * v);
     }
     return bits;
 }
 
 /* The keys of the block that a row sees. */
-QATTN_INLINE uint64_t visible_bits(const qattn_forward_args *args, row_place row, size_t block_first) {
-    uint64_t bits = range_bits(query_keys(args, row.query), block_first);
-    if (args->mask && bits) bits = boolean_bits(args, row, block_first, bits);
-    if (args->bias && bits) bits = finite_bias_bits(args, row, block_first, bits);
+QATTN_INLINE uint64_t visible_bits(const qattn_problem *problem, row_place row, size_t block_first) {
+    uint64_t bits = range_bits(query_keys(problem, row.query), block_first);
+    if (problem->mask && bits) bits = boolean_bits(problem, row, block_first, bits);
+    if (problem->bias && bits) bits = finite_bias_bits(problem, row, block_first, bits);
     return bits;
 }
 

@@ -12,8 +12,8 @@
 #ifndef QATTN_PREPARE_INL_H
 #define QATTN_PREPARE_INL_H
 
-#include "tile/tile_size.h"
 #include "simd/storage.h"
+#include "tile/tile_size.h"
 
 /* The sum of the lanes as a tree: r with r + 8, then r + 4, r + 2, r + 1. */
 QATTN_INLINE float f32x16_sum(f32x16 x) {

@@ -4,10 +4,10 @@
 #ifndef QATTN_ROWS_INL_H
 #define QATTN_ROWS_INL_H
 
-#include "memory/blocks.inl.h"
-#include "memory/prefetch.inl.h"
 #include "attention/scores.inl.h"
 #include "attention/weights.inl.h"
+#include "memory/blocks.inl.h"
+#include "memory/prefetch.inl.h"
 
 /* The caller's workspace, cut up, and what else a call knows from its start. Small, and what every block needs stands
  * side by side in the workspace: where few rows stream blocks from memory, each further page that a block of theirs
@@ -33,16 +33,17 @@ typedef struct forward_workspace {
 
 /* The c of a row's normaliser. */
 QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
-    return args->row_constants[row_offset(args->row_constant_strides, row)];
+    return args->problem.row_constants[row_offset(args->problem.row_constant_strides, row)];
 }
 
 /* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. */
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const size_t head_dim = args->blocks.head_dim;
-    const float uniform = query_factor(args, ws->places[0]);
+    const float uniform = query_factor(&args->problem, ws->places[0]);
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
         float *const out = ws->queries + i * ws->head_lanes;
-        const f32x16 c = f32x16_splat(args->row_factors ? query_factor(args, ws->places[i]) : uniform);
+        const f32x16 c =
+            f32x16_splat(args->problem.row_factors ? query_factor(&args->problem, ws->places[i]) : uniform);
         const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
             f32x16 x = f32x16_splat(0);
@@ -101,10 +102,10 @@ QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forwar
     row_totals totals;
     if (ws->normaliser == QATTN_SOFTMAX) {
         float sinks[QATTN_LANES];
-        f32x16_store(sinks, f32x16_splat(args->sinks[places[0].head]));
+        f32x16_store(sinks, f32x16_splat(args->problem.sinks[places[0].head]));
         for (size_t r = 0; places[count - 1].head != places[0].head && r < count; r++)
-            sinks[row_lane(r)] = args->sinks[places[r].head];
-        for (size_t r = 0; args->normaliser == QATTN_SOFTMAX && args->row_constants && r < count; r++)
+            sinks[row_lane(r)] = args->problem.sinks[places[r].head];
+        for (size_t r = 0; args->problem.normaliser == QATTN_SOFTMAX && args->problem.row_constants && r < count; r++)
             sinks[row_lane(r)] += row_constant(args, places[r]);
         tile_totals(maximum, sum, sinks, &totals, args->lse, args->sink_share);
         for (size_t r = 0; args->lse && r < count; r++) {
@@ -184,11 +185,12 @@ QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
 }
 
 QATTN_INLINE void place_rows(const qattn_forward_args *args, const forward_workspace *ws) {
-    row_place place = {.head = args->row_begin / args->queries, .query = args->row_begin % args->queries};
+    row_place place = {.head = args->row_begin / args->problem.queries,
+                       .query = args->row_begin % args->problem.queries};
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
         ws->places[i] = place;
         if (i + 1 >= ws->rows) continue;
-        if (++place.query == args->queries) place = (row_place){.head = place.head + 1, .query = 0};
+        if (++place.query == args->problem.queries) place = (row_place){.head = place.head + 1, .query = 0};
     }
 }
 
@@ -196,14 +198,14 @@ _Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what qattn_fo
 _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what qattn_forward_workspace counts");
 
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
-    ws->normaliser = args->normaliser;
+    ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;
     ws->values_in_place = args->unpacked && args->blocks.value_dim % QATTN_LANES == 0;
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
     ws->keys_in_place = args->unpacked && args->blocks.head_dim % QATTN_CHAINS == 0 && ws->rows <= STREAMING_ROWS;
-    ws->plain = !ws->keys_in_place && args->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
-                scores_are_plain(args);
-    ws->ranges_only = !args->mask && !args->bias;
+    ws->plain = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
+                scores_are_plain(&args->problem);
+    ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
     ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
@@ -217,7 +219,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->state = take_state(&cursor, ws);
     ws->totals = (row_totals *)take(&cursor, ws->tiles * TOTALS_FLOATS);
     place_rows(args, ws);
-    ws->keys = keys_of_run(args, ws->places[0], ws->places[ws->rows - 1]);
+    ws->keys = keys_of_run(&args->problem, ws->places[0], ws->places[ws->rows - 1]);
 }
 
 #endif

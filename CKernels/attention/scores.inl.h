@@ -14,29 +14,29 @@
 #include "simd/exp2.h"
 
 /* Whether the normaliser takes the scores themselves instead of powers. */
-QATTN_INLINE bool takes_scores(const qattn_forward_args *args) {
-    return args->normaliser == QATTN_RELU_SQUARED || args->normaliser == QATTN_NORMALISED_RELU_SQUARED;
+QATTN_INLINE bool takes_scores(const qattn_problem *problem) {
+    return problem->normaliser == QATTN_RELU_SQUARED || problem->normaliser == QATTN_NORMALISED_RELU_SQUARED;
 }
 
 /* What natural units are multiplied by. */
-QATTN_INLINE float score_unit(const qattn_forward_args *args) { return takes_scores(args) ? 1 : QATTN_LOG2E_F; }
+QATTN_INLINE float score_unit(const qattn_problem *problem) { return takes_scores(problem) ? 1 : QATTN_LOG2E_F; }
 
 /* What a query is multiplied by. */
-QATTN_INLINE float query_factor(const qattn_forward_args *args, row_place row) {
-    double factor = args->scale;
-    if (args->row_factors) factor *= args->row_factors[row_offset(args->row_factor_strides, row)];
-    if (args->softcap != 0) return (float)(factor / args->softcap);
-    return (float)(takes_scores(args) ? factor : factor * QATTN_LOG2E);
+QATTN_INLINE float query_factor(const qattn_problem *problem, row_place row) {
+    double factor = problem->scale;
+    if (problem->row_factors) factor *= problem->row_factors[row_offset(problem->row_factor_strides, row)];
+    if (problem->softcap != 0) return (float)(factor / problem->softcap);
+    return (float)(takes_scores(problem) ? factor : factor * QATTN_LOG2E);
 }
 
 /* Whether scores are finished as soon as they are multiplied out, masks aside. */
-QATTN_INLINE bool scores_are_plain(const qattn_forward_args *args) {
-    return args->softcap == 0 && !args->alibi_slopes && !args->bias;
+QATTN_INLINE bool scores_are_plain(const qattn_problem *problem) {
+    return problem->softcap == 0 && !problem->alibi_slopes && !problem->bias;
 }
 
 /* What finishing scores takes: of a call, and of a row against a block. */
 typedef struct score_finish {
-    const qattn_forward_args *args;
+    const qattn_problem *problem;
     float unit;
     tanh_scale cap;
 } score_finish;
@@ -48,18 +48,18 @@ typedef struct row_finish {
     float slope, distance; /* of key block_first */
 } row_finish;
 
-QATTN_INLINE score_finish begin_finish(const qattn_forward_args *args) {
-    const float unit = score_unit(args);
-    const double cap = args->softcap * (takes_scores(args) ? 1 : QATTN_LOG2E);
-    return (score_finish){.args = args, .unit = unit, .cap = {(float)cap, (float)(cap * QATTN_TANH_FACTOR)}};
+QATTN_INLINE score_finish begin_finish(const qattn_problem *problem) {
+    const float unit = score_unit(problem);
+    const double cap = problem->softcap * (takes_scores(problem) ? 1 : QATTN_LOG2E);
+    return (score_finish){.problem = problem, .unit = unit, .cap = {(float)cap, (float)(cap * QATTN_TANH_FACTOR)}};
 }
 
 QATTN_INLINE row_finish begin_row_finish(const score_finish *finish, row_place place, uint64_t visible,
                                          size_t block_first) {
     row_finish row = {.place = place, .block_first = block_first, .visible = visible};
-    if (finish->args->alibi_slopes) {
-        row.slope = finish->args->alibi_slopes[place.head] * finish->unit;
-        row.distance = (float)((ptrdiff_t)place.query + finish->args->alibi_offset - (ptrdiff_t)block_first);
+    if (finish->problem->alibi_slopes) {
+        row.slope = finish->problem->alibi_slopes[place.head] * finish->unit;
+        row.distance = (float)((ptrdiff_t)place.query + finish->problem->alibi_offset - (ptrdiff_t)block_first);
     }
     return row;
 }
@@ -72,24 +72,24 @@ QATTN_INLINE f32x16 alibi_lanes(f32x16 t, float slope, float distance, size_t fi
 
 /* A row's scores against the first `count` vectors of a block. */
 QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, size_t count, f32x16 t[BLOCK_VECTORS]) {
-    const qattn_forward_args *const args = finish->args;
-    if (args->softcap != 0) {
+    const qattn_problem *const problem = finish->problem;
+    if (problem->softcap != 0) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) {
             t[v] = f32x16_scaled_tanh(t[v], finish->cap);
             if (v + 1 < count) f32x16_in_order(&t[v], &t[v + 1]);
         }
     }
-    if (args->alibi_slopes) {
+    if (problem->alibi_slopes) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) t[v] = alibi_lanes(t[v], row.slope, row.distance, v * QATTN_LANES);
     }
-    if (args->bias) {
+    if (problem->bias) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) {
             const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
             if (bits)
-                t[v] = f32x16_fma(bias_lanes(args, row.place, row.block_first + v * QATTN_LANES, bits),
+                t[v] = f32x16_fma(bias_lanes(problem, row.place, row.block_first + v * QATTN_LANES, bits),
                                   f32x16_splat(finish->unit), t[v]);
         }
     }

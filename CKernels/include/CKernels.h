@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* CKernels.h - the whole C interface of the attention kernels.
  *
- *     out[i] = sum_j p[i][j] v[j],   p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k]),   x[i][j] = scale * q[i].k[j] +
- * bias[i][j]
+ *     out[i]  = sum_j p[i][j] v[j]
+ *     p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k])
+ *     x[i][j] = scale * q[i].k[j] + bias[i][j]
  *
  * for the rows of one query head against the keys of one key/value head. s is the sink logit: -inf gives softmax,
  * 0 softmax_1, log n softmax_n. Batches, heads, threads, memory and the checking of arguments are the caller's:
  * nothing here allocates, starts a thread or fails. Every kernel set gives the same bits (Documentation/Numerics.md).
  *
- * Dimensions   seq_q, seq_kv    rows of queries, keys           head_dim, value_dim   length of a key, of a value: 1
- * and up Strides      in elements, between rows; the elements of a row are adjacent.
+ * Dimensions   queries, seq_kv       rows of queries and of keys
+ *              head_dim, value_dim   length of a key and of a value, 1 and up
+ * Strides      in elements, between rows; the elements of a row are adjacent.
  *
  * Edge cases   A row that sees no key: out = 0, lse = sink, sink_share = 1, or 0 where sink is -inf.
  *              A key that a row does not see is never read into that row: NaN there does no harm.
@@ -88,8 +90,8 @@ typedef enum qattn_rotation {
 
 /* Makes of rows of queries or keys what scores multiply: first normalises each over all its channels,
  *
- *     x = row factor * gain,                     factor = 1 / sqrt(mean of row^2 + epsilon) QATTN_RMS_NORM x = (row -
- * mean) factor * gain + shift,    factor = 1 / sqrt(mean of (row - mean)^2 + epsilon)        QATTN_LAYER_NORM
+ *     QATTN_RMS_NORM     x = row factor * gain,                   factor = 1 / sqrt(mean of row^2 + epsilon)
+ *     QATTN_LAYER_NORM   x = (row - mean) factor * gain + shift,  factor = 1 / sqrt(mean of (row - mean)^2 + epsilon)
  *
  * then turns its pairs. Channels from 2 * pairs on are not turned; pairs = 0 is no rotation. Row r has the cosines and
  * sines tables[r], which may carry a factor of the pair's own: [2][pairs rounded up to QATTN_LANES]. */
@@ -134,27 +136,20 @@ typedef struct qattn_strides {
     ptrdiff_t head, query, key;
 } qattn_strides;
 
-/* Rows [row_begin, row_end) of the heads * queries rows of query heads that share one key/value head, at most
- * QATTN_QUERY_BLOCK of them: row r is query r % queries of head r / queries. All pointers are to head 0, query 0.
- * Query i of any head sees the keys j with
+/* What a pass over the query heads that share one key/value head computes, whatever its tensors. Query i of any head
+ * attends to the keys j with
  *
  *     max(0, i + first_key_offset) <= j < min(seq_kv, i + last_key_offset),   mask[i][j] != 0,   bias[i][j] not -inf
  *
  * so causal, aligned bottom right, is last_key_offset = seq_kv - queries + 1, and a window of w keys that ends there
- * is first_key_offset = last_key_offset - w. */
-typedef struct qattn_forward_args {
-    const void *queries_base; /* [heads][queries][head_dim] */
-    qattn_strides query_strides;
-    qattn_storage query_storage;
-    qattn_blocks blocks;
-    /* Not NULL: keys [0, seq_kv) and their values as rows. blocks.base is room for a single block, of float32, where
-     * each is packed as its turn comes, as far as it cannot be read where it stands. For rows that few queries read,
-     * and no other call would read again. */
-    const qattn_pack_args *unpacked;
-    size_t heads, queries, row_begin, row_end;
-    size_t seq_kv;
-    /* x[i][j] = cap(scale * row_factors[i] * q[i].k[j]) - alibi_slopes * |i + alibi_offset - j| + bias[i][j], where
-     * cap(x) = softcap * tanh(x / softcap) */
+ * is first_key_offset = last_key_offset - w. The finished score of a query and a key is
+ *
+ *     x[i][j] = cap(scale * row_factors[i] * q[i].k[j]) - alibi_slopes * |i + alibi_offset - j| + bias[i][j]
+ *     cap(x)  = softcap * tanh(x / softcap)
+ *
+ * All pointers are to head 0, query 0, key 0. */
+typedef struct qattn_problem {
+    size_t heads, queries, seq_kv; /* query heads; queries of each; keys */
     double scale;
     const double *row_factors; /* or NULL: 1 */
     qattn_strides row_factor_strides;
@@ -171,13 +166,28 @@ typedef struct qattn_forward_args {
     qattn_strides mask_strides;
     const float *bias; /* natural units, or NULL */
     qattn_strides bias_strides;
+} qattn_problem;
+
+/* Rows [row_begin, row_end) of the heads * queries rows of a problem, at most QATTN_QUERY_BLOCK of them: row r is query
+ * r % queries of head r / queries. */
+typedef struct qattn_forward_args {
+    qattn_problem problem;
+    size_t row_begin, row_end;
+    const void *queries_base; /* [heads][queries][head_dim] */
+    qattn_strides query_strides;
+    qattn_storage query_storage;
+    qattn_blocks blocks;
+    /* If not NULL: keys [0, seq_kv) and their values as unpacked rows. Each block is packed on demand, into
+     * blocks.base, which is room for a single block of float32, unless it can be read in place. For rows that few
+     * queries read, and no other call would read again. */
+    const qattn_pack_args *unpacked;
     void *out; /* [heads][queries][value_dim] */
     qattn_strides out_strides;
     qattn_storage out_storage; /* rounded to nearest even from float32 */
     float *lse;                /* [heads][queries], sink included, natural units; or NULL */
     float *sink_share;         /* [heads][queries]; or NULL */
     ptrdiff_t sum_head_stride; /* of lse and sink_share; queries are adjacent */
-    /* Not NULL: nothing is written to out, lse and sink_share; instead, for each chunk of QATTN_KEY_CHUNK keys from
+    /* If not NULL: nothing is written to out, lse and sink_share; instead, for each chunk of QATTN_KEY_CHUNK keys from
      * chunk_begin to chunk_end (others are left out) the state of every row: states[chunk - chunk_begin][row -
      * row_begin], each qattn_state_floats() long, from a multiple of QATTN_ALIGNMENT on:
      *

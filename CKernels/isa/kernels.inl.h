@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels.inl.h - every kernel body, and the table that lists them, for QATTN_ISA. */
 #include "attention/forward.inl.h"
-#include "memory/pack.inl.h"
 #include "attention/prepare.inl.h"
 #include "cpu/probe.inl.h"
+#include "memory/pack.inl.h"
 
 const qattn_kernels QATTN_FUNCTION(kernels);
 const qattn_kernels QATTN_FUNCTION(kernels) = {

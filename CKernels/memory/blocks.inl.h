@@ -3,8 +3,8 @@
 #ifndef QATTN_BLOCKS_INL_H
 #define QATTN_BLOCKS_INL_H
 
-#include "tile/tile_size.h"
 #include "simd/storage.h"
+#include "tile/tile_size.h"
 
 /* One block. The scales are of QATTN_INT8 alone. */
 typedef struct block_parts {

@@ -3,8 +3,8 @@
 #ifndef QATTN_PREFETCH_INL_H
 #define QATTN_PREFETCH_INL_H
 
-#include "tile/tile_size.h"
 #include "isa/isa.h"
+#include "tile/tile_size.h"
 
 enum { CACHE_LINE = 64 };
 

@@ -4,11 +4,11 @@
 #ifndef QATTN_TILES_INL_H
 #define QATTN_TILES_INL_H
 
-#include "memory/blocks.inl.h"
-#include "memory/prefetch.inl.h"
 #include "attention/scores.inl.h"
 #include "attention/softmax.inl.h"
 #include "attention/weights.inl.h"
+#include "memory/blocks.inl.h"
+#include "memory/prefetch.inl.h"
 
 /* Value columns of a panel, in vectors. */
 enum { PANEL_VECTORS = 4 };
@@ -473,7 +473,7 @@ QATTN_INLINE void tile_softmax_finished(tile_task *task, const qattn_forward_arg
     const tile_kind kind = {.rows = TILE_ROWS, .storage = QATTN_FLOAT32, .masked = true};
     f32x16 t[TILE_ROWS][BLOCK_VECTORS];
     tile_products(task, kind, 0, count, t);
-    const score_finish finish = begin_finish(args);
+    const score_finish finish = begin_finish(&args->problem);
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) {
         finish_scores(&finish, begin_row_finish(&finish, places[i], task->visible[i], block_first), count, t[i]);
@@ -501,7 +501,7 @@ QATTN_INLINE bool tile_sees_some(tile_task *task, const qattn_forward_args *args
     task->all = ~UINT64_C(0);
     for (size_t r = 0; r < TILE_ROWS; r++) { /* the rows that fill the last tile follow its last row */
         if (r < count) {
-            task->visible[r] = visible_bits(args, places[r], block_first);
+            task->visible[r] = visible_bits(&args->problem, places[r], block_first);
             started[r] |= task->visible[r] != 0;
         } else {
             task->visible[r] = task->visible[count - 1];

@@ -150,17 +150,17 @@ static void set_scores(const test_case *c, qattn_forward_args *forward, const do
     for (size_t i = 0; i < sizeof normalisers / sizeof *normalisers; i++) {
         if (strcmp(c->extra, normalisers[i].name)) continue;
         *constant = normalisers[i].constant;
-        forward->normaliser = normalisers[i].normaliser;
-        forward->row_constants = constant;
-        forward->zeta = 1.0625f;
-        if (forward->normaliser != QATTN_CLIPPED_SOFTMAX) forward->lse = forward->sink_share = NULL;
+        forward->problem.normaliser = normalisers[i].normaliser;
+        forward->problem.row_constants = constant;
+        forward->problem.zeta = 1.0625f;
+        if (forward->problem.normaliser != QATTN_CLIPPED_SOFTMAX) forward->lse = forward->sink_share = NULL;
     }
     if (strcmp(c->extra, "scores")) return;
-    forward->row_factors = factors;
-    forward->row_factor_strides.query = 1;
-    forward->softcap = 5;
-    forward->alibi_slopes = &slope;
-    forward->alibi_offset = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
+    forward->problem.row_factors = factors;
+    forward->problem.row_factor_strides.query = 1;
+    forward->problem.softcap = 5;
+    forward->problem.alibi_slopes = &slope;
+    forward->problem.alibi_offset = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
 }
 
 /* Digest of out, lse and sink share of one case; the last two are 0 where the normaliser has none. Keys and values are
@@ -202,19 +202,19 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels, bo
             .blocks = pack.blocks,
             .unpacked = unpacked ? &pack : NULL,
             .beyond_caches = beyond_caches,
-            .heads = 1,
-            .queries = c->seq_q,
+            .problem.heads = 1,
+            .problem.queries = c->seq_q,
             .row_begin = begin,
             .row_end = begin + QATTN_QUERY_BLOCK < c->seq_q ? begin + QATTN_QUERY_BLOCK : c->seq_q,
-            .seq_kv = c->seq_kv,
-            .scale = c->scale,
-            .sinks = &c->sink,
-            .first_key_offset = c->window > 0 ? own + 1 - c->window : -(ptrdiff_t)c->seq_q,
-            .last_key_offset = causal ? own + 1 : (ptrdiff_t)c->seq_kv,
-            .mask = in.mask,
-            .mask_strides = {.query = (ptrdiff_t)c->seq_kv, .key = 1},
-            .bias = in.bias,
-            .bias_strides = {.query = (ptrdiff_t)c->seq_kv, .key = 1},
+            .problem.seq_kv = c->seq_kv,
+            .problem.scale = c->scale,
+            .problem.sinks = &c->sink,
+            .problem.first_key_offset = c->window > 0 ? own + 1 - c->window : -(ptrdiff_t)c->seq_q,
+            .problem.last_key_offset = causal ? own + 1 : (ptrdiff_t)c->seq_kv,
+            .problem.mask = in.mask,
+            .problem.mask_strides = {.query = (ptrdiff_t)c->seq_kv, .key = 1},
+            .problem.bias = in.bias,
+            .problem.bias_strides = {.query = (ptrdiff_t)c->seq_kv, .key = 1},
             .out = out,
             .out_strides = {.query = (ptrdiff_t)c->value_dim},
             .out_storage = QATTN_FLOAT32,

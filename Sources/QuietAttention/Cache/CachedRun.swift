@@ -108,11 +108,11 @@ struct CachedRun: @unchecked Sendable {
             tensors.queries + rows.queries.offset(start: start, head: head) * tensors.inputStorage.byteCount
         arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
         arguments.query_storage = tensors.inputStorage.kernelStorage
-        arguments.heads = schedule.groupHeads
-        arguments.queries = sequence.plan.queries
+        arguments.problem.heads = schedule.groupHeads
+        arguments.problem.queries = sequence.plan.queries
         arguments.row_begin = item.rows.lowerBound
         arguments.row_end = item.rows.upperBound
-        arguments.sinks = sinks.map { $0 + head }
+        arguments.problem.sinks = sinks.map { $0 + head }
         arguments.out = tensors.output.map {
             $0 + rows.output.offset(start: start, head: head) * tensors.outputStorage.byteCount
         }
@@ -141,20 +141,20 @@ struct CachedRun: @unchecked Sendable {
         arguments.blocks = qattn_blocks(
             base: nil, table: table, storage: sequence.storage, head_dim: problem.shape.headDimension,
             value_dim: problem.shape.valueDimension)
-        arguments.seq_kv = keys
+        arguments.problem.seq_kv = keys
         problem.scores.add(
-            to: &arguments, plan, head: item.keyValueHead * schedule.groupHeads, keyOrigin: origin)
-        arguments.first_key_offset = plan.firstKeyOffset + plan.keyOrigin - origin
-        arguments.last_key_offset = plan.lastKeyOffset + plan.keyOrigin - origin
+            to: &arguments.problem, plan, head: item.keyValueHead * schedule.groupHeads, keyOrigin: origin)
+        arguments.problem.first_key_offset = plan.firstKeyOffset + plan.keyOrigin - origin
+        arguments.problem.last_key_offset = plan.lastKeyOffset + plan.keyOrigin - origin
         arguments.workspace = (memory + worker * schedule.memory.workspaceBytes).assumingMemoryBound(to: Float.self)
         let head = item.keyValueHead * schedule.groupHeads
         if let allowed, let strides = problem.allowed?.strides {
-            arguments.mask = allowed + strides.offset(item: plan.item, head: head, key: origin)
-            arguments.mask_strides = qattn_strides(strides)
+            arguments.problem.mask = allowed + strides.offset(item: plan.item, head: head, key: origin)
+            arguments.problem.mask_strides = qattn_strides(strides)
         }
         if let bias, let strides = problem.bias?.strides {
-            arguments.bias = bias + strides.offset(item: plan.item, head: head, key: origin)
-            arguments.bias_strides = qattn_strides(strides)
+            arguments.problem.bias = bias + strides.offset(item: plan.item, head: head, key: origin)
+            arguments.problem.bias_strides = qattn_strides(strides)
         }
     }
 }

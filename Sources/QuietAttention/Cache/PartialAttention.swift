@@ -117,8 +117,8 @@ public struct PartialAttention: Sendable {
 
     /// Finishes one row, as a call of its own: its chunks lie side by side.
     private func finish(row: Int, sink: Float, _ arguments: inout qattn_forward_args) {
-        arguments.heads = 1
-        arguments.queries = 1
+        arguments.problem.heads = 1
+        arguments.problem.queries = 1
         arguments.row_end = 1
         arguments.blocks.head_dim = 1
         arguments.blocks.value_dim = valueDimension
@@ -126,7 +126,7 @@ public struct PartialAttention: Sendable {
         arguments.chunk_end = Self.chunks(of: keys).count
         withUnsafePointer(to: sink) { sink in
             states.withUnsafeBufferPointer { states in
-                arguments.sinks = sink
+                arguments.problem.sinks = sink
                 // Only read.
                 arguments.states = UnsafeMutablePointer(mutating: states.baseAddress.map { $0 + row * rowFloats })
                 kernels.functions.pointee.finish(&arguments)

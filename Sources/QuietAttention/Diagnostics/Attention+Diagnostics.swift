@@ -160,7 +160,7 @@ final class RowDiagnosis: @unchecked Sendable {
             }
             for row in begin..<part.row_end {
                 // A sink that grows with the row's keys has that part of its logit here.
-                let sink = sink + (part.row_constants.map { $0[row * part.row_constant_strides.query] } ?? 0)
+                let sink = sink + (part.problem.row_constants.map { $0[row * part.problem.row_constant_strides.query] } ?? 0)
                 let (visible, weights) = gather(row - begin, blocks: blocks.count, from: scores)
                 (result + row).initialize(
                     to: RowDiagnostics(
@@ -171,8 +171,8 @@ final class RowDiagnosis: @unchecked Sendable {
 
     /// The blocks with a key that some of the rows see, masks and biases aside.
     private func blocks(of arguments: qattn_forward_args) -> Range<Int> {
-        let first = max(0, arguments.row_begin + arguments.first_key_offset)
-        let last = min(arguments.seq_kv, arguments.row_end - 1 + arguments.last_key_offset)
+        let first = max(0, arguments.row_begin + arguments.problem.first_key_offset)
+        let last = min(arguments.problem.seq_kv, arguments.row_end - 1 + arguments.problem.last_key_offset)
         return first < last ? first / SequencePlan.block..<SequencePlan.blocks(of: last) : 0..<0
     }
 

@@ -124,7 +124,7 @@ struct ForwardRun: @unchecked Sendable {
         let group = rows.group
         let queryHead = group.keyValueHead * schedule.groupHeads + rows.head
         var arguments = forwardArguments(group.sequence, queryHead: queryHead, slot: slot, worker: worker)
-        arguments.heads = rows.heads
+        arguments.problem.heads = rows.heads
         arguments.unpacked = unpacked
         arguments.beyond_caches = unpacked != nil && schedule.isBeyondCaches
         let (queries, end) = (arguments.queries_base!, rows.rows.upperBound)
@@ -133,7 +133,7 @@ struct ForwardRun: @unchecked Sendable {
             for head in 0..<rows.heads {
                 sinks.initializeElement(at: head, to: attention.sinkLogit(queryHead: queryHead + head))
             }
-            arguments.sinks = UnsafePointer(sinks.baseAddress!)
+            arguments.problem.sinks = UnsafePointer(sinks.baseAddress!)
             for begin in stride(from: rows.rows.lowerBound, to: end, by: QATTN_QUERY_BLOCK) {
                 arguments.row_begin = begin
                 arguments.row_end = min(begin + QATTN_QUERY_BLOCK, end)
@@ -175,11 +175,11 @@ struct ForwardRun: @unchecked Sendable {
         arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
         arguments.query_storage = tensors.inputStorage.kernelStorage
         arguments.blocks = blocks(slot: slot)
-        arguments.queries = sequence.queries
-        arguments.seq_kv = sequence.keys
-        attention.scores.add(to: &arguments, sequence, head: queryHead, keyOrigin: sequence.keyOrigin)
-        arguments.first_key_offset = sequence.firstKeyOffset
-        arguments.last_key_offset = sequence.lastKeyOffset
+        arguments.problem.queries = sequence.queries
+        arguments.problem.seq_kv = sequence.keys
+        attention.scores.add(to: &arguments.problem, sequence, head: queryHead, keyOrigin: sequence.keyOrigin)
+        arguments.problem.first_key_offset = sequence.firstKeyOffset
+        arguments.problem.last_key_offset = sequence.lastKeyOffset
         arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount
         arguments.out_strides = qattn_strides(head: rows.output.head, query: rows.output.row, key: 0)
         arguments.out_storage = tensors.outputStorage.kernelStorage
@@ -187,18 +187,18 @@ struct ForwardRun: @unchecked Sendable {
         arguments.sink_share = tensors.sinkShare.map { $0 + sumOffset }
         arguments.sum_head_stride = rows.sums.head
         arguments.workspace = workspace(worker: worker)
-        addMaskAndBias(to: &arguments, sequence, queryHead: queryHead)
+        addMaskAndBias(to: &arguments.problem, sequence, queryHead: queryHead)
         return arguments
     }
 
-    private func addMaskAndBias(to arguments: inout qattn_forward_args, _ sequence: SequencePlan, queryHead: Int) {
+    private func addMaskAndBias(to problem: inout qattn_problem, _ sequence: SequencePlan, queryHead: Int) {
         if let mask, let strides = attention.mask.allowed?.strides {
-            arguments.mask = mask + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
-            arguments.mask_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
+            problem.mask = mask + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
+            problem.mask_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
         }
         if let bias, let strides = attention.bias?.strides {
-            arguments.bias = bias + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
-            arguments.bias_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
+            problem.bias = bias + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
+            problem.bias_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
         }
     }
 }

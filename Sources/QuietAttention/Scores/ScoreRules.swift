@@ -146,21 +146,21 @@ final class KernelScores: @unchecked Sendable {
     /// - Parameters:
     ///   - head: the query head that the arguments begin with.
     ///   - keyOrigin: the sequence's key that the arguments begin with.
-    func add(to arguments: inout qattn_forward_args, _ plan: SequencePlan, head: Int, keyOrigin: Int) {
-        arguments.scale = rules.scale
-        arguments.softcap = rules.softcap ?? 0
+    func add(to problem: inout qattn_problem, _ plan: SequencePlan, head: Int, keyOrigin: Int) {
+        problem.scale = rules.scale
+        problem.softcap = rules.softcap ?? 0
         if !slopes.isEmpty {
-            arguments.alibi_slopes = UnsafePointer(slopes.baseAddress! + head)
-            arguments.alibi_offset = plan.diagonal - keyOrigin
+            problem.alibi_slopes = UnsafePointer(slopes.baseAddress! + head)
+            problem.alibi_offset = plan.diagonal - keyOrigin
         }
-        (arguments.normaliser, arguments.zeta) = rules.normaliser.kernelNormaliser
+        (problem.normaliser, problem.zeta) = rules.normaliser.kernelNormaliser
         guard !factors.isEmpty else { return }
         let first = plan.item * strides.batch + head * strides.heads
         let rowStrides = qattn_strides(head: strides.heads, query: strides.queries, key: 0)
-        arguments.row_factors = UnsafePointer(factors.baseAddress! + first)
-        arguments.row_factor_strides = rowStrides
-        arguments.row_constants = UnsafePointer(constants.baseAddress! + first)
-        arguments.row_constant_strides = rowStrides
+        problem.row_factors = UnsafePointer(factors.baseAddress! + first)
+        problem.row_factor_strides = rowStrides
+        problem.row_constants = UnsafePointer(constants.baseAddress! + first)
+        problem.row_constant_strides = rowStrides
     }
 }
 
