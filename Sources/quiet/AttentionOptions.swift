@@ -48,7 +48,7 @@ struct AttentionOptions {
         var positions = position.library(keys: shape.keys)
         if let named = tensors.positions { positions = positions.identifiers(queries: named.queries, keys: named.keys) }
         return try Attention(
-            shape, sink: sink, mask: mask, scale: scores.scale,
+            shape, sink: sink ?? scores.normaliser.library.defaultSink, mask: mask, scale: scores.scale,
             scaling: tensors.scaling ?? scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
             alibi: tensors.alibi ?? (scores.alibi ? .standard : nil), normaliser: scores.normaliser.library,
             bias: tensors.bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
@@ -211,6 +211,11 @@ struct SinkOption: CustomStringConvertible {
     func sink(logits: (String) throws -> [Float]) rethrows -> AttentionSink {
         try uniform ?? .logits(logits(tensor))
     }
+}
+
+extension AttentionNormaliser {
+    /// The sink where the command line names none: softmax_1, or none beside normalisers that have no denominator for it.
+    var defaultSink: AttentionSink { hasSink ? .softmax1 : .softmax }
 }
 
 extension CaseIterable where Self: RawRepresentable<String> {

@@ -154,7 +154,8 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: queryHeads, sink: sink, scale: scores.scale, scaling: attention.scaling,
+                queryHeads: queryHeads, sink: sink ?? attention.normaliser.defaultSink, scale: scores.scale,
+                scaling: attention.scaling,
                 softcap: attention.softcap,
                 alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
                 threads: attention.threads,

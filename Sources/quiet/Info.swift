@@ -15,7 +15,8 @@ struct Info: ParsableCommand {
 
     func run() throws {
         // Any shape will do: a problem knows the kernels and threads that it would use.
-        let attention = try Attention(AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1))
+        let attention = try Attention(
+            AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: .softmax1)
         let available = KernelSet.available.map(\.name)
         let features = KernelSet.cpuFeatures
         if json {

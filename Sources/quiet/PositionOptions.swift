@@ -68,7 +68,7 @@ struct PositionOptions: ParsableArguments {
         let dimension = isCollinear ? min(max(rotaryDim ?? 1024, 1), 1024) : 1024
         _ = try usage {
             try Attention(
-                AttentionShape(queryHeads: 0, queries: 0, keys: 0, headDimension: dimension),
+                AttentionShape(queryHeads: 0, queries: 0, keys: 0, headDimension: dimension), sink: .softmax1,
                 positions: library(keys: 0),
                 kernels: KernelSet.available.last)
         }

@@ -73,7 +73,8 @@ struct ScoreOptions: ParsableArguments {
     func check(sink: SinkOption?) throws {
         _ = try usage {
             try Attention(
-                AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: sink?.sink { _ in [0] },
+                AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1),
+                sink: sink?.sink { _ in [0] } ?? normaliser.library.defaultSink,
                 scale: scale, scaling: scaling.library(queryHeads: 1), softcap: softcap, normaliser: normaliser.library,
                 threads: 1, kernels: KernelSet.available.first)
         }

@@ -70,7 +70,7 @@ import Testing
             var cache = try KeyValueCache(
                 keyValueHeads: 1, headDimension: dimension, storage: storage, kernels: kernels)
             try cache.append(keys: keys, values: values)
-            let result = try CachedAttention(queryHeads: 2, kernels: kernels)
+            let result = try CachedAttention(queryHeads: 2, sink: .softmax1, kernels: kernels)
                 .attend(queries: queries, cache: cache, mask: .none)
             let truth = problem.oracle(queries: queries, keys: keys, values: values)
             let error = relativeError(result.output, truth.output)
@@ -98,7 +98,7 @@ import Testing
             var cache = try KeyValueCache(
                 keyValueHeads: 1, headDimension: dimension, valueDimension: width, storage: .int8, kernels: kernels)
             try cache.append(keys: keys, values: values)
-            let result = try CachedAttention(queryHeads: 1, kernels: kernels)
+            let result = try CachedAttention(queryHeads: 1, sink: .softmax1, kernels: kernels)
                 .attend(queries: queries, cache: cache, mask: .none)
             let heldKeys = ReferenceProblem.roundedToInt8(keys, dimension: dimension)
             let heldValues = ReferenceProblem.roundedToInt8(values, dimension: width)

@@ -164,7 +164,8 @@ private struct TokenList {
         let queryHeads = shape.keyValueHeads * shape.group
         // The first of the queries may see no token that is gone.
         let first = max(0, list.tokens.count - queries - (shape.window ?? list.tokens.count) + 1)
-        let attention = try CachedAttention(queryHeads: queryHeads, threads: shape.threads, kernels: kernels)
+        let attention = try CachedAttention(
+            queryHeads: queryHeads, sink: .softmax1, threads: shape.threads, kernels: kernels)
         let data = tensor(Array(step * 100..<step * 100 + queries), shape, .queries)
         guard first / 64 * 64 >= list.held else {
             try requireSuccess(false, .cacheRange, step) { _ = try attention.attend(queries: data, cache: cache) }
@@ -185,7 +186,7 @@ private struct TokenList {
                 AttentionShape(
                     queryHeads: queryHeads, keyValueHeads: shape.keyValueHeads, queries: queries,
                     keys: list.tokens.count, headDimension: shape.headDimension,
-                    valueDimension: shape.valueDimension), mask: mask, kernels: kernels)
+                    valueDimension: shape.valueDimension), sink: .softmax1, mask: mask, kernels: kernels)
             expected = try attention.forward(queries: data, keys: keys, values: values)
         }
         try requireSameBits("out", result.output, expected.output, "step \(step), \(kernels)")

@@ -144,7 +144,8 @@ private struct TextbookRow {
         let shape = try AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1)
         for normaliser in [AttentionNormaliser.sigmoid(), .softpick(), .clippedSoftmax(gamma: .fixed(-0.1))] {
             #expect {
-                _ = try Attention(shape, normaliser: normaliser).diagnostics(queries: [1], keys: [1])
+                _ = try Attention(shape, sink: normaliser.usualSink, normaliser: normaliser).diagnostics(
+                    queries: [1], keys: [1])
             } throws: {
                 ($0 as? AttentionError)?.kind == .composition
             }
@@ -221,7 +222,7 @@ private struct TextbookRow {
     @Test("NaN stays in its row", arguments: kernelSets)
     func notANumber(kernels: KernelSet) throws {
         let shape = try AttentionShape(queryHeads: 1, queries: 3, keys: 3, headDimension: 1)
-        let rows = try Attention(shape, mask: .causal, scale: 1, kernels: kernels)
+        let rows = try Attention(shape, sink: .softmax1, mask: .causal, scale: 1, kernels: kernels)
             .diagnostics(queries: [1, 1, 1], keys: [1, 2, .nan])
         #expect(rows.map(\.visibleKeys) == [1, 2, 3])
         #expect(rows[1].entropy > 0 && rows[2].entropy.isNaN && rows[2].sinkShare.isNaN && rows[2].largestScore.isNaN)
@@ -236,7 +237,7 @@ private struct TextbookRow {
     @Test func headsAreMeansOverRowsThatSeeAKey() throws {
         // The first two rows of each head see no key.
         let shape = try AttentionShape(batch: 2, queryHeads: 2, queries: 5, keys: 3, headDimension: 4)
-        let attention = try Attention(shape, mask: .causal)
+        let attention = try Attention(shape, sink: .softmax1, mask: .causal)
         var generator = SeededGenerator(seed: 1)
         let (q, k) = (generator.normals(shape.queryCount), generator.normals(shape.keyCount))
         let rows = try attention.diagnostics(queries: q, keys: k)
@@ -260,10 +261,10 @@ private struct TextbookRow {
         let packed = try AttentionShape(packed: [0, 3, 3, 8], queryHeads: 2, headDimension: 4)
         var generator = SeededGenerator(seed: 2)
         let (q, k) = (generator.normals(packed.queryCount), generator.normals(packed.keyCount))
-        let rows = try Attention(packed, mask: .causal).diagnostics(queries: q, keys: k)
+        let rows = try Attention(packed, sink: .softmax1, mask: .causal).diagnostics(queries: q, keys: k)
         for range in [0..<3, 3..<8] {
             let shape = try AttentionShape(queryHeads: 2, queries: range.count, keys: range.count, headDimension: 4)
-            let alone = try Attention(shape, mask: .causal, layout: .batchSequenceHeads).diagnostics(
+            let alone = try Attention(shape, sink: .softmax1, mask: .causal, layout: .batchSequenceHeads).diagnostics(
                 queries: q.rows(range.lowerBound, range.count, 8), keys: k.rows(range.lowerBound, range.count, 8))
             for head in 0..<2 {
                 #expect(
@@ -271,11 +272,12 @@ private struct TextbookRow {
                         == Array(alone[head * range.count..<(head + 1) * range.count]))
             }
         }
-        #expect(try Attention(packed).headDiagnostics(queries: q, keys: k).map(\.rows) == [8, 8])
+        #expect(try Attention(packed, sink: .softmax1).headDiagnostics(queries: q, keys: k).map(\.rows) == [8, 8])
     }
 
     @Test func errorsAndEmptyWork() throws {
-        let attention = try Attention(AttentionShape(queryHeads: 1, queries: 2, keys: 3, headDimension: 2))
+        let attention = try Attention(
+            AttentionShape(queryHeads: 1, queries: 2, keys: 3, headDimension: 2), sink: .softmax1)
         func kind(_ queries: Int, _ keys: Int, _ epsilon: Double) -> AttentionError.Kind? {
             do {
                 _ = try attention.diagnostics(
@@ -289,9 +291,10 @@ private struct TextbookRow {
         #expect(kind(3, 6, 0) == .elementCount && kind(4, 5, 0) == .elementCount)
         #expect(kind(4, 6, -1) == .epsilon && kind(4, 6, .nan) == .epsilon && kind(4, 6, .infinity) == .epsilon)
         #expect(kind(4, 6, 0) == nil)
-        let none = try Attention(AttentionShape(queryHeads: 2, queries: 0, keys: 3, headDimension: 2))
+        let none = try Attention(AttentionShape(queryHeads: 2, queries: 0, keys: 3, headDimension: 2), sink: .softmax1)
         #expect(try none.diagnostics(queries: [], keys: [Float](repeating: 0, count: 12)).isEmpty)
-        let keyless = try Attention(AttentionShape(queryHeads: 1, queries: 2, keys: 0, headDimension: 2))
+        let keyless = try Attention(
+            AttentionShape(queryHeads: 1, queries: 2, keys: 0, headDimension: 2), sink: .softmax1)
         let rows = try keyless.diagnostics(queries: [0, 0, 0, 0], keys: [])
         #expect(rows.map(\.sinkShare) == [1, 1] && rows.map(\.visibleKeys) == [0, 0])
     }

@@ -147,7 +147,7 @@ import Testing
             let shape = try AttentionShape(
                 queryHeads: 1, queries: 2, keys: keyCount, headDimension: 4, valueDimension: 3)
             let attention = try Attention(
-                shape, mask: isPadded ? .none.keyLengths([5]) : .none, kernels: kernels)
+                shape, sink: .softmax1, mask: isPadded ? .none.keyLengths([5]) : .none, kernels: kernels)
             let padding = keyCount - 5
             let result = try attention.forward(
                 queries: golden.queries.floats,

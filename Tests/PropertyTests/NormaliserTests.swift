@@ -30,7 +30,7 @@ import Testing
             queryHeads: 1, queries: 1, keys: all, headDimension: 1, valueDimension: all)
         let normaliser = try golden(row)
         let attention = try Attention(
-            shape, sink: normaliser.hasSink ? .softmax : nil, mask: .none.keyLengths([count]), scale: 1,
+            shape, sink: .softmax, mask: .none.keyLengths([count]), scale: 1,
             normaliser: normaliser, kernels: kernels)
         let result = try attention.forward(
             queries: [1], keys: row.x.floats + [Float](repeating: .nan, count: hidden),
@@ -174,7 +174,8 @@ import Testing
         let data = [shape.queryCount, shape.keyCount, shape.valueCount].map { generator.normals($0) }
         for normaliser in [AttentionNormaliser.softmax] + SmallProblem.normalisers {
             let attention = try Attention(
-                shape, mask: .causal.keyLengths([keys, 70]), softcap: 5, alibi: .standard, normaliser: normaliser,
+                shape, sink: normaliser.usualSink, mask: .causal.keyLengths([keys, 70]), softcap: 5, alibi: .standard,
+                normaliser: normaliser,
                 layout: layout, kernels: kernels)
             let weights = try attention.weights(queries: data[0], keys: data[1])
             let result = try attention.forward(queries: data[0], keys: data[1], values: data[2])
@@ -197,7 +198,7 @@ import Testing
             }
         }
         let packed = try Attention(
-            AttentionShape(packed: [0, 2, 5], queryHeads: 1, headDimension: 4), kernels: kernels)
+            AttentionShape(packed: [0, 2, 5], queryHeads: 1, headDimension: 4), sink: .softmax1, kernels: kernels)
         let five = [Float](repeating: 0, count: 20)
         #expect(throws: AttentionError.self) { try packed.weights(queries: five, keys: five) }
     }

@@ -141,7 +141,7 @@ import Testing
         var generator = SeededGenerator(seed: 12)
         let (queries, keys) = (generator.normals(shape.queryCount), generator.normals(shape.keyCount))
         let whole = try Attention(
-            shape, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm
+            shape, sink: .softmax1, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm
         ).forward(queries: queries, keys: keys, values: keys)
         for item in 0..<4 {
             let rows = queryOffsets[item]..<queryOffsets[item + 1]
@@ -150,7 +150,7 @@ import Testing
                 queryHeads: 1, queries: rows.count, keys: keyRows.count, headDimension: 6)
             let part = keys.rows(keyRows.lowerBound, keyRows.count, 6)
             let result = try Attention(
-                single, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm
+                single, sink: .softmax1, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm
             ).forward(queries: queries.rows(rows.lowerBound, rows.count, 6), keys: part, values: part)
             #expect(result.output == whole.output.rows(rows.lowerBound, rows.count, 6), "sequence \(item)")
         }

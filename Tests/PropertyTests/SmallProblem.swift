@@ -50,7 +50,9 @@ struct SmallProblem: PropertyCase {
         valueData = generator.normals(keys * valueDimension)
     }
 
-    /// - Parameter unitValues: values that make the output the weights.
+    /// - Parameters:
+    ///   - sink: nil: softmax_1 where the normaliser has a sink.
+    ///   - unitValues: values that make the output the weights.
     func run(
         _ kernels: KernelSet, normaliser: AttentionNormaliser = .softmax, sink: AttentionSink? = nil,
         scale: Double? = nil, scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
@@ -60,7 +62,8 @@ struct SmallProblem: PropertyCase {
             queryHeads: 1, queries: queries, keys: keys, headDimension: headDimension,
             valueDimension: unitValues ? keys : valueDimension)
         let attention = try Attention(
-            shape, sink: sink, mask: mask, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
+            shape, sink: sink ?? normaliser.usualSink, mask: mask, scale: scale, scaling: scaling, softcap: softcap,
+            alibi: alibi,
             normaliser: normaliser, bias: bias, kernels: kernels)
         return try attention.forward(
             queries: Array(queryData.prefix(shape.queryCount)), keys: Array(keyData.prefix(shape.keyCount)),

@@ -77,7 +77,8 @@ struct CacheProblem {
         layout: AttentionLayout? = nil, threads: Int = 1, workspace: AttentionWorkspace? = nil
     ) throws -> CachedAttention {
         try CachedAttention(
-            queryHeads: queryHeads, sink: sink, scale: nil, scaling: rules.scaling, softcap: rules.softcap,
+            queryHeads: queryHeads, sink: sink ?? rules.normaliser.usualSink, scale: nil, scaling: rules.scaling,
+            softcap: rules.softcap,
             alibi: rules.alibi, normaliser: rules.normaliser, layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : WorkerCount.nanosecondsPerWorker)
     }
@@ -90,7 +91,8 @@ struct CacheProblem {
         let attention = try Attention(
             AttentionShape(
                 queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: range.count, keys: all.count,
-                headDimension: headDimension, valueDimension: valueDimension), sink: sink, mask: mask,
+                headDimension: headDimension, valueDimension: valueDimension), sink: sink ?? rules.normaliser.usualSink,
+            mask: mask,
             scaling: rules.scaling, softcap: rules.softcap, alibi: rules.alibi, normaliser: rules.normaliser, threads: 1
         )
         return try attention.forward(

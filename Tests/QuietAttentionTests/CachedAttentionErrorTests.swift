@@ -9,11 +9,11 @@ import Testing
     private let problem = CacheProblem(tokens: 70)
 
     @Test func options() {
-        expectRefusal(.dimension, "queryHeads") { _ = try CachedAttention(queryHeads: -1) }
-        expectRefusal(.scale, "scale") { _ = try CachedAttention(queryHeads: 1, scale: .nan) }
+        expectRefusal(.dimension, "queryHeads") { _ = try CachedAttention(queryHeads: -1, sink: .softmax1) }
+        expectRefusal(.scale, "scale") { _ = try CachedAttention(queryHeads: 1, sink: .softmax1, scale: .nan) }
         expectRefusal(.sinkCount, "sink.logits") { _ = try CachedAttention(queryHeads: 2, sink: .logits([0])) }
         expectRefusal(.sink, "sink.softmaxN") { _ = try CachedAttention(queryHeads: 2, sink: .softmaxN(-1)) }
-        expectRefusal(.threads, "threads") { _ = try CachedAttention(queryHeads: 2, threads: 0) }
+        expectRefusal(.threads, "threads") { _ = try CachedAttention(queryHeads: 2, sink: .softmax1, threads: 0) }
     }
 
     @Test func tensors() throws {
@@ -84,7 +84,7 @@ import Testing
         let nothing = try attention.attend(queries: problem.queries(0..<1), cache: problem.cache())
         #expect(nothing.output.allSatisfy { $0 == 0 } && nothing.sinkShare.allSatisfy { $0 == 1 })
         #expect(nothing.logSumExp.allSatisfy { $0 == 0 })
-        let headless = try CachedAttention(queryHeads: 0)
+        let headless = try CachedAttention(queryHeads: 0, sink: .softmax1)
         #expect(try headless.attend(queries: [], cache: cache).output.isEmpty)
         expectRefusal(.elementCount, "queries") { _ = try headless.attend(queries: [1], cache: cache) }
     }

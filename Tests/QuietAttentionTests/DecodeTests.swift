@@ -229,7 +229,7 @@ private let sets = KernelSet.available
             AttentionMask.none, .causal, .window(40), .window(before: 30, after: 2), .causal.keyLengths([1000]),
         ] {
             let mask = mask.allowing(allowed)
-            let expected = try Attention(shape, mask: mask, bias: bias, threads: 1)
+            let expected = try Attention(shape, sink: .softmax1, mask: mask, bias: bias, threads: 1)
                 .forward(queries: problem.queries(range), keys: problem.keys, values: problem.values)
             let result = try attention.attend(queries: problem.queries(range), cache: cache, mask: mask, bias: bias)
             #expect(result.bits == expected.bits)
@@ -278,7 +278,7 @@ private let sets = KernelSet.available
 
     @Test func shortWorkUsesOneThread() throws {
         let problem = CacheProblem(tokens: 4096) { ($0.headDimension, $0.valueDimension) = (128, 128) }
-        let attention = try CachedAttention(queryHeads: problem.queryHeads, threads: 8)
+        let attention = try CachedAttention(queryHeads: problem.queryHeads, sink: .softmax1, threads: 8)
         let count = problem.queryHeads * problem.headDimension
         let short = try problem.cache(appending: 0..<64)
         #expect(try attention.threadsInUse(queryCount: count, caches: [short]) == 1)
@@ -287,7 +287,7 @@ private let sets = KernelSet.available
         let long = try problem.cache(appending: 0..<4096)
         #expect(
             try attention.threadsInUse(queryCount: 8 * count, caches: [KeyValueCache](repeating: long, count: 8)) == 8)
-        #expect(try CachedAttention(queryHeads: 6).threads == availableThreads())
+        #expect(try CachedAttention(queryHeads: 6, sink: .softmax1).threads == availableThreads())
     }
 
     // MARK: - Tasks

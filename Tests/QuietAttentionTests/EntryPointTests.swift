@@ -14,7 +14,7 @@ import Testing
     }
 
     @Test func arraysSpansAndBuffersAgree() throws {
-        let attention = try Attention(problem.shape, mask: .causal)
+        let attention = try Attention(problem.shape, sink: .softmax1, mask: .causal)
         let expected = try problem.run(attention)
         #expect(expected.output.contains { $0 != 0 })
 
@@ -32,7 +32,7 @@ import Testing
     }
 
     @Test func sumsAreOptional() throws {
-        let attention = try Attention(problem.shape)
+        let attention = try Attention(problem.shape, sink: .softmax1)
         let expected = try problem.run(attention)
         for (wantsSum, wantsShare) in [(true, false), (false, true)] {
             var result = expected
@@ -90,7 +90,7 @@ import Testing
     }
 
     private func checkStorage<Scalar: StoredScalar>(_ type: Scalar.Type, _ kernels: KernelSet) throws {
-        let attention = try Attention(problem.shape, kernels: kernels)
+        let attention = try Attention(problem.shape, sink: .softmax1, kernels: kernels)
         var widened = problem
         widened.queries = problem.queries.map { Scalar.stored($0).widened }
         widened.keys = problem.keys.map { Scalar.stored($0).widened }
@@ -116,12 +116,12 @@ import Testing
 
     @Test func layoutsAgree() throws {
         let shape = problem.shape
-        let expected = try problem.run(Attention(shape, mask: .causal))
+        let expected = try problem.run(Attention(shape, sink: .softmax1, mask: .causal))
         var other = problem
         other.queries = problem.exchanged(problem.queries, heads: shape.queryHeads, sequence: shape.queries)
         other.keys = problem.exchanged(problem.keys, heads: shape.keyValueHeads, sequence: shape.keys)
         other.values = problem.exchanged(problem.values, heads: shape.keyValueHeads, sequence: shape.keys)
-        let result = try other.run(Attention(shape, mask: .causal, layout: .batchSequenceHeads))
+        let result = try other.run(Attention(shape, sink: .softmax1, mask: .causal, layout: .batchSequenceHeads))
         let output = problem.exchanged(expected.output, heads: shape.queryHeads, sequence: shape.queries)
         #expect(bits(result.output) == bits(output))
         #expect(bits(result.logSumExp) == bits(expected.logSumExp))
@@ -132,9 +132,9 @@ import Testing
     func kernelSetsByNameAgree(_ kernels: KernelSet) throws {
         let named = try KernelSet(named: kernels.name)
         #expect(named == kernels)
-        let attention = try Attention(problem.shape, kernels: named)
+        let attention = try Attention(problem.shape, sink: .softmax1, kernels: named)
         #expect(attention.kernels.name == kernels.name)
-        #expect(try problem.run(attention).bits == problem.run(Attention(problem.shape)).bits)
+        #expect(try problem.run(attention).bits == problem.run(Attention(problem.shape, sink: .softmax1)).bits)
     }
 }
 

@@ -47,7 +47,7 @@ import Testing
             }
         }
         let mask = try BroadcastTensor(allowed, batch: 2, queries: queries, keys: keys)
-        let expected = try problem.run(Attention(shape, mask: .none.allowing(mask)))
+        let expected = try problem.run(Attention(shape, sink: .softmax1, mask: .none.allowing(mask)))
 
         // Keys and values that no row sees are not even packed.
         var poisoned = problem
@@ -62,14 +62,16 @@ import Testing
         }
         for threads in [1, 3] {
             let attention = try Attention(
-                shape, mask: band.mask.keyLengths(lengths), threads: threads, spread: true)
+                shape, sink: .softmax1, mask: band.mask.keyLengths(lengths), threads: threads, spread: true)
             #expect(try poisoned.run(attention).bits == expected.bits)
             let both = try Attention(
-                shape, mask: band.mask.keyLengths(lengths).allowing(mask), threads: threads, spread: true)
+                shape, sink: .softmax1, mask: band.mask.keyLengths(lengths).allowing(mask), threads: threads,
+                spread: true)
             #expect(try poisoned.run(both).bits == expected.bits)
         }
         let pairs = 2 * allowed.count { $0 }
-        #expect(try Attention(shape, mask: band.mask.keyLengths(lengths)).visiblePairs == Double(pairs))
+        #expect(
+            try Attention(shape, sink: .softmax1, mask: band.mask.keyLengths(lengths)).visiblePairs == Double(pairs))
     }
 
     @Test func onlySeenBlocksAreKept() throws {
@@ -93,10 +95,10 @@ import Testing
         let strided = try BroadcastTensor(
             row.flatMap { [$0, .nan] }, extents: .init(keys: 70),
             strides: .init(batch: 0, heads: 0, queries: 0, keys: 2))
-        let expected = try problem.run(Attention(shape, bias: spelledOut))
-        #expect(try problem.run(Attention(shape, bias: shared)).bits == expected.bits)
-        #expect(try problem.run(Attention(shape, bias: strided)).bits == expected.bits)
-        #expect(try problem.run(Attention(shape)).bits != expected.bits)
+        let expected = try problem.run(Attention(shape, sink: .softmax1, bias: spelledOut))
+        #expect(try problem.run(Attention(shape, sink: .softmax1, bias: shared)).bits == expected.bits)
+        #expect(try problem.run(Attention(shape, sink: .softmax1, bias: strided)).bits == expected.bits)
+        #expect(try problem.run(Attention(shape, sink: .softmax1)).bits != expected.bits)
     }
 
     /// Every batch item, head and row has entries of its own: each head alone gives the same.
@@ -109,13 +111,14 @@ import Testing
         let allowedValues = (0..<entries).map { $0 * 11 % 17 > 4 }
         let bias = try BroadcastTensor(biasValues, batch: 2, heads: 4, queries: 3, keys: 70)
         let allowed = try BroadcastTensor(allowedValues, batch: 2, heads: 4, queries: 3, keys: 70)
-        let whole = try problem.run(Attention(shape, mask: .none.allowing(allowed), bias: bias))
+        let whole = try problem.run(Attention(shape, sink: .softmax1, mask: .none.allowing(allowed), bias: bias))
 
         let single = try AttentionShape(queryHeads: 1, queries: 3, keys: 70, headDimension: 4, valueDimension: 2)
         for head in 0..<8 {
             let own = head * 3 * 70..<(head + 1) * 3 * 70
             let attention = try Attention(
-                single, mask: .none.allowing(BroadcastTensor(Array(allowedValues[own]), queries: 3, keys: 70)),
+                single, sink: .softmax1,
+                mask: .none.allowing(BroadcastTensor(Array(allowedValues[own]), queries: 3, keys: 70)),
                 bias: BroadcastTensor(Array(biasValues[own]), queries: 3, keys: 70))
             let keyHead = head / 2
             let result = try attention.forward(
@@ -132,7 +135,7 @@ import Testing
         let problem = Problem(shape)
         let causal = (0..<70).flatMap { i in (0..<70).map { j in j <= i ? Float(0) : -.infinity } }
         let bias = try BroadcastTensor(causal, queries: 70, keys: 70)
-        let result = try problem.run(Attention(shape, bias: bias))
-        #expect(result.bits == (try problem.run(Attention(shape, mask: .causal))).bits)
+        let result = try problem.run(Attention(shape, sink: .softmax1, bias: bias))
+        #expect(result.bits == (try problem.run(Attention(shape, sink: .softmax1, mask: .causal))).bits)
     }
 }

@@ -15,7 +15,7 @@ import Testing
 
     @Test(arguments: [Double.nan, .infinity, -.infinity, 1e300, -3e38])
     func scales(_ scale: Double) {
-        expectRefusal(.scale, "scale") { _ = try Attention(shape, scale: scale) }
+        expectRefusal(.scale, "scale") { _ = try Attention(shape, sink: .softmax1, scale: scale) }
     }
 
     @Test(arguments: [Double.nan, .infinity, -1, -.leastNonzeroMagnitude])
@@ -37,35 +37,37 @@ import Testing
 
     @Test(arguments: [0, -1, Int.min])
     func windows(_ keys: Int) {
-        let error = expectRefusal(.window, "mask.window") { _ = try Attention(shape, mask: .window(keys)) }
+        let error = expectRefusal(.window, "mask.window") {
+            _ = try Attention(shape, sink: .softmax1, mask: .window(keys))
+        }
         #expect(error?.found == "\(keys)")
         guard keys < 0 else { return }
         expectRefusal(.window, "mask.window.before") {
-            _ = try Attention(shape, mask: .window(before: keys, after: nil))
+            _ = try Attention(shape, sink: .softmax1, mask: .window(before: keys, after: nil))
         }
         expectRefusal(.window, "mask.window.after") {
-            _ = try Attention(shape, mask: .window(before: 1, after: keys))
+            _ = try Attention(shape, sink: .softmax1, mask: .window(before: 1, after: keys))
         }
     }
 
     @Test func keyLengths() throws {
         expectRefusal(.keyLengthCount, "mask.keyLengths") {
-            _ = try Attention(shape, mask: .causal.keyLengths([5]))
+            _ = try Attention(shape, sink: .softmax1, mask: .causal.keyLengths([5]))
         }
         for length in [-1, 6, Int.max, Int.min] {
             expectRefusal(.keyLength, "mask.keyLengths[1]") {
-                _ = try Attention(shape, mask: .none.keyLengths([5, length]))
+                _ = try Attention(shape, sink: .softmax1, mask: .none.keyLengths([5, length]))
             }
         }
         let packed = try AttentionShape(packed: [0, 3, 5], queryHeads: 1, headDimension: 8)
         expectRefusal(.keyLength, "mask.keyLengths[1]") {
-            _ = try Attention(packed, mask: .none.keyLengths([3, 3]))
+            _ = try Attention(packed, sink: .softmax1, mask: .none.keyLengths([3, 3]))
         }
     }
 
     @Test(arguments: [0, -1, Int.min])
     func threads(_ threads: Int) {
-        expectRefusal(.threads, "threads") { _ = try Attention(shape, threads: threads) }
+        expectRefusal(.threads, "threads") { _ = try Attention(shape, sink: .softmax1, threads: threads) }
     }
 
     @Test func broadcastExtents() throws {
@@ -73,7 +75,7 @@ import Testing
             let allowed = try BroadcastTensor(
                 [Bool](repeating: true, count: batch * heads * queries * keys), batch: batch, heads: heads,
                 queries: queries, keys: keys)
-            _ = try Attention(shape, mask: .none.allowing(allowed))
+            _ = try Attention(shape, sink: .softmax1, mask: .none.allowing(allowed))
         }
         try mask(1, 1, 1, 5)
         try mask(2, 4, 3, 5)
@@ -83,7 +85,7 @@ import Testing
         expectRefusal(.broadcastExtent, "mask.allowing.queries") { try mask(1, 1, 2, 5) }
         expectRefusal(.broadcastExtent, "mask.allowing.keys") { try mask(1, 1, 1, 1) }
         expectRefusal(.broadcastExtent, "bias.keys") {
-            _ = try Attention(shape, bias: BroadcastTensor([0, 0], keys: 2))
+            _ = try Attention(shape, sink: .softmax1, bias: BroadcastTensor([0, 0], keys: 2))
         }
     }
 

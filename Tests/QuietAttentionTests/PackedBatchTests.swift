@@ -48,7 +48,7 @@ import Testing
 
     @Test func theDefaultLayoutIsTotalFirst() throws {
         let shape = try AttentionShape(packed: [0, 2], queryHeads: 2, headDimension: 1)
-        #expect(try Attention(shape).layout == .batchSequenceHeads)
+        #expect(try Attention(shape, sink: .softmax1).layout == .batchSequenceHeads)
     }
 
     /// Rows of one sequence of a packed tensor of so many rows.

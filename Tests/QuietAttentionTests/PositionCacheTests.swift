@@ -24,8 +24,10 @@ import Testing
         let shape = try AttentionShape(
             queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads, queries: Self.last.count,
             keys: problem.tokens, headDimension: problem.headDimension, valueDimension: problem.valueDimension)
-        return try Attention(shape, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm)
-            .forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
+        return try Attention(
+            shape, sink: .softmax1, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm
+        )
+        .forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
     }
 
     private func cache(_ positions: PositionCase, _ kernels: KernelSet) throws -> KeyValueCache {
@@ -123,11 +125,12 @@ import Testing
         let positions = AttentionPositions.rotary(
             RotaryEmbedding(dimensions: 2, scaling: .xPos(scaleBase: 512, centre: 100)))
         let expected = try problem.run(
-            Attention(shape, mask: .causal, positions: positions, queryKeyNorm: .rms(), threads: 1)
+            Attention(shape, sink: .softmax1, mask: .causal, positions: positions, queryKeyNorm: .rms(), threads: 1)
         ).bits
         for wholeGroups in [false, true] {
             let attention = try Attention(
-                shape, mask: .causal, positions: positions, queryKeyNorm: .rms(), threads: threads, spread: true,
+                shape, sink: .softmax1, mask: .causal, positions: positions, queryKeyNorm: .rms(), threads: threads,
+                spread: true,
                 wholeGroups: wholeGroups)
             #expect(attention.threadsInUse > 1 || shape.keys == 0)
             for _ in 0..<3 { #expect(try problem.run(attention).bits == expected) }

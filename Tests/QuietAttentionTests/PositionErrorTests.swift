@@ -17,7 +17,7 @@ import Testing
         sourceLocation: SourceLocation = #_sourceLocation
     ) {
         expectRefusal(kind, argument, sourceLocation: sourceLocation) {
-            _ = try Attention(shape, positions: positions)
+            _ = try Attention(shape, sink: .softmax1, positions: positions)
         }
         guard positions.identifiers == nil else { return }
         expectRefusal(kind, argument, sourceLocation: sourceLocation) {
@@ -39,12 +39,12 @@ import Testing
     @Test func oddHeadDimension() throws {
         let odd = try AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 7)
         let error = expectRefusal(.rotaryEmbedding, "positions.dimensions") {
-            _ = try Attention(odd, positions: .rotary())
+            _ = try Attention(odd, sink: .softmax1, positions: .rotary())
         }
         #expect(
             error?.description
                 == "positions.dimensions: expected an even number of channels from 2 to the head dimension 7, got 7")
-        _ = try Attention(odd, positions: .rotary(RotaryEmbedding(dimensions: 6)))
+        _ = try Attention(odd, sink: .softmax1, positions: .rotary(RotaryEmbedding(dimensions: 6)))
     }
 
     @Test(arguments: [1, 0.5, 0, -10_000, .nan, .infinity, 1e301])
@@ -76,7 +76,7 @@ import Testing
         }
         let short = RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: 2, length: 4))
         expectRefusal(.position, "positions.scaling.length") {
-            _ = try Attention(shape, positions: .rotary(short))
+            _ = try Attention(shape, sink: .softmax1, positions: .rotary(short))
         }
     }
 
@@ -104,8 +104,9 @@ import Testing
     @Test func xPosOutOfReach() throws {
         let near = RotaryEmbedding(scaling: .xPos(scaleBase: 1, centre: 0))
         let long = try AttentionShape(queryHeads: 1, queries: 1, keys: 37, headDimension: 8)
-        expectRefusal(.position, "positions") { _ = try Attention(long, positions: .rotary(near)) }
-        _ = try Attention(long, positions: .rotary(RotaryEmbedding(scaling: .xPos(scaleBase: 1, centre: 18))))
+        expectRefusal(.position, "positions") { _ = try Attention(long, sink: .softmax1, positions: .rotary(near)) }
+        _ = try Attention(
+            long, sink: .softmax1, positions: .rotary(RotaryEmbedding(scaling: .xPos(scaleBase: 1, centre: 18))))
         var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 8, positions: .rotary(near))
         let rows = [Float](repeating: 1, count: 37 * 8)
         expectRefusal(.position, "positions") { try cache.append(keys: rows, values: rows) }
@@ -156,7 +157,7 @@ import Testing
     @Test func norms() {
         func refuse(_ argument: String, _ norm: QueryKeyNorm) {
             expectRefusal(.queryKeyNorm, "queryKeyNorm.\(argument)") {
-                _ = try Attention(shape, queryKeyNorm: norm)
+                _ = try Attention(shape, sink: .softmax1, queryKeyNorm: norm)
             }
             expectRefusal(.queryKeyNorm, "queryKeyNorm.\(argument)") {
                 _ = try KeyValueCache(keyValueHeads: 2, headDimension: 8, queryKeyNorm: norm)
@@ -178,12 +179,12 @@ import Testing
     /// Sequences that nobody could hold: no table is made for work that is empty.
     @Test func emptyWork() throws {
         let empty = try AttentionShape(batch: 0, queryHeads: 1, queries: 1 << 40, keys: 1 << 40, headDimension: 2)
-        _ = try Attention(empty, positions: .rotary()).forward(queries: [], keys: [], values: [])
+        _ = try Attention(empty, sink: .softmax1, positions: .rotary()).forward(queries: [], keys: [], values: [])
         let noKeys = try AttentionShape(queryHeads: 1, queries: 3, keys: 0, headDimension: 2)
-        let result = try Attention(noKeys, positions: .rotary(), queryKeyNorm: .rms())
+        let result = try Attention(noKeys, sink: .softmax1, positions: .rotary(), queryKeyNorm: .rms())
             .forward(queries: [1, 2, 3, 4, 5, 6], keys: [], values: [])
         #expect(result.output == [Float](repeating: 0, count: 6))
         let heads = try AttentionShape(queryHeads: 0, queries: 3, keys: 3, headDimension: 2)
-        _ = try Attention(heads, positions: .collinear(.strict))
+        _ = try Attention(heads, sink: .softmax1, positions: .collinear(.strict))
     }
 }

@@ -100,9 +100,9 @@ import Testing
                     ]
                     for case let shape? in shapes {
                         // Memory for it may not exist; to prepare it must work or throw.
-                        _ = try? Attention(shape, mask: .window(64), threads: Int.max)
+                        _ = try? Attention(shape, sink: .softmax1, mask: .window(64), threads: Int.max)
                         _ = try? Attention(
-                            shape, mask: .window(before: Int.max, after: Int.max), alibi: .standard)
+                            shape, sink: .softmax1, mask: .window(before: Int.max, after: Int.max), alibi: .standard)
                     }
                 }
             }

@@ -45,7 +45,7 @@ import Testing
     /// One key with score 0 under softmax_1: half of the weight is the sink's.
     @Test func halfAndHalf() throws {
         let shape = try AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1)
-        let result = try Attention(shape).forward(queries: [0], keys: [1], values: [3])
+        let result = try Attention(shape, sink: .softmax1).forward(queries: [0], keys: [1], values: [3])
         #expect(result.output == [1.5] && result.sinkShare == [0.5])
         #expect(abs(result.logSumExp[0] - 0.6931472) < 1e-7)
     }

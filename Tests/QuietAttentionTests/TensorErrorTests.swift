@@ -17,7 +17,7 @@ import Testing
     func wrongCounts(_ faulty: Tensor, _ difference: Int) throws {
         let shape = try AttentionShape(
             batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 3, keys: 5, headDimension: 8, valueDimension: 6)
-        let attention = try Attention(shape)
+        let attention = try Attention(shape, sink: .softmax1)
         let queries = tensor(.queries, shape.queryCount, faulty: faulty, by: difference)
         let keys = tensor(.keys, shape.keyCount, faulty: faulty, by: difference)
         let values = tensor(.values, shape.valueCount, faulty: faulty, by: difference)
@@ -47,7 +47,8 @@ import Testing
     }
 
     @Test func errorsSayWhatCame() throws {
-        let attention = try Attention(AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 4))
+        let attention = try Attention(
+            AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 4), sink: .softmax1)
         let error = expectRefusal(.elementCount, "keys") {
             _ = try attention.forward(queries: [1, 2, 3, 4], keys: [1, 2, 3], values: [1, 2, 3, 4])
         }

@@ -37,10 +37,10 @@ extension Attention {
     func threadsChangeNoBit(_ shape: AttentionShape, _ threads: Int) throws {
         let problem = Problem(shape)
         for mask in [AttentionMask.none, .causal, .window(20)] {
-            let expected = try problem.run(Attention(shape, mask: mask, threads: 1)).bits
+            let expected = try problem.run(Attention(shape, sink: .softmax1, mask: mask, threads: 1)).bits
             for wholeGroups in [false, true] {
                 let attention = try Attention(
-                    shape, mask: mask, threads: threads, spread: true, wholeGroups: wholeGroups)
+                    shape, sink: .softmax1, mask: mask, threads: threads, spread: true, wholeGroups: wholeGroups)
                 #expect(attention.threadsInUse > 1 || shape.keys == 0)
                 // More than once: counters start afresh in used memory.
                 for _ in 0..<5 { #expect(try problem.run(attention).bits == expected) }
@@ -50,23 +50,23 @@ extension Attention {
 
     @Test func shortWorkUsesOneThread() throws {
         let short = try AttentionShape(queryHeads: 1, queries: 16, keys: 16, headDimension: 64)
-        #expect(try Attention(short, threads: 8).threadsInUse == 1)
+        #expect(try Attention(short, sink: .softmax1, threads: 8).threadsInUse == 1)
         let long = try AttentionShape(queryHeads: 12, queries: 1024, keys: 1024, headDimension: 64)
-        #expect(try Attention(long, threads: 8).threadsInUse == 8)
-        #expect(try Attention(long, threads: Int.max).threadsInUse <= 1024)
-        #expect(try Attention(long).threads == availableThreads())
+        #expect(try Attention(long, sink: .softmax1, threads: 8).threadsInUse == 8)
+        #expect(try Attention(long, sink: .softmax1, threads: Int.max).threadsInUse <= 1024)
+        #expect(try Attention(long, sink: .softmax1).threads == availableThreads())
     }
 
     @Test func manySmallGroupsAreTakenWhole() throws {
         let small = try AttentionShape(batch: 1000, queryHeads: 4, queries: 16, keys: 16, headDimension: 64)
-        #expect(try Attention(small, threads: 2).schedule.takesWholeGroups)
+        #expect(try Attention(small, sink: .softmax1, threads: 2).schedule.takesWholeGroups)
         // One long sequence has most of the work: its items are shared.
         let offsets = (0...1000).map { $0 * 16 } + [16000 + 8192]
         let mixed = try AttentionShape(packed: offsets, queryHeads: 4, headDimension: 64)
-        #expect(try !Attention(mixed, threads: 2).schedule.takesWholeGroups)
+        #expect(try !Attention(mixed, sink: .softmax1, threads: 2).schedule.takesWholeGroups)
         // One row of many keys: packing them is the work.
         let packing = try AttentionShape(queryHeads: 32, queries: 1, keys: 4096, headDimension: 64)
-        #expect(try Attention(packing, threads: 2).threadsInUse == 2)
+        #expect(try Attention(packing, sink: .softmax1, threads: 2).threadsInUse == 2)
     }
 
     @Test func fewRowsArePackedAsTheyGo() throws {
@@ -75,7 +75,7 @@ extension Attention {
         {
             let shape = try AttentionShape(
                 queryHeads: 32, keyValueHeads: 8, queries: queries, keys: keys, headDimension: 64)
-            return try Attention(shape, positions: positions, threads: threads).schedule
+            return try Attention(shape, sink: .softmax1, positions: positions, threads: threads).schedule
         }
         for threads in [1, 2, 8] { #expect(try schedule(queries: 4, threads: threads).packsAsItGoes) }
         // Memory does not grow with keys.
@@ -90,14 +90,14 @@ extension Attention {
     @Test func tasksShareOneWorkspace() async throws {
         let workspace = AttentionWorkspace()
         let problems = Self.shapes.map { Problem($0) }
-        let expected = try problems.map { try $0.run(Attention($0.shape)).bits }
+        let expected = try problems.map { try $0.run(Attention($0.shape, sink: .softmax1)).bits }
         try await withThrowingTaskGroup(of: Bool.self) { tasks in
             for repeats in 0..<24 {
                 let index = repeats % problems.count
                 let problem = problems[index]
                 tasks.addTask {
                     let attention = try Attention(
-                        problem.shape, threads: repeats % 2 + 1, workspace: workspace, spread: true)
+                        problem.shape, sink: .softmax1, threads: repeats % 2 + 1, workspace: workspace, spread: true)
                     for _ in 0..<4 where try problem.run(attention).bits != expected[index] { return false }
                     return true
                 }
@@ -110,7 +110,7 @@ extension Attention {
 
     @Test func oneAttentionServesManyTasks() async throws {
         let problem = Problem(Self.shapes[1])
-        let attention = try Attention(problem.shape, threads: 2, spread: true)
+        let attention = try Attention(problem.shape, sink: .softmax1, threads: 2, spread: true)
         let expected = try problem.run(attention).bits
         try await withThrowingTaskGroup(of: Bool.self) { tasks in
             for _ in 0..<8 { tasks.addTask { try problem.run(attention).bits == expected } }
@@ -120,7 +120,7 @@ extension Attention {
 
     @Test func callsReuseMemory() throws {
         let problem = Problem(Self.shapes[0])
-        let attention = try Attention(problem.shape)
+        let attention = try Attention(problem.shape, sink: .softmax1)
         #expect(attention.workspace.byteCount == 0)
         _ = try problem.run(attention)
         let bytes = attention.workspace.byteCount
@@ -136,7 +136,7 @@ extension Attention {
     @Test(arguments: [1, 2, 64])
     func memoryGrowsWithTheSequenceOnly(_ threads: Int) throws {
         func bytes(_ shape: AttentionShape) throws -> Int {
-            try Attention(shape, threads: threads).schedule.memory.byteCount
+            try Attention(shape, sink: .softmax1, threads: threads).schedule.memory.byteCount
         }
         let long = try bytes(AttentionShape(queryHeads: 1, queries: 32768, keys: 32768, headDimension: 64))
         #expect(long <= 32 << 20)
@@ -149,7 +149,7 @@ extension Attention {
     /// Every item of every group has one ticket, packing before computing and groups in order.
     @Test(arguments: shapes)
     func ticketsCoverAllItems(_ shape: AttentionShape) throws {
-        let schedule = try Attention(shape, mask: .causal, threads: 3, spread: true).schedule
+        let schedule = try Attention(shape, sink: .softmax1, mask: .causal, threads: 3, spread: true).schedule
         var next = (group: 0, item: 0)
         for ticket in 0..<schedule.tickets {
             let (group, item) = schedule.item(ticket)

@@ -64,7 +64,9 @@ extension CommandLineTests {
         ] as [(String, AttentionNormaliser)])
     func normalisersOfAttend(text: String, normaliser: AttentionNormaliser) throws {
         let problem = try OptionProblem(self)
-        let expected = try problem.output(Attention(problem.shape, mask: .causal, normaliser: normaliser))
+        let expected = try problem.output(
+            Attention(
+                problem.shape, sink: normaliser.hasSink ? .softmax1 : .softmax, mask: .causal, normaliser: normaliser))
         #expect(try out(problem.path, ["--mask", "causal", "--normaliser", text]) == expected)
     }
 
@@ -76,7 +78,8 @@ extension CommandLineTests {
     func scalingsOfAttend(text: String, scaling: ScoreScaling) throws {
         let problem = try OptionProblem(self)
         let attention = try Attention(
-            problem.shape, mask: .window(4), scale: -0.3, scaling: scaling, softcap: 3, alibi: .standard)
+            problem.shape, sink: .softmax1, mask: .window(4), scale: -0.3, scaling: scaling, softcap: 3,
+            alibi: .standard)
         let options = ["--mask", "window=4", "--scale", "-0.3", "--scaling", text, "--softcap", "3", "--alibi"]
         #expect(try out(problem.path, options) == problem.output(attention))
     }
@@ -112,7 +115,8 @@ extension CommandLineTests {
         var outputs: Set<[Float]> = []
         for (options, norm) in cases {
             let attention = try Attention(
-                problem.shape, mask: .causal, positions: .rotary(RotaryEmbedding()), queryKeyNorm: norm)
+                problem.shape, sink: .softmax1, mask: .causal, positions: .rotary(RotaryEmbedding()), queryKeyNorm: norm
+            )
             let output = try out(problem.path, ["--mask", "causal", "--positions", "rope", "--qk-norm"] + options)
             #expect(try output == problem.output(attention), "\(options)")
             outputs.insert(output)
@@ -136,7 +140,7 @@ extension CommandLineTests {
         let (q, k, v) = (problem.queries, problem.keys, try normalised(problem.values))
         var expected = try normalised(
             method.isEmpty
-                ? Attention(problem.shape).forward(queries: q, keys: k, values: v).output
+                ? Attention(problem.shape, sink: .softmax1).forward(queries: q, keys: k, values: v).output
                 : RecurrentAttention(.retention, problem.shape, isCausal: false).forward(queries: q, keys: k, values: v)
         )
         try OutputGate(.element, valueDimension: 5).apply(logits: problem.tensor("elements"), to: &expected)

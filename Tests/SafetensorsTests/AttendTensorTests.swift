@@ -66,7 +66,7 @@ extension CommandLineTests {
         let problem = try TensorProblem(self)
         let output = try out(problem.path, options)
         #expect(try output == problem.output(make(problem)), "\(options)")
-        #expect(try output != problem.output(Attention(problem.shape)), "\(options)")
+        #expect(try output != problem.output(Attention(problem.shape, sink: .softmax1)), "\(options)")
     }
 
     // MARK: - Which keys are seen
@@ -80,7 +80,7 @@ extension CommandLineTests {
                 let allowed = try BroadcastTensor(
                     Array(problem.allowed[..<(batch * heads * queries * 7)]), batch: batch, heads: heads,
                     queries: queries, keys: 7)
-                return try Attention(problem.shape, mask: .causal.allowing(allowed))
+                return try Attention(problem.shape, sink: .softmax1, mask: .causal.allowing(allowed))
             }
         }
     }
@@ -89,7 +89,8 @@ extension CommandLineTests {
     func keyLengths(text: String) throws {
         try expectLibraryBits(["--key-lengths", text, "--mask", "window=4", "--scaling", "log=2"]) { problem in
             try Attention(
-                problem.shape, mask: .window(4).keyLengths(TensorProblem.keyLengths), scaling: .logKeys(base: 2))
+                problem.shape, sink: .softmax1, mask: .window(4).keyLengths(TensorProblem.keyLengths),
+                scaling: .logKeys(base: 2))
         }
     }
 
@@ -98,23 +99,25 @@ extension CommandLineTests {
     @Test func biases() throws {
         try expectLibraryBits(["--bias", "bias", "--softcap", "3", "--alibi"]) { problem in
             let bias = try BroadcastTensor(CommandLineTests.numbers(168), batch: 2, heads: 4, queries: 3, keys: 7)
-            return try Attention(problem.shape, softcap: 3, alibi: .standard, bias: bias)
+            return try Attention(problem.shape, sink: .softmax1, softcap: 3, alibi: .standard, bias: bias)
         }
         try expectLibraryBits(["--bias", "bias heads"]) { problem in
-            try Attention(problem.shape, bias: BroadcastTensor(CommandLineTests.numbers(28), heads: 4, keys: 7))
+            try Attention(
+                problem.shape, sink: .softmax1, bias: BroadcastTensor(CommandLineTests.numbers(28), heads: 4, keys: 7))
         }
         try expectLibraryBits(["--bias", "bias half"]) { problem in
-            try Attention(problem.shape, bias: BroadcastTensor([1, 1, 1, 1, 1, 1, -.infinity], keys: 7))
+            try Attention(
+                problem.shape, sink: .softmax1, bias: BroadcastTensor([1, 1, 1, 1, 1, 1, -.infinity], keys: 7))
         }
     }
 
     @Test func slopesAndFactors() throws {
         try expectLibraryBits(["--alibi-slopes", "heads"]) { problem in
-            try Attention(problem.shape, alibi: .slopes(TensorProblem.factors(4)))
+            try Attention(problem.shape, sink: .softmax1, alibi: .slopes(TensorProblem.factors(4)))
         }
         try expectLibraryBits(["--ssmax", "heads", "--mask", "causal"]) { problem in
             let s = TensorProblem.factors(4).map(Double.init)
-            return try Attention(problem.shape, mask: .causal, scaling: .scalableSoftmax(s))
+            return try Attention(problem.shape, sink: .softmax1, mask: .causal, scaling: .scalableSoftmax(s))
         }
         let tables: [(name: String, factors: [Float], extents: (Int, Int, Int))] = [
             ("rows", TensorProblem.factors(24), (2, 4, 3)), ("rows of heads", TensorProblem.factors(4), (1, 4, 1)),
@@ -124,7 +127,7 @@ extension CommandLineTests {
             try expectLibraryBits(["--row-factors", name]) { problem in
                 let table = try BroadcastTensor(
                     factors.map(Double.init), batch: batch, heads: heads, queries: queries, keys: 1)
-                return try Attention(problem.shape, scaling: .table(table))
+                return try Attention(problem.shape, sink: .softmax1, scaling: .table(table))
             }
         }
     }
@@ -133,9 +136,9 @@ extension CommandLineTests {
         let options = ["--positions", "rope", "--query-positions", "m", "--key-positions", "n"]
         let positions = AttentionPositions.rotary().identifiers(
             queries: TensorProblem.queryPositions, keys: TensorProblem.keyPositions)
-        try expectLibraryBits(options) { try Attention($0.shape, positions: positions) }
+        try expectLibraryBits(options) { try Attention($0.shape, sink: .softmax1, positions: positions) }
         try expectLibraryBits(options + ["--position-offset", "12"]) {
-            try Attention($0.shape, positions: positions.offset(by: 12))
+            try Attention($0.shape, sink: .softmax1, positions: positions.offset(by: 12))
         }
     }
 
@@ -149,7 +152,7 @@ extension CommandLineTests {
         func attention(_ problem: TensorProblem) throws -> Attention {
             let allowed = try BroadcastTensor(Array(problem.allowed[..<14]), batch: 2, keys: 7)
             return try Attention(
-                problem.shape, mask: .causal.keyLengths(TensorProblem.keyLengths).allowing(allowed),
+                problem.shape, sink: .softmax1, mask: .causal.keyLengths(TensorProblem.keyLengths).allowing(allowed),
                 scaling: .table(
                     BroadcastTensor(
                         TensorProblem.factors(24).map(Double.init), batch: 2, heads: 4, queries: 3, keys: 1)),

@@ -13,7 +13,7 @@ extension AttentionCase {
             batch: batch, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: queries, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension)
         return try Attention(
-            shape, sink: normaliser.hasSink ? attentionSink(inputs) : nil, mask: try mask(inputs),
+            shape, sink: normaliser.hasSink ? attentionSink(inputs) : .softmax, mask: try mask(inputs),
             scale: scale == .standard ? nil : inputs.scale, scaling: try attentionScaling, softcap: softcap,
             alibi: hasALiBi ? .standard : nil, normaliser: attentionNormaliser,
             bias: try inputs.bias.map { try broadcastTensor($0.values, $0.extents) },
@@ -139,4 +139,9 @@ private func exchanged(_ tensor: [Float], _ batch: Int, _ first: Int, _ second: 
         }
     }
     return result
+}
+
+extension AttentionNormaliser {
+    /// softmax_1, or no sink where the normaliser has none.
+    public var usualSink: AttentionSink { hasSink ? .softmax1 : .softmax }
 }

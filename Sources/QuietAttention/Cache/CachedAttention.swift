@@ -60,7 +60,8 @@ public final class CachedAttention: Sendable {
 
     /// - Parameters:
     ///   - queryHeads: H, 0 and up, a multiple of the caches' key/value heads.
-    ///   - sink: where weight goes that no key deserves; one logit per query head.
+    ///   - sink: the logit, per query head, of weight that goes to no key, as of ``Attention``: `.softmax` for models trained
+    ///     without a sink.
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
     ///   - scaling, softcap, alibi, normaliser: as of ``Attention``. Clipped softmax needs a row's whole sum before its first
     ///     weight: the keys of a head are then one work item, whatever their number.
@@ -71,7 +72,7 @@ public final class CachedAttention: Sendable {
     /// - Throws: ``AttentionError`` of kind `dimension`, `scale`, `softcap`, `alibi`, `normaliser`, `composition`, `sink`,
     ///   `sinkCount`, `threads` or `kernelSet`.
     public convenience init(
-        queryHeads: Int, sink: AttentionSink? = nil, scale: Double? = nil, scaling: ScoreScaling = .constant,
+        queryHeads: Int, sink: AttentionSink, scale: Double? = nil, scaling: ScoreScaling = .constant,
         softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
         layout: AttentionLayout? = nil, threads: Int? = nil, kernels: KernelSet? = nil,
         workspace: AttentionWorkspace? = nil
@@ -84,7 +85,7 @@ public final class CachedAttention: Sendable {
 
     /// With a threshold for threads, which tests lower so that small work is spread as well.
     init(
-        queryHeads: Int, sink: AttentionSink?, scale: Double?, scaling: ScoreScaling = .constant,
+        queryHeads: Int, sink: AttentionSink, scale: Double?, scaling: ScoreScaling = .constant,
         softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
         layout: AttentionLayout?, threads: Int?,
         kernels: KernelSet?, workspace: AttentionWorkspace?, nanosecondsPerWorker: Double

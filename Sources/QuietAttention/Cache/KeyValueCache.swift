@@ -7,7 +7,7 @@ import CKernels
 ///
 ///     var cache = try KeyValueCache(keyValueHeads: 8, headDimension: 128, storage: .bfloat16)
 ///     try cache.append(keys: k, values: v)                        // the prompt, or one token
-///     let attention = try CachedAttention(queryHeads: 32)
+///     let attention = try CachedAttention(queryHeads: 32, sink: .softmax1)
 ///     let result = try attention.attend(queries: q, cache: cache)
 ///     var branch = cache                                          // shares all pages
 ///

@@ -160,7 +160,8 @@ final class RowDiagnosis: @unchecked Sendable {
             }
             for row in begin..<part.row_end {
                 // A sink that grows with the row's keys has that part of its logit here.
-                let sink = sink + (part.problem.row_constants.map { $0[row * part.problem.row_constant_strides.query] } ?? 0)
+                let sink =
+                    sink + (part.problem.row_constants.map { $0[row * part.problem.row_constant_strides.query] } ?? 0)
                 let (visible, weights) = gather(row - begin, blocks: blocks.count, from: scores)
                 (result + row).initialize(
                     to: RowDiagnostics(

@@ -81,8 +81,9 @@ public final class Attention: Sendable {
     ///
     /// - Parameters:
     ///   - shape: the dimensions.
-    ///   - sink: where weight goes that no key deserves; one logit per query head. nil: softmax_1, or none where the
-    ///     normaliser has no sink.
+    ///   - sink: the logit, per query head, of weight that goes to no key. There is no default, since a wrong one is silent:
+    ///     `.softmax` for models trained without a sink (Llama, Qwen, BERT ...) and for normalisers that have none,
+    ///     `.softmax1` for softmax_1, `.logits` for learned sinks (gpt-oss).
     ///   - mask: which keys a row sees.
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
     ///   - scaling: what the scale is multiplied by, row by row.
@@ -101,7 +102,7 @@ public final class Attention: Sendable {
     ///   `sinkCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`, `rotaryEmbedding`, `position`,
     ///   `positionCount`, `queryKeyNorm`, `threads`, `kernelSet`, or `memory`.
     public convenience init(
-        _ shape: AttentionShape, sink: AttentionSink? = nil, mask: AttentionMask = .none, scale: Double? = nil,
+        _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask = .none, scale: Double? = nil,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
         normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>? = nil,
         positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
@@ -116,7 +117,7 @@ public final class Attention: Sendable {
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.
     package init(
-        _ shape: AttentionShape, sink: AttentionSink?, mask: AttentionMask, scale: Double?,
+        _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask, scale: Double?,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
         normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>?,
         positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,

@@ -3,7 +3,7 @@
 
 /// How queries and keys are turned by their positions, before the scores.
 ///
-///     try Attention(shape, mask: .causal, positions: .rotary(RotaryEmbedding(base: 500_000)))
+///     try Attention(shape, sink: .softmax1, mask: .causal, positions: .rotary(RotaryEmbedding(base: 500_000)))
 ///
 /// No rotated copy of a tensor is made: rows are turned a few at a time, just before they are multiplied.
 ///

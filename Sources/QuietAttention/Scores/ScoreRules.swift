@@ -12,12 +12,11 @@ struct ScoreRules: Sendable {
     let alibi: ALiBi?
     let normaliser: AttentionNormaliser
 
-    /// - Parameter sink: nil: softmax_1 where the normaliser has a sink.
     init(
-        sink: AttentionSink?, scale: Double, scaling: ScoreScaling, softcap: Double?, alibi: ALiBi?,
+        sink: AttentionSink, scale: Double, scaling: ScoreScaling, softcap: Double?, alibi: ALiBi?,
         normaliser: AttentionNormaliser
     ) throws(AttentionError) {
-        self.sink = sink ?? (normaliser.hasSink ? .softmax1 : .softmax)
+        self.sink = sink
         (self.scale, self.scaling, self.softcap, self.alibi) = (scale, scaling, softcap, alibi)
         self.normaliser = normaliser
         try normaliser.check()

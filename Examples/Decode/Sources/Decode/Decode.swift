@@ -19,7 +19,7 @@ struct Decode {
             let tokens = part.map { layer(token: $0 % 97, position: $0) }
             try prompt.append(
                 keys: tokens.flatMap(\.keys), values: tokens.flatMap(\.values), layout: .batchSequenceHeads)
-            let rows = try CachedAttention(queryHeads: queryHeads, layout: .batchSequenceHeads)
+            let rows = try CachedAttention(queryHeads: queryHeads, sink: .softmax1, layout: .batchSequenceHeads)
             let result = try rows.attend(queries: tokens.flatMap(\.queries), cache: prompt)
             print("prompt, tokens \(part): mean sink share \(mean(result.sinkShare))")
         }
@@ -41,7 +41,7 @@ struct Decode {
         // A draft of four tokens is verified at once, and two of them are taken back.
         var draft = branches[0]
         let tokens = (0..<4).map { layer(token: 5 + $0, position: draft.count + $0) }
-        let rows = try CachedAttention(queryHeads: queryHeads, layout: .batchSequenceHeads)
+        let rows = try CachedAttention(queryHeads: queryHeads, sink: .softmax1, layout: .batchSequenceHeads)
         try draft.append(keys: tokens.flatMap(\.keys), values: tokens.flatMap(\.values), layout: .batchSequenceHeads)
         let verified = try rows.attend(queries: tokens.flatMap(\.queries), cache: draft)
         try draft.truncate(to: draft.count - 2)
