@@ -124,6 +124,19 @@ QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forwar
     return totals;
 }
 
+/* What backward needs to make the weights of row r of a tile again. */
+QATTN_INLINE void store_weight_numbers(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
+                                       size_t tile, size_t r, ptrdiff_t at, float factor) {
+    if (args->problem.normaliser == QATTN_CLIPPED_SOFTMAX) {
+        args->references[at] = ws->totals[tile].maximum[row_lane(r)];
+        args->factors[at] = ws->totals[tile].factor[row_lane(r)];
+        return;
+    }
+    const float maximum = state.maximum[tile * QATTN_LANES + row_lane(r)];
+    args->references[at] = maximum == -__builtin_inff() ? 0 : maximum;
+    args->factors[at] = factor;
+}
+
 QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                              qattn_storage storage) {
     const size_t value_dim = args->blocks.value_dim;
@@ -142,6 +155,7 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
             const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
             if (args->lse) args->lse[at] = totals.lse[row_lane(r)];
             if (args->sink_share) args->sink_share[at] = totals.sink_share[row_lane(r)];
+            if (args->references) store_weight_numbers(args, ws, state, tile, r, at, totals.factor[row_lane(r)]);
         }
     }
 }

@@ -183,10 +183,11 @@ typedef struct qattn_forward_args {
     const qattn_pack_args *unpacked;
     void *out; /* [heads][queries][value_dim] */
     qattn_strides out_strides;
-    qattn_storage out_storage; /* rounded to nearest even from float32 */
-    float *lse;                /* [heads][queries], sink included, natural units; or NULL */
-    float *sink_share;         /* [heads][queries]; or NULL */
-    ptrdiff_t sum_head_stride; /* of lse and sink_share; queries are adjacent */
+    qattn_storage out_storage;   /* rounded to nearest even from float32 */
+    float *lse;                  /* [heads][queries], sink included, natural units; or NULL */
+    float *sink_share;           /* [heads][queries]; or NULL */
+    float *references, *factors; /* [heads][queries], what backward needs of a row; or NULL, both */
+    ptrdiff_t sum_head_stride;   /* of lse, sink_share, references and factors; queries are adjacent */
     /* If not NULL: nothing is written to out, lse and sink_share; instead, for each chunk of QATTN_KEY_CHUNK keys from
      * chunk_begin to chunk_end (others are left out) the state of every row: states[chunk - chunk_begin][row -
      * row_begin], each qattn_state_floats() long, from a multiple of QATTN_ALIGNMENT on:
@@ -200,6 +201,39 @@ typedef struct qattn_forward_args {
     bool beyond_caches; /* a guess, for speed alone: the blocks of all calls are more than the last cache holds */
     float *workspace;   /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
+
+/* The gradients of a problem for the pairs of rows [row_begin, row_end), row r as for forward, and keys [key_begin,
+ * key_end):
+ *
+ *     dq[i] += sum_j w[i][j] k[j]      dk[j] += sum_i w[i][j] q[i]      dv[j] += sum_i p[i][j] dout[i]
+ *
+ * with p and w of Documentation/Numerics.md, B2. key_begin, and the query that row_begin is, are multiples of
+ * QATTN_KEY_BLOCK; so are key_end and the query that row_end is, unless they are the last. Calls for the same row come
+ * in ascending order of keys, and calls for the same key in ascending order of rows: then the bits do not depend on how
+ * the work is cut into calls. dq, dk and dv are set to 0 before the first, or hold sums to be continued. */
+typedef struct qattn_backward_args {
+    qattn_problem problem;
+    size_t row_begin, row_end, key_begin, key_end;
+    const void *queries; /* [heads][queries][head_dim], those that forward multiplied */
+    qattn_strides query_strides;
+    const void *keys, *values; /* rows of key 0: [seq_kv][head_dim], [seq_kv][value_dim] */
+    ptrdiff_t key_stride, value_stride;
+    const void *out_gradients; /* dout: [heads][queries][value_dim] */
+    qattn_strides out_gradient_strides;
+    const void *out; /* what forward wrote, [heads][queries][value_dim]; for deltas alone */
+    qattn_strides out_strides;
+    qattn_storage query_storage, key_storage, value_storage, out_gradient_storage, out_storage; /* not QATTN_INT8 */
+    size_t head_dim, value_dim;
+    const float *lse_gradients;        /* [heads][queries], or NULL: 0; for deltas alone */
+    const float *references, *factors; /* [heads][queries], from forward */
+    float *deltas;                     /* [heads][queries]: written by deltas, read by the others */
+    ptrdiff_t sum_head_stride;         /* of the five above; queries are adjacent */
+    float *query_gradients;            /* dq: [heads][queries][head_dim] */
+    qattn_strides query_gradient_strides;
+    float *key_gradients, *value_gradients; /* dk, dv: rows of key 0 */
+    ptrdiff_t key_gradient_stride, value_gradient_stride;
+    float *workspace; /* qattn_backward_workspace() bytes, contents irrelevant, one per concurrent call */
+} qattn_backward_args;
 
 /* One instruction set's kernels. */
 typedef struct qattn_kernels {
