@@ -3,7 +3,7 @@
 
 /// What is to be computed, apart from the queries, keys and values themselves:
 ///
-///     x[i][j] = cap(scale * rowFactor[i] * q[i].k[j]) - slope * |i + keys - queries - j| + bias[i][j]
+///     x[i][j] = cap(scale * rowFactor[i] * q[i].k[j]) - slope * |place[i] - j| + bias[i][j]
 ///     p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k])        over the keys k that row i sees, or another normaliser
 ///     output[i] = sum_j p[i][j] v[j]
 ///
@@ -40,12 +40,17 @@ public struct ReferenceProblem: Sendable {
     /// One logit per query head, in the units of x; never scaled, biased or masked. -infinity is no sink; otherwise
     /// `sink * log2(e)` is finite in Float.
     public var sinks: [Float]
-    /// Row i sees no key before `i + firstKeyOffset`; nil is no bound.
+    /// Row i sees no key before `i + firstKeyOffset`; nil is no bound. Where a row stands elsewhere than at key
+    /// `i + keys - queries`, both offsets are as much further.
     public var firstKeyOffset: Int?
     /// Row i sees no key from `i + lastKeyOffset` on; nil is no bound.
     public var lastKeyOffset: Int?
-    /// One per batch item: no row sees a key from there on. Padding only: offsets stay where they are.
+    /// One per batch item, n: no row sees a key from there on, and row i stands at key `i + n - queries`.
     public var keyLengths: [Int]?
+    /// Queries are padded as keys are: row i stands at key `i + keys - queries`, whatever the key length.
+    public var padsQueries = false
+    /// The key at which each row stands, [batch, queries]; nil: see ``keyLengths``.
+    public var places: [Int]?
     /// False hides a key from a row.
     public var allowed: ReferenceBroadcast<Bool>?
     /// Added to the scaled scores. A bias of -infinity hides the key, as `allowed` does.
@@ -54,7 +59,7 @@ public struct ReferenceProblem: Sendable {
     public var rowFactors: [Double]?
     /// Scores become cap * tanh(score / cap), before ALiBi and bias; positive.
     public var softcap: Double?
-    /// One per query head: a score falls by slope * |i + keys - queries - j|.
+    /// One per query head: a score falls by slope times the distance of key j from where the row stands.
     public var alibiSlopes: [Float]?
     /// How scores become weights.
     public var normaliser = ReferenceNormaliser.softmax

@@ -65,7 +65,7 @@ extension ReferenceProblem {
                             factor: rowFactors?[index] ?? 1,
                             constant: rowConstants?[index] ?? 0,
                             slope: alibiSlopes?[head] ?? 0,
-                            position: query + keys - self.queries))
+                            position: place(batch: batchItem, query: query)))
                 }
             }
         }
@@ -80,11 +80,18 @@ extension ReferenceProblem {
         }
     }
 
+    /// The key at which a row stands.
+    func place(batch batchItem: Int, query: Int) -> Int {
+        if let places { return places[batchItem * queries + query] }
+        return query + (padsQueries ? keys : keyLengths?[batchItem] ?? keys) - queries
+    }
+
     /// Which keys the row sees: those within its offsets and the batch item's length that neither `allowed` nor a bias
     /// of -infinity hides. A score of -infinity hides nothing.
     func visibleKeys(batch batchItem: Int, head: Int, query: Int) -> [Bool] {
-        let first = firstKeyOffset.map { max(0, query + $0) } ?? 0
-        let last = min(keyLengths?[batchItem] ?? keys, lastKeyOffset.map { query + $0 } ?? keys)
+        let row = place(batch: batchItem, query: query) - (keys - queries)
+        let first = firstKeyOffset.map { max(0, row + $0) } ?? 0
+        let last = min(keyLengths?[batchItem] ?? keys, lastKeyOffset.map { row + $0 } ?? keys)
         let range = first..<max(first, last)
         var isVisible = [Bool](repeating: false, count: keys)
         for key in range { isVisible[key] = true }
@@ -111,6 +118,7 @@ extension ReferenceProblem {
         precondition(keyData.count == batch * keyValueHeads * keys * headDimension, "count of keys")
         precondition(valueData.count == batch * keyValueHeads * keys * valueDimension, "count of values")
         precondition(keyLengths.map { $0.count == batch && $0.allSatisfy { 0...keys ~= $0 } } ?? true, "key lengths")
+        precondition((places?.count ?? batch * queries) == batch * queries, "one place per query")
         allowed?.require("allowed", toFit: self)
         bias?.require("bias", toFit: self)
         let rows = batch * queryHeads * queries

@@ -43,7 +43,7 @@ struct AttentionOptions {
         layout: AttentionLayout? = nil
     ) throws -> Attention {
         var mask = scores.mask.mask
-        if let lengths = tensors.keyLengths { mask = mask.keyLengths(lengths) }
+        if let lengths = tensors.keyLengths { mask = mask.keyLengths(lengths, padding: tensors.padding) }
         if let allowed = tensors.allowed { mask = mask.allowing(allowed) }
         var positions = position.library(keys: shape.keys)
         if let named = tensors.positions { positions = positions.identifiers(queries: named.queries, keys: named.keys) }

@@ -241,15 +241,13 @@ struct BenchReport {
     private var keyValueBytes: Double {
         // Row 0 sees the first key of all, the last row the last one.
         var seen = shape.queries == 0 ? 0 : shape.keys
-        var first = 0
         if case .window(let width) = command.scores.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
-            first = shape.keys - seen
         }
-        guard let lengths = command.keyLengths?.lengths, shape.queries > 0 else {
+        guard let lengths = command.keyLengths?.lengths else {
             return Double(shape.batch) * Double(seen) * Double(bytesPerToken)
         }
-        return Double(lengths.reduce(0) { $0 + max(0, $1 - first) }) * Double(bytesPerToken)
+        return Double(lengths.reduce(0) { $0 + min($1, seen) }) * Double(bytesPerToken)
     }
 
     var json: JSONValue {

@@ -77,6 +77,17 @@ struct ScoreTensors: ParsableArguments {
             valueName: "n,n,...|name"))
     var keyLengths: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "Where rows stand under --key-lengths: for --mask, --alibi and --positions.",
+            discussion: """
+                keys              row i of an item of n keys at key i + n - L: the last one at its last key, the default
+                both              at key i + S - L whatever n: queries are padded as keys are
+                """,
+            valueName: "padding"),
+        transform: PaddingOption.init(parsing:))
+    var padding = PaddingOption.keys
+
     @Option(help: ArgumentHelp("ALiBi with these slopes m [H], in place of --alibi.", valueName: "name"))
     var alibiSlopes: String?
 
@@ -98,11 +109,14 @@ struct ScoreTensors: ParsableArguments {
         [
             NamedOption("--allowed", allowed), NamedOption("--bias", bias), NamedOption("--key-lengths", keyLengths),
             NamedOption("--alibi-slopes", alibiSlopes), NamedOption("--row-factors", rowFactors),
-            NamedOption("--ssmax", ssmax),
+            NamedOption("--ssmax", ssmax), NamedOption("--padding", padding == .keys ? nil : padding.rawValue),
         ]
     }
 
     func check(_ scores: ScoreOptions) throws {
+        guard padding == .keys || keyLengths != nil else {
+            throw ValidationError("--padding: expected --key-lengths beside it: without them nothing is padded")
+        }
         for (option, tensor) in [("--row-factors", rowFactors), ("--ssmax", ssmax)] where tensor != nil {
             guard scores.scaling.description == ScalingOption.none.description else {
                 throw ValidationError(
@@ -121,7 +135,8 @@ struct ScoreTensors: ParsableArguments {
         func perHead(_ name: String, _ meaning: String) throws -> [Float] {
             try file.floats(named: name, shape: [shape.queryHeads], "\(meaning) for each query head")
         }
-        var tensors = AttentionTensors(keyLengths: try keyLengths.map { try Self.lengths($0, file, shape) })
+        var tensors = AttentionTensors(
+            keyLengths: try keyLengths.map { try Self.lengths($0, file, shape) }, padding: padding.library)
         if let allowed {
             let extents = try file.sharedShape(of: allowed, shape, keys: shape.keys)
             tensors.allowed = try BroadcastTensor(file.booleans(named: allowed), extents)
@@ -146,6 +161,13 @@ struct ScoreTensors: ParsableArguments {
     }
 }
 
+/// What is padded, as it is written.
+enum PaddingOption: String, CaseIterable {
+    case keys, both
+
+    var library: AttentionMask.Padding { self == .keys ? .keys : .queriesAndKeys }
+}
+
 /// What was given beside queries, keys and values; nil: nothing.
 struct AttentionTensors {
     struct Positions {
@@ -153,6 +175,7 @@ struct AttentionTensors {
     }
 
     var keyLengths: [Int]?
+    var padding = AttentionMask.Padding.keys
     var allowed: BroadcastTensor<Bool>?
     var bias: BroadcastTensor<Float>?
     var alibi: ALiBi?

@@ -140,6 +140,13 @@ enum ForwardCases {
         }
     }
 
+    /// Of lengths that leave queries where they are.
+    static let paddedQueries = lengths.map { shape in
+        var shape = shape
+        shape.padsQueries = true
+        return shape
+    }
+
     static let masks: [AttentionCase] = AttentionCase.AllowedChoice.allCases.flatMap { allowed in
         [AttentionCase.Broadcast.none, .batch, .batchAndHeads, .allButKeys].flatMap { broadcast in
             [(AttentionCase.Geometry.none, 130), (.causal, 64), (.window(40), 1100)].map { geometry, keys in

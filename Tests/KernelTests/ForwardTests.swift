@@ -43,6 +43,9 @@ import Testing
     @Test("key lengths", arguments: kernelSets, ForwardCases.lengths)
     func lengths(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
 
+    @Test("key lengths of padded queries", arguments: kernelSets, ForwardCases.paddedQueries)
+    func paddedQueries(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
     @Test("boolean masks", arguments: kernelSets, ForwardCases.masks)
     func masks(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
 

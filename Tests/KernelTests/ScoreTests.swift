@@ -62,6 +62,7 @@ enum ScoreCases {
         (1...6).flatMap { group in cases { ($0.group, $0.hasALiBi) = (group, true) } }
         + cases { ($0.hasALiBi, $0.softcap, $0.scaling, $0.bias) = (true, 5, .logKeys, .normal) }
         + cases { ($0.hasALiBi, $0.keyLengths, $0.batch, $0.layout) = (true, .partial, 2, .sequenceFirst) }
+        + cases { ($0.hasALiBi, $0.keyLengths, $0.batch, $0.padsQueries) = (true, .partial, 2, true) }
 
     static let normalisers = AttentionCase.NormaliserChoice.allCases.flatMap { normaliser in
         cases { $0.normaliser = normaliser }

@@ -183,7 +183,7 @@ import Testing
             for row in 0..<shape.rowCount {
                 let (item, head, query) = (row / queries / 2, row / queries % 2, row % queries)
                 let picked = weights.rows(row, 1, keys)
-                #expect(picked[(item == 0 ? keys - queries + query + 1 : 70)...].allSatisfy { $0 == 0 })
+                #expect(picked[((item == 0 ? keys : 70) - queries + query + 1)...].allSatisfy { $0 == 0 })
                 // One key/value head: its rows are adjacent in both layouts.
                 let expected = picked.indices.reduce(0.0) {
                     $0 + Double(picked[$1]) * Double(data[2][(item * keys + $1) * 4 + 1])

@@ -28,6 +28,12 @@ import Testing
         AttentionCase(queries: 7, keys: 80, headDimension: 6) {
             ($0.normaliser, $0.sink, $0.keyLengths) = (.sigmoidOverKeys, .none, .partial)
         },
+        AttentionCase(queries: 6, keys: 75, headDimension: 8) {
+            ($0.batch, $0.keyLengths, $0.geometry, $0.hasALiBi, $0.scaling) = (4, .partial, .window(9), true, .logKeys)
+        },
+        AttentionCase(queries: 6, keys: 75, headDimension: 8) {
+            ($0.batch, $0.keyLengths, $0.padsQueries, $0.hasALiBi) = (3, .partial, true, true)
+        },
         AttentionCase(queries: 7, keys: 80, headDimension: 6) { $0.normaliser = .clipped },
         // Rows that see nothing of the first chunk: keys are counted from the second one.
         AttentionCase(queries: 3, keys: 1090, headDimension: 4) { $0.geometry = .window(20) },
@@ -43,7 +49,7 @@ import Testing
             }
         }
 
-    @Test("every encoding and norm equals the reference", arguments: kernelSets, 0..<7)
+    @Test("every encoding and norm equals the reference", arguments: kernelSets, 0..<9)
     func equalsTheReference(kernels: KernelSet, number: Int) throws {
         for (shape, positions, solved) in Self.solved where shape == Self.shapes[number] {
             for threads in [1, 2] {
@@ -161,12 +167,13 @@ import Testing
         let positions = AttentionPositions.rotary(
             RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 16)))
         let shape = try AttentionShape(batch: 2, queryHeads: 1, queries: 3, keys: 90, headDimension: 8)
-        let padded = try problem(shape, positions, mask: .none.keyLengths([90, 33]))
+        let lengths = AttentionMask.none.keyLengths([90, 33], padding: .queriesAndKeys)
+        let padded = try problem(shape, positions, mask: lengths)
         let named = positions.identifiers(queries: [87, 88, 89], keys: Array(0..<90))
-        #expect(try problem(shape, named, mask: .none.keyLengths([90, 33])) == padded)
+        #expect(try problem(shape, named, mask: lengths) == padded)
         let fixed = AttentionPositions.rotary(
             RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 16, length: 90)))
-        let longest = try problem(shape, fixed, mask: .none.keyLengths([90, 33]))
+        let longest = try problem(shape, fixed, mask: lengths)
         #expect(padded.output.prefix(24) == longest.output.prefix(24))
         #expect(padded.output.suffix(24) != longest.output.suffix(24))
     }
@@ -240,9 +247,11 @@ extension AttentionCase {
     func prepared(_ inputs: AttentionInputs, _ positions: PositionCase) -> AttentionInputs {
         var result = inputs
         func length(_ item: Int) -> Int { inputs.keyLengths?[item] ?? keys }
+        func end(_ item: Int) -> Int { padsQueries ? keys : length(item) }
         result.queries = (0..<batch * queryHeads).flatMap { head in
             positions.prepared(
-                inputs.queries.rows(head * queries, queries, headDimension), positions: keys - queries..<keys,
+                inputs.queries.rows(head * queries, queries, headDimension),
+                positions: end(head / queryHeads) - queries..<end(head / queryHeads),
                 headDimension: headDimension, length: length(head / queryHeads), .queries)
         }
         result.keys = (0..<batch * keyValueHeads).flatMap { head in

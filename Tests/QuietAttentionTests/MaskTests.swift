@@ -28,22 +28,32 @@ import Testing
     static let sizes = [(3, 3), (70, 65), (5, 130), (130, 5), (4, 1030), (2, 2200)]
 
     /// Whether row i sees key j, by the definition.
-    private func sees(_ band: Band, _ i: Int, _ j: Int, _ queries: Int, _ keys: Int, _ length: Int) -> Bool {
-        let own = i + keys - queries
+    ///
+    /// - Parameter end: the key behind the last query's own.
+    private func sees(_ band: Band, _ i: Int, _ j: Int, _ queries: Int, _ end: Int, _ length: Int) -> Bool {
+        let own = i + end - queries
         return j < length && band.before.map { j >= own - $0 } ?? true && band.after.map { j <= own + $0 } ?? true
     }
 
     @Test(arguments: bands, sizes)
     func bandsEqualBooleanMasks(_ band: Band, _ size: (Int, Int)) throws {
-        let (queries, keys) = size
+        for padding in [AttentionMask.Padding.keys, .queriesAndKeys] {
+            try bandsEqualBooleanMasks(band, queries: size.0, keys: size.1, padding)
+        }
+    }
+
+    private func bandsEqualBooleanMasks(
+        _ band: Band, queries: Int, keys: Int, _ padding: AttentionMask.Padding
+    ) throws {
         let shape = try AttentionShape(
             batch: 2, queryHeads: 2, keyValueHeads: 1, queries: queries, keys: keys, headDimension: 3)
         let lengths = [keys, max(0, keys - 67)]
         let problem = Problem(shape)
         var allowed: [Bool] = []
-        for length in lengths {
+        let ends = padding == .keys ? lengths : [keys, keys]
+        for (length, end) in zip(lengths, ends) {
             for i in 0..<queries {
-                for j in 0..<keys { allowed.append(sees(band, i, j, queries, keys, length)) }
+                for j in 0..<keys { allowed.append(sees(band, i, j, queries, end, length)) }
             }
         }
         let mask = try BroadcastTensor(allowed, batch: 2, queries: queries, keys: keys)
@@ -52,8 +62,8 @@ import Testing
         // Keys and values that no row sees are not even packed.
         var poisoned = problem
         for item in 0..<2 {
-            for j in 0..<keys where !(0..<queries).contains(where: { sees(band, $0, j, queries, keys, lengths[item]) })
-            {
+            for j in 0..<keys
+            where !(0..<queries).contains(where: { sees(band, $0, j, queries, ends[item], lengths[item]) }) {
                 for d in 0..<3 {
                     poisoned.keys[(item * keys + j) * 3 + d] = .nan
                     poisoned.values[(item * keys + j) * 3 + d] = .infinity
@@ -62,16 +72,19 @@ import Testing
         }
         for threads in [1, 3] {
             let attention = try Attention(
-                shape, sink: .softmax1, mask: band.mask.keyLengths(lengths), threads: threads, spread: true)
+                shape, sink: .softmax1, mask: band.mask.keyLengths(lengths, padding: padding), threads: threads,
+                spread: true)
             #expect(try poisoned.run(attention).bits == expected.bits)
             let both = try Attention(
-                shape, sink: .softmax1, mask: band.mask.keyLengths(lengths).allowing(mask), threads: threads,
+                shape, sink: .softmax1, mask: band.mask.keyLengths(lengths, padding: padding).allowing(mask),
+                threads: threads,
                 spread: true)
             #expect(try poisoned.run(both).bits == expected.bits)
         }
         let pairs = 2 * allowed.count { $0 }
         #expect(
-            try Attention(shape, sink: .softmax1, mask: band.mask.keyLengths(lengths)).visiblePairs == Double(pairs))
+            try Attention(shape, sink: .softmax1, mask: band.mask.keyLengths(lengths, padding: padding)).visiblePairs
+                == Double(pairs))
     }
 
     @Test func onlySeenBlocksAreKept() throws {

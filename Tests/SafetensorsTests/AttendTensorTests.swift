@@ -94,6 +94,21 @@ extension CommandLineTests {
         }
     }
 
+    /// The last query stands at each item's last key; `--padding both` leaves it at the last place.
+    @Test(arguments: [nil, "keys", "both"])
+    func padding(text: String?) throws {
+        let options = [
+            "--key-lengths", "lengths", "--mask", "causal", "--alibi", "--positions", "rope", "--scaling", "log=2",
+        ]
+        try expectLibraryBits(options + (text.map { ["--padding", $0] } ?? [])) { problem in
+            try Attention(
+                problem.shape, sink: .softmax1,
+                mask: .causal.keyLengths(
+                    TensorProblem.keyLengths, padding: text == "both" ? .queriesAndKeys : .keys),
+                scaling: .logKeys(base: 2), alibi: .standard, positions: .rotary())
+        }
+    }
+
     // MARK: - Scores
 
     @Test func biases() throws {
@@ -193,6 +208,8 @@ extension CommandLineTests {
         (["--row-factors", "rows", "--scaling", "log=2"], "--row-factors: expected no --scaling"),
         (["--ssmax", "heads", "--row-factors", "rows"], "--ssmax: expected no --row-factors"),
         (["--alibi-slopes", "heads", "--alibi"], "--alibi-slopes: expected no --alibi"),
+        (["--padding", "both"], "--padding: expected --key-lengths beside it"),
+        (["--key-lengths", "7,4", "--padding", "left"], "expected keys or both"),
         (["--recurrent", "linear", "--key-lengths", "3"], "--key-lengths: is for scores"),
         (["--recurrent", "retention", "--allowed", "b"], "--allowed: is for scores"),
     ])

@@ -41,7 +41,9 @@ extension AttentionCase {
             case .window(let width): .window(width)
             case .around(let before, let after): .window(before: before, after: after)
             }
-        if let lengths = inputs.keyLengths { mask = mask.keyLengths(lengths) }
+        if let lengths = inputs.keyLengths {
+            mask = mask.keyLengths(lengths, padding: padsQueries ? .queriesAndKeys : .keys)
+        }
         if let allowed = inputs.allowed {
             mask = mask.allowing(try broadcastTensor(allowed.values, allowed.extents))
         }

@@ -31,6 +31,7 @@ extension AttentionCase: PropertyCase {
             .around(before: generator.next(in: 0...keys), after: generator.next(in: 0...9)),
         ])
         if generator.chance(1, outOf: 4) { result.keyLengths = generator.element(of: LengthChoice.allCases) }
+        if result.keyLengths != .none { result.padsQueries = generator.chance(1, outOf: 3) }
         if generator.chance(1, outOf: 3) { result.allowed = generator.element(of: AllowedChoice.allCases) }
         if generator.chance(1, outOf: 3) { result.bias = generator.element(of: [.normal, .excluding]) }
         result.broadcast = generator.element(of: Broadcast.allCases)
@@ -57,6 +58,7 @@ extension AttentionCase: PropertyCase {
         add(\.allowed, .none)
         add(\.bias, .none)
         add(\.broadcast, .none)
+        add(\.padsQueries, false)
         add(\.keyLengths, .none)
         add(\.geometry, .none)
         add(\.scale, .standard)

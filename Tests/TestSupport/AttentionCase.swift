@@ -19,6 +19,8 @@ public struct AttentionCase: Hashable, Sendable {
     public var scale = ScaleChoice.standard
     public var geometry = Geometry.none
     public var keyLengths = LengthChoice.none
+    /// Whether queries are padded as keys are, and so do not move with key lengths.
+    public var padsQueries = false
     public var allowed = AllowedChoice.none
     public var bias = BiasChoice.none
     public var broadcast = Broadcast.none
@@ -107,7 +109,7 @@ extension AttentionCase: CustomStringConvertible {
         words.append("sink \(sink)")
         if geometry != .none { words.append("\(geometry)") }
         if scale != .standard { words.append("scale \(scale)") }
-        if keyLengths != .none { words.append("lengths \(keyLengths)") }
+        if keyLengths != .none { words.append("lengths \(keyLengths)\(padsQueries ? " of queries, too" : "")") }
         if allowed != .none { words.append("allowed \(allowed)") }
         if bias != .none { words.append("bias \(bias)") }
         if broadcast != .none { words.append("broadcast \(broadcast)") }

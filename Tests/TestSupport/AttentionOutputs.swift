@@ -30,7 +30,7 @@ extension AttentionCase {
             batch: batch, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: queries, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension, scale: inputs.scale, sinks: inputs.sinks)
         (problem.firstKeyOffset, problem.lastKeyOffset) = keyOffsets
-        problem.keyLengths = inputs.keyLengths
+        (problem.keyLengths, problem.padsQueries) = (inputs.keyLengths, padsQueries)
         problem.allowed = inputs.allowed.map { ReferenceBroadcast($0.values, extents: $0.extents) }
         problem.bias = inputs.bias.map { ReferenceBroadcast($0.values, extents: $0.extents) }
         addScoreRules(to: &problem)
@@ -53,7 +53,7 @@ extension HeadProblem {
             scale: scale, sinks: [sink])
         problem.firstKeyOffset = firstKeyOffset
         problem.lastKeyOffset = lastKeyOffset
-        problem.keyLengths = [keyLength]
+        (problem.keyLengths, problem.padsQueries) = ([keyLength], true)
         problem.allowed = allowed.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
         problem.bias = bias.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
         (problem.rowFactors, problem.softcap, problem.normaliser) = (rowFactors, softcap, normaliser)

@@ -11,7 +11,7 @@ public struct HeadProblem: Sendable {
     public var scale: Double
     /// Row i sees keys `max(0, i + firstKeyOffset) ..< min(keyLength, i + lastKeyOffset)`.
     public var firstKeyOffset, lastKeyOffset: Int
-    /// Keys behind it are padding.
+    /// Keys behind it are padding, which moves no offset.
     public var keyLength: Int
     public var allowed: [Bool]?
     public var bias: [Float]?
@@ -57,11 +57,11 @@ extension AttentionCase {
     public var keyOffsets: (first: Int, last: Int) {
         let own = keys - queries
         return switch geometry {
-        case .none: (-queries, keys)
+        case .none: (-queries, 2 * keys)
         case .causal: (-queries, own + 1)
         case .window(let width): (own + 1 - width, own + 1)
         case .around(let before, let after):
-            (before.map { own - $0 } ?? -queries, after.map { own + $0 + 1 } ?? keys)
+            (before.map { own - $0 } ?? -queries, after.map { own + $0 + 1 } ?? 2 * keys)
         }
     }
 
@@ -75,8 +75,10 @@ extension AttentionCase {
         problem.queries = inputs.queries.rows(queryRow, queries, headDimension)
         problem.keys = inputs.keys.rows(keyRow, keys, headDimension)
         problem.values = inputs.values.rows(keyRow, keys, valueDimension)
-        (problem.firstKeyOffset, problem.lastKeyOffset) = keyOffsets
         problem.keyLength = inputs.keyLengths?[item] ?? keys
+        // Rows stand at the end of the item's keys.
+        let moved = padsQueries ? 0 : problem.keyLength - keys
+        (problem.firstKeyOffset, problem.lastKeyOffset) = (keyOffsets.first + moved, keyOffsets.last + moved)
         problem.allowed = inputs.allowed.map { plane($0.values, $0.extents, item, head) }
         problem.bias = inputs.bias.map { plane($0.values, $0.extents, item, head) }
         return problem

@@ -83,7 +83,6 @@ struct CachedProblem {
             if queries == 0 { continue }
             let sequence = SequencePlan(
                 item: item, queryStart: start, keyStart: 0, queries: queries, keys: cache.count,
-                keyLength: min(mask.lengths?[item] ?? cache.count, cache.count),
                 mask: mask.within(window: cache.window))
             guard sequence.blocks.isEmpty || sequence.pages.lowerBound >= cache.freedPages else {
                 throw AttentionError(

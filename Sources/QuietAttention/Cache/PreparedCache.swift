@@ -17,7 +17,7 @@ extension KeyValueCache {
 }
 
 extension CachedProblem {
-    /// The tables of each cache's queries, the last of which stands at its last token.
+    /// The tables of each cache's queries.
     static func queryTables(
         _ caches: [KeyValueCache], _ sequences: [SequencePlan]
     ) throws(AttentionError) -> [RotaryTable?] {
@@ -26,8 +26,8 @@ extension CachedProblem {
         for sequence in sequences {
             let cache = caches[sequence.item]
             guard let angles = cache.angles else { continue }
-            let end = cache.count + cache.encoding.offset
-            let positions = end - sequence.queries..<end
+            let first = sequence.diagonal + cache.encoding.offset
+            let positions = first..<first + sequence.queries
             try angles.check(positions.lowerBound...positions.upperBound - 1)
             tables[sequence.item] = try RotaryTable(angles, positions: positions, .queries)
         }

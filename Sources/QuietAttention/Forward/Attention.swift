@@ -139,7 +139,7 @@ public final class Attention: Sendable {
         self.queryKeyNorm = queryKeyNorm
         preparation = try RowPreparation(positions, queryKeyNorm, headDimension: shape.headDimension)
         positionTables = try preparation.flatMap { preparation throws(AttentionError) in
-            try PositionTables(preparation, positions, shape, keyLengths: mask.lengths)
+            try PositionTables(preparation, positions, shape, mask)
         }
         self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)
         self.threads = try Self.checked(threads: threads)

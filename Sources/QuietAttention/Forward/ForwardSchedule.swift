@@ -130,8 +130,7 @@ final class ForwardSchedule: Sendable {
             let keys = shape.keyOffsets.map { $0[item + 1] - keyStart } ?? shape.keys
             guard queries > 0 else { return nil }
             return SequencePlan(
-                item: item, queryStart: queryStart, keyStart: keyStart, queries: queries, keys: keys,
-                keyLength: mask.lengths?[item] ?? keys, mask: mask)
+                item: item, queryStart: queryStart, keyStart: keyStart, queries: queries, keys: keys, mask: mask)
         }
     }
 

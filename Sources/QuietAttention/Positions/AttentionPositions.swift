@@ -7,8 +7,8 @@
 ///
 /// No rotated copy of a tensor is made: rows are turned a few at a time, just before they are multiplied.
 ///
-/// Key j stands at position j, and query i at `i + keys - queries`, where the diagonal of masks is; of a packed batch,
-/// counted within each sequence. ``offset(by:)`` moves all of them, ``identifiers(queries:keys:)`` names each.
+/// Key j stands at position j, and query i at `i + keys - queries`, where the diagonal of masks is, which key lengths move
+/// (``AttentionMask/Padding``); of a packed batch, counted within each sequence. ``offset(by:)`` moves all of them, ``identifiers(queries:keys:)`` names each.
 ///
 /// Positions turn queries and keys; a sink, which has no key, has no position: its logit stays as it is.
 public struct AttentionPositions: Sendable, Hashable {

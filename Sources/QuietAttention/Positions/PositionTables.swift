@@ -17,12 +17,12 @@ struct PositionTables: Sendable {
 
     /// nil where no rows are turned.
     init?(
-        _ preparation: RowPreparation, _ positions: AttentionPositions, _ shape: AttentionShape, keyLengths: [Int]?
+        _ preparation: RowPreparation, _ positions: AttentionPositions, _ shape: AttentionShape, _ mask: AttentionMask
     ) throws(AttentionError) {
         guard let embedding = preparation.embedding else { return nil }
         // No positions beyond Int, whatever the embedding.
         if let identifiers = positions.identifiers { try Self.check(identifiers, shape) }
-        let sequences = Self.sequences(shape, embedding, keyLengths)
+        let sequences = Self.sequences(shape, embedding, mask, areNamed: positions.identifiers != nil)
         for length in Set(sequences.map(\.length)) { _ = try preparation.angles(length: length) }
         guard shape.rowCount > 0, let first = try preparation.angles(length: sequences.first?.length ?? 0) else {
             return nil
@@ -54,20 +54,23 @@ struct PositionTables: Sendable {
         /// Keys that dynamic NTK scaling counts; the same for all where angles do not depend on it.
         let length: Int
         /// Position of the first query.
-        var diagonal: Int { keys - queries }
+        let diagonal: Int
         /// From the first position to behind the last one.
         var positions: Range<Int> { min(0, diagonal)..<keys }
     }
 
     private static func sequences(
-        _ shape: AttentionShape, _ embedding: RotaryEmbedding, _ keyLengths: [Int]?
+        _ shape: AttentionShape, _ embedding: RotaryEmbedding, _ mask: AttentionMask, areNamed: Bool
     ) -> [Sequence] {
-        let isUniform = !shape.isPacked && !(embedding.dependsOnLength && keyLengths != nil)
+        // Lengths move queries that have no names, and change angles.
+        let isUniform = !shape.isPacked && (mask.lengths == nil || (areNamed && !embedding.dependsOnLength))
         return (0..<(isUniform ? min(shape.batch, 1) : shape.batch)).map { item in
             let queries = shape.queryOffsets.map { $0[item + 1] - $0[item] } ?? shape.queries
             let keys = shape.keyOffsets.map { $0[item + 1] - $0[item] } ?? shape.keys
-            let length = embedding.dependsOnLength ? keyLengths?[item] ?? keys : shape.keys
-            return Sequence(queries: queries, keys: keys, length: length)
+            return Sequence(
+                queries: queries, keys: keys,
+                length: embedding.dependsOnLength ? mask.keyLength(item: item, keys: keys) : shape.keys,
+                diagonal: mask.diagonal(item: item, queries: queries, keys: keys))
         }
     }
 

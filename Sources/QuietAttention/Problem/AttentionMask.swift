@@ -6,7 +6,9 @@
 ///     let mask = AttentionMask.causal.keyLengths([512, 300])
 ///
 /// The diagonal is aligned bottom right: row i stands at key `i + keys - queries`, so the last query stands at the last
-/// key whatever their numbers. Key lengths are padding: they cut what is seen and do not move the diagonal.
+/// key whatever their numbers. Under key lengths the last query of batch item b stands at that item's last key,
+/// `lengths[b] - 1`: a batch gives what its items give one by one, each with its own keys. See ``Padding`` for batches
+/// whose queries are padded as well.
 ///
 /// A key that a row does not see is never read into that row: NaN there does no harm. Blocks of keys that no row sees
 /// cost nothing.
@@ -18,8 +20,20 @@ public struct AttentionMask: Sendable {
         case last(Int)
     }
 
+    /// What key lengths tell of a batch.
+    public enum Padding: Sendable, Hashable {
+        /// Keys alone are padded: row i of batch item b stands at key `i + lengths[b] - queries`, and rows that stand
+        /// before key 0 see what the mask lets them see from there: under a causal one nothing. Caches of a fixed size of
+        /// which each item fills a part.
+        case keys
+        /// Queries are padded as keys are: row i stands at key `i + keys - queries` whatever the lengths, and rows from
+        /// `lengths[b]` on are padding. Batches of whole texts, as encoders read them.
+        case queriesAndKeys
+    }
+
     private let band: Band
     private(set) var lengths: [Int]?
+    private var padding = Padding.keys
     private(set) var allowed: BroadcastTensor<Bool>?
 
     /// Every row sees every key.
@@ -48,10 +62,14 @@ public struct AttentionMask: Sendable {
 
     /// The same mask, where batch item b has only its first `lengths[b]` keys; the rest is padding.
     ///
-    /// - Parameter lengths: one per batch item, 0...keys.
-    public func keyLengths(_ lengths: [Int]) -> AttentionMask {
+    /// Masks, distances of ALiBi and positions of queries count from where ``Padding`` says that rows stand.
+    ///
+    /// - Parameters:
+    ///   - lengths: one per batch item, 0...keys.
+    ///   - padding: what is padded.
+    public func keyLengths(_ lengths: [Int], padding: Padding = .keys) -> AttentionMask {
         var mask = self
-        mask.lengths = lengths
+        (mask.lengths, mask.padding) = (lengths, padding)
         return mask
     }
 
@@ -73,7 +91,7 @@ public struct AttentionMask: Sendable {
             case .around(let before, let after): .around(before: min(before ?? Int.max, window - 1), after: after)
             }
         var mask = AttentionMask(band: narrower)
-        (mask.lengths, mask.allowed) = (lengths, allowed)
+        (mask.lengths, mask.padding, mask.allowed) = (lengths, padding, allowed)
         return mask
     }
 
@@ -108,24 +126,23 @@ public struct AttentionMask: Sendable {
         }
     }
 
-    /// Beyond every sequence, and far enough from the ends of Int for sums.
-    private static let unbounded = AttentionShape.longestSequence
+    /// Keys of a batch item that are no padding, of `keys` that there are.
+    func keyLength(item: Int, keys: Int) -> Int { min(lengths?[item] ?? keys, keys) }
 
-    /// Row i of a sequence sees the keys `max(0, i + first) ..< min(keys, i + last)`.
-    ///
-    /// Sequences have at most 2^40 rows and keys, so an offset of 2^40 or more is no bound, and neither is one below
-    /// -2^40: cutting there changes nothing and keeps every sum within Int.
-    func offsets(queries: Int, keys: Int) -> (first: Int, last: Int) {
-        let diagonal = keys - queries
-        var (first, last) = (-Self.unbounded, Self.unbounded)
+    /// The key at which row 0 of a batch item stands.
+    func diagonal(item: Int, queries: Int, keys: Int) -> Int {
+        (padding == .keys ? keyLength(item: item, keys: keys) : keys) - queries
+    }
+
+    /// Rows stand within 2^41 of 0, and keys end at 2^40: so far from a row is no bound, and sums are within Int.
+    private static let unbounded = AttentionShape.longestSequence * 4
+
+    /// A row that stands at key p sees the keys `max(0, p + first) ..< min(keys, p + last)`.
+    var offsets: (first: Int, last: Int) {
         switch band {
-        case .last(let width):
-            last = diagonal + 1
-            first = last - min(width, Self.unbounded)
+        case .last(let width): (1 - min(width, Self.unbounded), 1)
         case .around(let before, let after):
-            if let before { first = diagonal - min(before, Self.unbounded) }
-            if let after { last = diagonal + min(after, Self.unbounded) + 1 }
+            (-min(before ?? Int.max, Self.unbounded), min(after ?? Int.max, Self.unbounded - 1) + 1)
         }
-        return (max(first, -Self.unbounded), min(last, Self.unbounded))
     }
 }

@@ -26,16 +26,17 @@ struct SequencePlan: Sendable {
     /// Pairs of query and key that are seen before any boolean mask.
     let visiblePairs: Double
 
-    init(item: Int, queryStart: Int, keyStart: Int, queries: Int, keys: Int, keyLength: Int, mask: AttentionMask) {
+    /// - Parameter keys: of the sequence, padding included.
+    init(item: Int, queryStart: Int, keyStart: Int, queries: Int, keys: Int, mask: AttentionMask) {
         self.item = item
         self.queryStart = queryStart
         self.keyStart = keyStart
         self.queries = queries
-        diagonal = keys - queries
-        let (first, last) = mask.offsets(queries: queries, keys: keys)
+        diagonal = mask.diagonal(item: item, queries: queries, keys: keys)
+        let (first, last) = (diagonal + mask.offsets.first, diagonal + mask.offsets.last)
         // Row 0 sees the first key of all, row queries - 1 the last one.
         let begin = max(0, first)
-        let end = min(keyLength, queries - 1 + last)
+        let end = min(mask.keyLength(item: item, keys: keys), queries - 1 + last)
         guard queries > 0, begin < end else {
             (keyOrigin, self.keys, firstKeyOffset, lastKeyOffset, blocks, visiblePairs) = (0, 0, 0, 0, 0..<0, 0)
             return

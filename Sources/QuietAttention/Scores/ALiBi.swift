@@ -3,6 +3,8 @@
 
 /// Linear biases: `x[i][j] = scale q[i].k[j] - m[h] |i + keys - queries - j|`, one slope m per query head.
 ///
+/// Under key lengths a row stands where ``AttentionMask/Padding`` says.
+///
 /// The whole distance counts. The shortcut `+ m[h] j`, which many implementations take under a causal mask, shifts a row's
 /// scores by a constant; softmax does not notice, every sink does, and so the shortcut is not offered.
 ///
