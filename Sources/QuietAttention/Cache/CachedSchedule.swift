@@ -129,7 +129,7 @@ struct CachedSchedule {
         let tables, nextItems, unfinishedItems, states, byteCount: Int
 
         /// Apart far enough for CPUs that fetch cache lines in pairs.
-        static let counterStride = ForwardSchedule.Memory.counterStride
+        static let counterStride = SharedCounters.stride
 
         init(workers: Int, workspaceBytes: Int, tableLength: Int, units: Int, stateFloats: Int) {
             func aligned(_ bytes: Int) -> Int { (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT }

@@ -134,7 +134,7 @@ private final class Helper: @unchecked Sendable {
     private let wakes = DispatchSemaphore(value: 0)
 
     init() {
-        let stride = ForwardSchedule.Memory.counterStride
+        let stride = SharedCounters.stride
         state = UnsafeMutableRawPointer.allocate(byteCount: stride, alignment: stride)
             .bindMemory(to: Atomic<State>.self, capacity: 1)
         state.initialize(to: Atomic(State(.unstarted, loan: 0)))

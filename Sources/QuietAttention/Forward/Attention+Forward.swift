@@ -107,6 +107,19 @@ extension Attention {
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
         sinkShare: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
+        try forward(
+            queries: queries, keys: keys, values: values, into: output, logSumExp: logSumExp, sinkShare: sinkShare,
+            references: nil, factors: nil)
+    }
+
+    /// - Parameters:
+    ///   - references, factors: one per row, what backward needs; nil: not wanted.
+    func forward<Input: AttentionScalar, Output: AttentionScalar>(
+        queries: UnsafeBufferPointer<Input>, keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
+        into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>?,
+        sinkShare: UnsafeMutableBufferPointer<Float>?, references: UnsafeMutablePointer<Float>?,
+        factors: UnsafeMutablePointer<Float>?
+    ) throws(AttentionError) {
         try checkInputCounts(queries.count, keys.count, values.count)
         try checkCount("output", output.count, shape.outputCount)
         if let logSumExp { try normaliser.checkSums("logSumExp", logSumExp.count, shape.rowCount) }
@@ -117,12 +130,13 @@ extension Attention {
             ForwardTensors(
                 queries: queries, keys: keys.baseAddress ?? queries, values: values.baseAddress ?? queries,
                 inputStorage: Input.storage, output: output, outputStorage: Output.storage,
-                logSumExp: logSumExp?.baseAddress, sinkShare: sinkShare?.baseAddress))
+                logSumExp: logSumExp?.baseAddress, sinkShare: sinkShare?.baseAddress, references: references,
+                factors: factors))
     }
 
     // MARK: - Checks
 
-    private func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
+    func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
         try checkCount("queries", queries, shape.queryCount)
         try checkCount("keys", keys, shape.keyCount)
         try checkCount("values", values, shape.valueCount)

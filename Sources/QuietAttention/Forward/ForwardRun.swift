@@ -10,6 +10,8 @@ struct ForwardTensors {
     let output: UnsafeMutableRawPointer
     let outputStorage: AttentionStorage
     let logSumExp, sinkShare: UnsafeMutablePointer<Float>?
+    /// What backward needs of each row, or nil, both.
+    var references, factors: UnsafeMutablePointer<Float>?
 }
 
 /// One forward call. Its parts write to places of their own, so workers share it without locks.
@@ -171,38 +173,20 @@ struct ForwardRun: @unchecked Sendable {
         let outputOffset = rows.output.offset(start: sequence.queryStart, head: queryHead)
         let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)
         var arguments = qattn_forward_args()
+        arguments.problem = attention.problem(sequence, queryHead: queryHead, mask: mask, bias: bias)
         arguments.queries_base = tensors.queries + queryOffset * tensors.inputStorage.byteCount
         arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
         arguments.query_storage = tensors.inputStorage.kernelStorage
         arguments.blocks = blocks(slot: slot)
-        arguments.problem.queries = sequence.queries
-        arguments.problem.seq_kv = sequence.keys
-        attention.scores.add(to: &arguments.problem, sequence, head: queryHead, keyOrigin: sequence.keyOrigin)
-        arguments.problem.first_key_offset = sequence.firstKeyOffset
-        arguments.problem.last_key_offset = sequence.lastKeyOffset
         arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount
         arguments.out_strides = qattn_strides(head: rows.output.head, query: rows.output.row, key: 0)
         arguments.out_storage = tensors.outputStorage.kernelStorage
         arguments.lse = tensors.logSumExp.map { $0 + sumOffset }
         arguments.sink_share = tensors.sinkShare.map { $0 + sumOffset }
+        arguments.references = tensors.references.map { $0 + sumOffset }
+        arguments.factors = tensors.factors.map { $0 + sumOffset }
         arguments.sum_head_stride = rows.sums.head
         arguments.workspace = workspace(worker: worker)
-        addMaskAndBias(to: &arguments.problem, sequence, queryHead: queryHead)
         return arguments
     }
-
-    private func addMaskAndBias(to problem: inout qattn_problem, _ sequence: SequencePlan, queryHead: Int) {
-        if let mask, let strides = attention.mask.allowed?.strides {
-            problem.mask = mask + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
-            problem.mask_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
-        }
-        if let bias, let strides = attention.bias?.strides {
-            problem.bias = bias + strides.offset(item: sequence.item, head: queryHead, key: sequence.keyOrigin)
-            problem.bias_strides = qattn_strides(head: strides.heads, query: strides.queries, key: strides.keys)
-        }
-    }
-}
-
-extension BroadcastTensor.Strides {
-    func offset(item: Int, head: Int, key: Int) -> Int { item * batch + head * heads + key * keys }
 }

@@ -211,8 +211,6 @@ final class ForwardSchedule: Sendable {
         let slotBytes, workspaceBytes: Int
         let workspaces, counters, byteCount: Int
 
-        /// Apart far enough for CPUs that fetch cache lines in pairs.
-        static let counterStride = 128
         /// One for tickets, and per slot the four of ``SlotCounters``.
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
@@ -233,7 +231,7 @@ final class ForwardSchedule: Sendable {
             }
             workspaces = slotsBytes
             counters = workspaces + workers * workspaceBytes
-            byteCount = counters + (workers > 1 ? Self.counterCount(slots: slots) * Self.counterStride : 0)
+            byteCount = counters + (workers > 1 ? Self.counterCount(slots: slots) * SharedCounters.stride : 0)
         }
 
         /// Of the packed keys and values of one group.

@@ -1,16 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // ForwardWorkers.swift - one forward call on several threads.
 
-import CKernels
 import Synchronization
-
-#if canImport(Darwin)
-    import Darwin
-#elseif canImport(Glibc)
-    import Glibc
-#elseif canImport(Musl)
-    import Musl
-#endif
 
 /// What workers know of each other. Tickets number the parts of the work in the order in which they could run on one
 /// thread; every worker claims the next one until none is left.
@@ -22,27 +13,20 @@ import Synchronization
 /// are running, and a worker runs what it claimed before it claims again. So of all claimed and unfinished parts, the one
 /// with the smallest ticket waits for nothing, and finishes; by induction all do. It needs no second thread: a worker
 /// that runs alone finds everything it could wait for finished by itself.
-struct WorkerCounters: @unchecked Sendable {
-    private let base: UnsafeMutableRawPointer
+struct WorkerCounters: Sendable {
+    private let counters: SharedCounters
 
     init(at base: UnsafeMutableRawPointer, slots: Int) {
-        self.base = base
-        for index in 0..<ForwardSchedule.Memory.counterCount(slots: slots) {
-            counter(index).initialize(to: Atomic(0))
-        }
+        counters = SharedCounters(at: base, count: ForwardSchedule.Memory.counterCount(slots: slots))
         for slot in 0..<slots { self.slot(slot).owner.pointee.store(slot, ordering: .relaxed) }
     }
 
-    private func counter(_ index: Int) -> UnsafeMutablePointer<Atomic<Int>> {
-        (base + index * ForwardSchedule.Memory.counterStride).assumingMemoryBound(to: Atomic<Int>.self)
-    }
-
-    func nextTicket() -> Int { counter(0).pointee.wrappingAdd(1, ordering: .relaxed).oldValue }
+    func nextTicket() -> Int { counters.next() }
 
     func slot(_ slot: Int) -> SlotCounters {
         SlotCounters(
-            owner: counter(1 + 4 * slot), packedItems: counter(2 + 4 * slot), packedGroup: counter(3 + 4 * slot),
-            computedItems: counter(4 + 4 * slot))
+            owner: counters[1 + 4 * slot], packedItems: counters[2 + 4 * slot], packedGroup: counters[3 + 4 * slot],
+            computedItems: counters[4 + 4 * slot])
     }
 }
 
@@ -58,11 +42,11 @@ struct SlotCounters {
     let computedItems: UnsafeMutablePointer<Atomic<Int>>
 
     /// Waits until the group may write to the slot.
-    func waitToPack(group: Int) { wait(for: owner, toBe: group) }
+    func waitToPack(group: Int) { owner.pointee.wait { $0 == group } }
 
     /// Waits until the group is packed; one without keys needs only the slot's counters.
     func waitToCompute(group: Int, packItems: Int) {
-        if packItems == 0 { wait(for: owner, toBe: group) } else { wait(for: packedGroup, toBe: group + 1) }
+        if packItems == 0 { owner.pointee.wait { $0 == group } } else { packedGroup.pointee.wait { $0 == group + 1 } }
     }
 
     func finishedPackItem(of packItems: Int, group: Int) {
@@ -77,19 +61,6 @@ struct SlotCounters {
         }
         computedItems.pointee.store(0, ordering: .relaxed)
         owner.pointee.store(group, ordering: .releasing)
-    }
-
-    /// Spins for the length of a short item, then lets others run.
-    private func wait(for counter: UnsafeMutablePointer<Atomic<Int>>, toBe value: Int) {
-        var spins = 0
-        while counter.pointee.load(ordering: .acquiring) != value {
-            if spins < 1000 {
-                qattn_spin_hint()
-                spins += 1
-            } else {
-                sched_yield()
-            }
-        }
     }
 }
 

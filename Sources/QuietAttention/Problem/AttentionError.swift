@@ -66,6 +66,8 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case positionCount
         /// An epsilon that is not positive, or a gain or bias that is not of the head dimension.
         case queryKeyNorm
+        /// What a forward pass kept for backward is of another shape or normaliser.
+        case record
         /// Partial results are of different heads, queries or dimensions.
         case partialShape
         /// What a norm adds to a variance, or a threshold of weights, is negative, NaN or infinite.
