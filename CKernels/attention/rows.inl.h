@@ -232,6 +232,8 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->chunk = take_state(&cursor, ws);
     ws->state = take_state(&cursor, ws);
     ws->totals = (row_totals *)take(&cursor, ws->tiles * TOTALS_FLOATS);
+    assert((size_t)(cursor - args->workspace) * sizeof(float) <=
+           qattn_forward_workspace(args->blocks.head_dim, args->blocks.value_dim));
     place_rows(args, ws);
     ws->keys = keys_of_run(&args->problem, ws->places[0], ws->places[ws->rows - 1]);
 }

@@ -276,6 +276,17 @@ size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_di
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim);
 size_t qattn_state_floats(size_t value_dim);
 
+/* The floating-point mode of the calling thread, its status flags included. */
+typedef struct qattn_float_mode {
+    uint64_t control, status;
+} qattn_float_mode;
+
+/* Sets the mode of the contract: round to nearest even, subnormal numbers kept, no exception raised. Returns the
+ * caller's, for qattn_leave_float_mode to restore. The functions of qattn_kernels that compute do both by themselves,
+ * and so leave mode and flags of their caller as they were; a thread that calls many of them need do nothing. */
+qattn_float_mode qattn_enter_float_mode(void);
+void qattn_leave_float_mode(qattn_float_mode caller);
+
 /* Tells the CPU that the caller is spinning. */
 static inline void qattn_spin_hint(void) {
 #if defined(__x86_64__)

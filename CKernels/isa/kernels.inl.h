@@ -5,18 +5,35 @@
 #include "cpu/probe.inl.h"
 #include "memory/pack.inl.h"
 
+/* An entry of the table: a kernel in the floating-point mode of the contract, whatever its caller's. */
+#define QATTN_ENTRY(kernel, parameters, arguments)                                                                     \
+    static void QATTN_FUNCTION(enter_##kernel) parameters {                                                            \
+        const qattn_float_mode caller = qattn_enter_float_mode();                                                      \
+        QATTN_FUNCTION(kernel) arguments;                                                                              \
+        qattn_leave_float_mode(caller);                                                                                \
+    }
+
+QATTN_ENTRY(prepare, (const qattn_prepare_args *args), (args))
+QATTN_ENTRY(pack, (const qattn_pack_args *args), (args))
+QATTN_ENTRY(forward, (const qattn_forward_args *args), (args))
+QATTN_ENTRY(finish, (const qattn_forward_args *args), (args))
+QATTN_ENTRY(scores, (const qattn_forward_args *args, size_t block, float *scores), (args, block, scores))
+QATTN_ENTRY(exp2, (const float *x, float *out, size_t count), (x, out, count))
+QATTN_ENTRY(log2, (const float *x, float *out, size_t count), (x, out, count))
+QATTN_ENTRY(tanh, (const float *x, float *out, size_t count), (x, out, count))
+
 const qattn_kernels QATTN_FUNCTION(kernels);
 const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
-    .prepare = QATTN_FUNCTION(prepare),
-    .pack = QATTN_FUNCTION(pack),
-    .forward = QATTN_FUNCTION(forward),
-    .finish = QATTN_FUNCTION(finish),
-    .scores = QATTN_FUNCTION(scores),
+    .prepare = QATTN_FUNCTION(enter_prepare),
+    .pack = QATTN_FUNCTION(enter_pack),
+    .forward = QATTN_FUNCTION(enter_forward),
+    .finish = QATTN_FUNCTION(enter_finish),
+    .scores = QATTN_FUNCTION(enter_scores),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
     .read_probe = QATTN_FUNCTION(read_probe),
-    .exp2 = QATTN_FUNCTION(exp2),
-    .log2 = QATTN_FUNCTION(log2),
-    .tanh = QATTN_FUNCTION(tanh),
+    .exp2 = QATTN_FUNCTION(enter_exp2),
+    .log2 = QATTN_FUNCTION(enter_log2),
+    .tanh = QATTN_FUNCTION(enter_tanh),
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // GuardTests.swift - the C interface with every tensor at the edge of its memory, rows apart, and any storage type.
 
+import CKernels
 import TestSupport
 import Testing
 
@@ -38,6 +39,17 @@ import Testing
             let actual = try call.run(problem, kernels)
             try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")
         }
+    }
+
+    /// As many rows as a call takes, of the normaliser that needs all of the workspace: it ends at an unmapped page.
+    @Test("the workspace is as large as it is said to be", arguments: KernelTable.available, [1, 16, 33])
+    func wholeWorkspace(kernels: KernelTable, dimension: Int) throws {
+        let shape = AttentionCase(
+            queries: Int(QATTN_QUERY_BLOCK), keys: 70, headDimension: dimension, valueDimension: dimension
+        ) { $0.normaliser = .clipped }
+        let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
+        let actual = try DirectCall().run(problem, kernels)
+        try requireSameBits(actual, problem.reference, valueDimension: dimension, "\(kernels) \(shape)")
     }
 
     @Test("lse and sink share are not written unasked", arguments: KernelTable.available, shapes)

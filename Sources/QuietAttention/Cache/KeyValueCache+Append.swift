@@ -45,9 +45,11 @@ extension KeyValueCache {
         let begin = count
         try checkPositions(begin..<begin + tokens)
         try makeRoom(tokens)
-        pack(
-            keys: keys, values: values, storage: Input.storage, tokens: begin..<begin + tokens,
-            keyRows: rows(layout, tokens, headDimension), valueRows: rows(layout, tokens, valueDimension))
+        inFloatMode {
+            pack(
+                keys: keys, values: values, storage: Input.storage, tokens: begin..<begin + tokens,
+                keyRows: rows(layout, tokens, headDimension), valueRows: rows(layout, tokens, valueDimension))
+        }
     }
 
     private func rows(_ layout: AttentionLayout, _ tokens: Int, _ dimension: Int) -> RowStrides {

@@ -105,10 +105,12 @@ public struct KeyValueCache: Sendable {
         window: Int? = nil, maximumTokens: Int? = nil, positions: AttentionPositions = .none,
         queryKeyNorm: QueryKeyNorm? = nil, kernels: KernelSet? = nil
     ) throws(AttentionError) {
-        try self.init(
-            keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
-            storage: storage, window: window, maximumTokens: maximumTokens, positions: positions,
-            queryKeyNorm: queryKeyNorm, kernels: kernels, allocate: AlignedMemory.allocate)
+        self = try inFloatMode { () throws(AttentionError) in
+            try KeyValueCache(
+                keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
+                storage: storage, window: window, maximumTokens: maximumTokens, positions: positions,
+                queryKeyNorm: queryKeyNorm, kernels: kernels, allocate: AlignedMemory.allocate)
+        }
     }
 
     /// With memory from elsewhere, which tests let fail.

@@ -28,6 +28,14 @@ extension Attention {
     public func diagnostics<Input: AttentionScalar>(
         queries: Span<Input>, keys: Span<Input>, epsilon: Double = 1e-3
     ) throws(AttentionError) -> [RowDiagnostics] {
+        try inFloatMode { () throws(AttentionError) in
+            try rowDiagnostics(queries: queries, keys: keys, epsilon: epsilon)
+        }
+    }
+
+    private func rowDiagnostics<Input: AttentionScalar>(
+        queries: Span<Input>, keys: Span<Input>, epsilon: Double
+    ) throws(AttentionError) -> [RowDiagnostics] {
         try checkCount("queries", queries.count, shape.queryCount)
         try checkCount("keys", keys.count, shape.keyCount)
         guard epsilon >= 0, epsilon.isFinite else {
@@ -39,6 +47,7 @@ extension Attention {
                 found: normaliser.name)
         }
         guard shape.rowCount > 0 else { return [] }
+        try CheckedMemory.check("diagnostics", count: shape.rowCount, of: RowDiagnostics.self)
         // As a forward pass would be cut up, but for values, and for the time that a pair of query and key takes.
         let keyShape = try AttentionShape(withoutValues: shape)
         let schedule = try ForwardSchedule(

@@ -158,6 +158,10 @@ public struct HeadDiagnostics: Sendable, Hashable {
     /// The diagnostics of these rows together.
     public init(_ rows: some Collection<RowDiagnostics>) {
         let rows = rows.filter { $0.visibleKeys > 0 }
+        self = inFloatMode { Self(visible: rows) }
+    }
+
+    private init(visible rows: [RowDiagnostics]) {
         func mean(_ property: KeyPath<RowDiagnostics, Double>) -> Double {
             orderedSum(rows.count) { rows[$0][keyPath: property] } / Double(rows.count)
         }

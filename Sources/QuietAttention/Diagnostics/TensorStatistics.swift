@@ -56,7 +56,7 @@ public struct TensorStatistics: Sendable, Hashable {
 
     /// The statistics of a span.
     public init(_ values: Span<Float>) {
-        self = values.withUnsafeBufferPointer { TensorStatistics($0) }
+        self = values.withUnsafeBufferPointer { values in inFloatMode { TensorStatistics(values) } }
     }
 
     private init(_ values: UnsafeBufferPointer<Float>) {

@@ -125,6 +125,8 @@ public final class Attention: Sendable {
         nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
+        let mode = FloatMode.enter()
+        defer { mode.leave() }
         rules = try ScoreRules(
             sink: sink, scale: Self.checked(scale, headDimension: shape.headDimension), scaling: scaling,
             softcap: softcap, alibi: alibi, normaliser: normaliser)

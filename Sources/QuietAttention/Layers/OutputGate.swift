@@ -68,13 +68,17 @@ public struct OutputGate: Sendable, Hashable {
         try check(logits: logits.count, output: output.count)
         logits.withUnsafeBufferPointer { logits in
             output.withUnsafeMutableBufferPointer { output in
-                withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.part) { gates in
-                    for start in stride(from: 0, to: logits.count, by: Self.part) {
-                        let part = start..<min(start + Self.part, logits.count)
-                        sigmoids(UnsafeBufferPointer(rebasing: logits[part]), into: gates)
-                        multiply(output, by: gates, logits: part)
-                    }
-                }
+                inFloatMode { apply(logits, to: output) }
+            }
+        }
+    }
+
+    private func apply(_ logits: UnsafeBufferPointer<Float>, to output: UnsafeMutableBufferPointer<Float>) {
+        withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.part) { gates in
+            for start in stride(from: 0, to: logits.count, by: Self.part) {
+                let part = start..<min(start + Self.part, logits.count)
+                sigmoids(UnsafeBufferPointer(rebasing: logits[part]), into: gates)
+                multiply(output, by: gates, logits: part)
             }
         }
     }

@@ -95,7 +95,7 @@ private struct RowNorm: Sendable, Hashable {
             throw AttentionError(
                 .elementCount, name, expected: "\(dimension) elements, one per channel", found: "\(values.count)")
         }
-        guard epsilon >= 0, epsilon.isFinite else {
+        guard inFloatMode({ epsilon >= 0 && epsilon.isFinite }) else {
             throw AttentionError(.epsilon, "epsilon", expected: "a finite number, 0 or more", found: "\(epsilon)")
         }
         (self.dimension, self.kind, self.gain, self.bias) = (dimension, kind, gain, bias)

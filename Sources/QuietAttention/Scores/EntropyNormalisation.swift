@@ -26,6 +26,10 @@ public struct EntropyNormalisation: Sendable, Hashable {
     ///     equal to both where all positive p are equal, for then every gamma has it.
     /// - Throws: ``AttentionError`` of kind `probabilities` or `entropy`.
     public init(_ probabilities: [Double], entropy: Double) throws(AttentionError) {
+        self = try inFloatMode { () throws(AttentionError) in try Self(of: probabilities, entropy: entropy) }
+    }
+
+    private init(of probabilities: [Double], entropy: Double) throws(AttentionError) {
         for (index, p) in probabilities.enumerated() where !(p >= 0 && p < .infinity) {
             throw AttentionError(
                 .probabilities, "probabilities[\(index)]", expected: "a finite number, 0 or more", found: "\(p)")

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// FloatModeTests.swift - every entry point in every floating-point mode of its caller: the same bits, and the mode as it
+// was.
+
+import SeededInputs
+import Synchronization
+import TestSupport
+import Testing
+
+@testable import QuietAttention
+
+#if canImport(Darwin)
+    import Darwin
+#elseif canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#endif
+
+/// A computation through the public interface, checks and preparation included, as bits.
+struct ModeEntry: Sendable, CustomStringConvertible {
+    let description: String
+    let bits: @Sendable () throws -> [UInt64]
+
+    init(_ description: String, _ bits: @escaping @Sendable () throws -> [UInt64]) {
+        (self.description, self.bits) = (description, bits)
+    }
+
+    private static let shape = try! AttentionShape(
+        batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 20, keys: 70, headDimension: 8)
+    /// Values so small that some outputs are subnormal numbers.
+    private static let tensors: Problem = {
+        var problem = Problem(shape)
+        for index in problem.values.indices { problem.values[index] *= 0x1p-127 }
+        return problem
+    }()
+    private static let tokens: CacheProblem = {
+        CacheProblem(tokens: 1100) { ($0.headDimension, $0.group) = (6, 2) }
+    }()
+    private static let yarn = AttentionPositions.rotary(
+        RotaryEmbedding(
+            dimensions: 6,
+            scaling: .yarn(
+                factor: 4, trainedLength: 100, betaFast: 32, betaSlow: 1, concentration: nil, wholePairs: false)))
+    /// Normal numbers, some of them very small.
+    private static let numbers: [Float] = {
+        var generator = SeededGenerator(seed: 8)
+        return generator.normals(96).enumerated().map { $0 % 5 == 0 ? $1 * 0x1p-130 : $1 }
+    }()
+    private static let probabilities = (1...20).map { 1 / Double($0) }
+
+    private static func bits(_ result: AttentionResult) -> [UInt64] { result.bits.map(UInt64.init) }
+    private static func bits(_ values: [Float]) -> [UInt64] { values.map { UInt64($0.bitPattern) } }
+
+    private static func forward(_ name: String, _ attention: @escaping @Sendable () throws -> Attention) -> ModeEntry {
+        ModeEntry(name) { bits(try tensors.run(attention())) }
+    }
+
+    static let all: [ModeEntry] = forwards + caches + diagnostics + layers
+
+    private static let forwards = [
+        forward("forward") { try Attention(shape, sink: .softmaxN(0.3), mask: .causal, scale: 0.3) },
+        forward("threads") { try Attention(shape, mask: .causal, threads: 3, spread: true) },
+        forward("rules") {
+            try Attention(
+                shape, sink: .logKeys(offset: 0.1), mask: .window(30), scaling: .logKeys(base: 10), softcap: 5,
+                alibi: .standard)
+        },
+        forward("positions") {
+            try Attention(
+                shape, sink: .softmax, mask: .causal, positions: .rotary(RotaryEmbedding(scaling: .ntk(factor: 3))),
+                queryKeyNorm: .rms())
+        },
+        forward("layer norm") {
+            try Attention(shape, sink: .softmax1, queryKeyNorm: .layer(epsilon: 1e-4))
+        },
+        forward("clipped softmax") {
+            try Attention(shape, sink: .softmax, normaliser: .clippedSoftmax(gamma: .fixed(-0.03), zeta: 1.03))
+        },
+        forward("sigmoid") {
+            try Attention(shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(-1)))
+        },
+        forward("softpick") { try Attention(shape, sink: .softmax, normaliser: .softpick(epsilon: 1e-6)) },
+        ModeEntry("weights") {
+            bits(
+                try Attention(shape, sink: .softmax1, mask: .causal).weights(
+                    queries: tensors.queries, keys: tensors.keys))
+        },
+    ]
+
+    private static let caches =
+        KeyValueCache.Storage.allCases.flatMap { storage in
+            [AttentionPositions.none, yarn].map { positions in
+                ModeEntry("cache \(storage) \(positions.encoding)") { try cached(storage, positions) }
+            }
+        }
+
+    private static func cached(
+        _ storage: KeyValueCache.Storage, _ positions: AttentionPositions
+    ) throws -> [UInt64] {
+        var cache = try KeyValueCache(
+            keyValueHeads: tokens.keyValueHeads, headDimension: 6, valueDimension: tokens.valueDimension,
+            storage: storage, positions: positions, queryKeyNorm: .rms())
+        try tokens.append(0..<1000, to: &cache)
+        try tokens.append(1000..<1100, to: &cache)
+        let attention = try CachedAttention(queryHeads: tokens.queryHeads, sink: .softmaxN(3), threads: 2)
+        let queries = tokens.queries(1090..<1100)
+        let left = try attention.partial(queries: queries, cache: cache, keys: 0..<1024)
+        let right = try attention.partial(queries: queries, cache: cache, keys: 1024..<1100)
+        let whole = try attention.attend(queries: queries, cache: cache)
+        return bits(whole) + bits(try left.merged(with: right).finish(sink: .softmaxN(3)))
+    }
+
+    private static let diagnostics = [
+        ModeEntry("diagnostics") {
+            let attention = try Attention(shape, sink: .softmax1, mask: .causal)
+            return try attention.diagnostics(queries: tensors.queries, keys: tensors.keys).flatMap {
+                [$0.entropy, $0.keyEntropy, $0.sinkShare, $0.l1OverL2, $0.largestScore].map(\.bitPattern)
+            }
+        },
+        ModeEntry("head diagnostics") {
+            let attention = try Attention(shape, sink: .softmax1, mask: .causal)
+            return try attention.headDiagnostics(queries: tensors.queries, keys: tensors.keys).flatMap {
+                [$0.entropy, $0.keyEntropy, $0.sinkShare, $0.meanOverMaximum].map(\.bitPattern)
+            }
+        },
+        ModeEntry("tensor statistics") {
+            let x = TensorStatistics(numbers)
+            return [
+                x.mean, x.standardDeviation, x.l1OverL2, x.rawKurtosis, x.excessKurtosis, x.outlierShare, x.int8Step,
+                x.int8SignalToNoise,
+            ].map(\.bitPattern)
+        },
+        ModeEntry("entropy normalisation") {
+            let x = try EntropyNormalisation(probabilities, entropy: 2)
+            return ([x.exponent] + x.probabilities).map(\.bitPattern)
+        },
+    ]
+
+    private static let layers =
+        [
+            ModeEntry("RMSNorm") {
+                var rows = numbers
+                try RMSNorm(dimension: 12, epsilon: 1e-6).apply(to: &rows)
+                return bits(rows)
+            },
+            ModeEntry("LayerNorm") {
+                var rows = numbers
+                try LayerNorm(dimension: 12).apply(to: &rows)
+                return bits(rows)
+            },
+            ModeEntry("output gate") {
+                var rows = numbers
+                try OutputGate(.element, valueDimension: 12).apply(logits: numbers, to: &rows)
+                return bits(rows)
+            },
+            ModeEntry("slopes") { bits(try ALiBi.slopes(queryHeads: 12)) },
+        ]
+        + [.xavierUniform(), .xavierNormal(), .normal()].map { (initialization: WeightInitialization) in
+            ModeEntry("\(initialization)") { bits(try initialization.weights(fanIn: 9, fanOut: 7, seed: 3)) }
+        }
+        + RecurrentAttention.Kind.allCases.map { kind in
+            ModeEntry("\(kind)") {
+                bits(
+                    try RecurrentAttention(kind, shape, isCausal: true).forward(
+                        queries: tensors.queries, keys: tensors.keys, values: tensors.values))
+            }
+        }
+}
+
+@Suite struct FloatModeTests {
+    @Test(arguments: ModeEntry.all)
+    func modesChangeNothing(_ entry: ModeEntry) throws {
+        let expected = try entry.bits()
+        for mode in FloatingPointMode.changing {
+            let (bits, isKept) = try mode.run(entry.bits)
+            #expect(bits == expected, "\(mode)")
+            #expect(isKept, "\(mode)")
+        }
+    }
+
+    /// In a process of its own: a signal would end it.
+    @Test func nothingIsRaised() async {
+        await #expect(processExitsWith: .success) {
+            for entry in ModeEntry.all {
+                let expected = try entry.bits()
+                for mode in FloatingPointMode.trapping {
+                    let (bits, isKept) = try mode.run(entry.bits)
+                    guard bits == expected, isKept else { exit(EXIT_FAILURE) }
+                }
+            }
+        }
+    }
+
+    /// Whoever calls first, helpers compute as the contract says: those that come later rely on it.
+    @Test(arguments: FloatingPointMode.changing + FloatingPointMode.trapping)
+    func helpersDoNotInheritTheMode(_ mode: FloatingPointMode) {
+        let pool = WorkerPool(helpers: 1)
+        let usual = FloatingPointMode.current
+        let seen = Atomic(UInt64.max)
+        for _ in 0..<60_000 where seen.load(ordering: .relaxed) == .max {
+            _ = mode.run {
+                pool.run(workers: 2, woken: 2) { worker in
+                    if worker == 1 { seen.store(FloatingPointMode.current, ordering: .relaxed) } else { usleep(1000) }
+                }
+            }
+        }
+        #expect(seen.load(ordering: .relaxed) == usual)
+    }
+}
