@@ -15,6 +15,12 @@ import Testing
     import Musl
 #endif
 
+#if os(Linux)
+    /// The C library's, which its headers hide from Swift behind _GNU_SOURCE.
+    @_silgen_name("pthread_getattr_np") @discardableResult
+    private func pthreadGetAttributes(_ thread: pthread_t, _ attributes: UnsafeMutablePointer<pthread_attr_t>) -> Int32
+#endif
+
 /// Items that workers claim by tickets, as the library's calls do.
 private final class Items: Sendable {
     private let next = Atomic(0)
@@ -182,6 +188,76 @@ private final class Flag: Sendable {
             pool.run(workers: 3, woken: 1) { worker in #expect(worker == 0) }
             #expect(pool.isAsleep)
         }
+    }
+
+    /// The system gives no thread: calls do not wait for one, and do not ask with each of them.
+    @Test func threadsThatDoNotStart() {
+        let asked = Atomic(0)
+        let mayStart = Flag()
+        let pool = WorkerPool(helpers: 3) { body in
+            asked.wrappingAdd(1, ordering: .relaxed)
+            return mayStart.isSet && SystemThread.start(body)
+        }
+        for _ in 0..<5 {
+            let (items, ranAlone) = (Items(100), Flag())
+            pool.run(
+                workers: 4, woken: 4,
+                alone: {
+                    ranAlone.set()
+                    items.work()
+                }, { _ in items.work() })
+            #expect(items.isDone && ranAlone.isSet && pool.startedThreads == 0)
+        }
+        #expect(asked.load(ordering: .relaxed) == 1)
+        mayStart.set()
+        let helped = Flag()
+        #expect(
+            wait {
+                pool.run(workers: 4, woken: 4) { worker in if worker > 0 { helped.set() } else { usleep(1000) } }
+                return helped.isSet
+            })
+    }
+
+    /// Threads have a stack of the size that is said, a name, and take no signals of the process.
+    @Test func threadsOfTheSystem() {
+        let before = signalsBlocked()
+        let ended = Flag()
+        let size = Atomic(0)
+        let blocked = Atomic(0)
+        #expect(
+            SystemThread.start {
+                #if os(Linux)
+                    var attributes = pthread_attr_t()
+                    pthreadGetAttributes(pthread_self(), &attributes)
+                    var bytes = 0
+                    pthread_attr_getstacksize(&attributes, &bytes)
+                    pthread_attr_destroy(&attributes)
+                    size.store(bytes, ordering: .relaxed)
+                #endif
+                var mask = sigset_t()
+                pthread_sigmask(SIG_SETMASK, nil, &mask)
+                for signal in [SIGINT, SIGTERM, SIGALRM, SIGUSR1] where sigismember(&mask, signal) == 1 {
+                    blocked.wrappingAdd(1, ordering: .relaxed)
+                }
+                for signal in [SIGSEGV, SIGFPE, SIGPROF] where sigismember(&mask, signal) == 1 {
+                    blocked.wrappingAdd(100, ordering: .relaxed)
+                }
+                ended.set()
+            })
+        #expect(wait { ended.isSet })
+        #if os(Linux)
+            #expect(size.load(ordering: .relaxed) == SystemThread.stackBytes)
+        #endif
+        #expect(blocked.load(ordering: .relaxed) == 4)
+        // The thread that started it keeps its own mask.
+        #expect(signalsBlocked() == before)
+    }
+
+    /// By this thread.
+    private func signalsBlocked() -> [Int32] {
+        var mask = sigset_t()
+        pthread_sigmask(SIG_SETMASK, nil, &mask)
+        return (1..<32).filter { sigismember(&mask, $0) == 1 }
     }
 
     @Test func noHelpers() {

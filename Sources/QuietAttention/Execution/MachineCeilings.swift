@@ -17,7 +17,7 @@ package enum MachineCeilings {
         while self.seconds({ _ = kernels.functions.pointee.fma_probe(rounds) }) < 0.004 { rounds *= 2 }
         let measuredRounds = rounds
         let best = bestSeconds(within: seconds) {
-            DispatchQueue.concurrentPerform(iterations: threads) { _ in
+            onThreads(threads) { _ in
                 _ = kernels.functions.pointee.fma_probe(measuredRounds)
             }
         }
@@ -53,12 +53,25 @@ package enum MachineCeilings {
             nonisolated(unsafe) let data = data
             let (kernels, threads) = (kernels, threads)
             let seconds = MachineCeilings.seconds {
-                DispatchQueue.concurrentPerform(iterations: threads) { thread in
+                MachineCeilings.onThreads(threads) { thread in
                     _ = kernels.functions.pointee.read_probe(data + thread * part, part, streams)
                 }
             }
             return Double(part * threads * MemoryLayout<Float>.stride) / seconds / 1e9
         }
+    }
+
+    /// Runs `body` so many times at once, as far as there are threads: what is left runs here, one after another.
+    private static func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+        let ends = DispatchSemaphore(value: 0)
+        let others = (1..<max(count, 1)).filter { number in
+            SystemThread.start {
+                body(number)
+                ends.signal()
+            }
+        }
+        for number in 0..<count where !others.contains(number) { body(number) }
+        for _ in others { ends.wait() }
     }
 
     private static func seconds(_ body: () -> Void) -> Double {

@@ -36,23 +36,48 @@ struct WorkerCount: Sendable {
 ///
 /// A helper out of work stays awake about as long as waking it would take: while calls follow one another closely,
 /// nothing sleeps, and otherwise the loss is bounded. It then uses no CPU. Threads start when they are first needed, and
-/// stay. In a child process after fork() they are missing, and calls run on their callers alone.
+/// stay. Where the system has no thread to give, calls go on without, on their callers alone at worst, and ask again a
+/// second later. A child process after fork() has a pool of its own.
 final class WorkerPool: Sendable {
+    private static let current = Atomic<Unmanaged<WorkerPool>?>(nil)
+
     /// The process's: as many helpers as there are CPUs beside the caller's.
-    static let shared = WorkerPool(helpers: availableThreads() - 1)
+    static var shared: WorkerPool {
+        if let pool = current.load(ordering: .acquiring) { return pool.takeUnretainedValue() }
+        ProcessFork.prepare()
+        let made = Unmanaged.passRetained(WorkerPool(helpers: availableThreads() - 1))
+        let (isFirst, other) = current.compareExchange(
+            expected: nil, desired: made, ordering: .acquiringAndReleasing)
+        if isFirst { return made.takeUnretainedValue() }
+        made.release()
+        return other!.takeUnretainedValue()
+    }
+
+    /// In the child after fork(), where the pool's threads are missing. The pool stays in memory as it is: semaphores
+    /// that somebody seems to wait for cannot be freed.
+    static func forgetShared() { current.store(nil, ordering: .releasing) }
 
     private let helpers: [Helper]
     private let lastEnd = Atomic<UInt64>(0)
+    private let start: SystemThread.Start
+    /// When a thread may be asked for again.
+    private let nextStart = Atomic<UInt64>(0)
+    private static let nanosecondsBetweenStarts: UInt64 = 1_000_000_000
 
     /// How long helpers out of work stay awake: waking a thread takes about 45 microseconds.
     fileprivate static let nanosecondsAwake: UInt64 = 50_000
 
-    init(helpers: Int) {
+    /// - Parameter start: how threads start.
+    init(helpers: Int, start: @escaping SystemThread.Start = SystemThread.start) {
         self.helpers = (0..<helpers).map { _ in Helper() }
+        self.start = start
     }
 
     /// Whether no helper uses its CPU.
     var isAsleep: Bool { helpers.allSatisfy { [.asleep, .unstarted].contains($0.phase) } }
+
+    /// Helpers that have a thread.
+    var startedThreads: Int { helpers.count { $0.phase != .unstarted } }
 
     /// Runs `body(0)` here, and others of `1..<workers` on helpers that are idle. Any of these may not run at all:
     /// `body(0)` has to see to all work that no other has begun.
@@ -87,12 +112,26 @@ final class WorkerPool: Sendable {
         var count = 0
         for phase in [Helper.Phase.idle, .asleep, .unstarted] {
             for helper in helpers where count < (phase == .idle ? most : woken) {
-                guard let number = helper.lend(body, ends, worker: count + 1, in: phase) else { continue }
+                if phase == .unstarted, !mayStart { break }
+                guard let number = helper.lend(body, ends, worker: count + 1, in: phase, start: start) else {
+                    if phase == .unstarted, helper.phase == .unstarted { startFailed() }
+                    continue
+                }
                 loans.initializeElement(at: count, to: Loan(helper: helper, number: number))
                 count += 1
             }
         }
         return count
+    }
+
+    /// Asking in vain takes the system some 20 microseconds: not with every call.
+    private var mayStart: Bool {
+        let next = nextStart.load(ordering: .relaxed)
+        return next == 0 || nanosecondsNow() >= next
+    }
+
+    private func startFailed() {
+        nextStart.store(nanosecondsNow() + Self.nanosecondsBetweenStarts, ordering: .relaxed)
     }
 }
 
@@ -152,8 +191,11 @@ private final class Helper: @unchecked Sendable {
 
     // MARK: - Calls
 
-    /// Lends work to the helper if it is in this phase: the number of the loan.
-    func lend(_ body: UnsafePointer<Body>, _ ends: DispatchSemaphore, worker: Int, in phase: Phase) -> Int? {
+    /// Lends work to the helper if it is in this phase: the number of the loan. nil, too, if it has no thread yet, and
+    /// there is none to be had.
+    func lend(
+        _ body: UnsafePointer<Body>, _ ends: DispatchSemaphore, worker: Int, in phase: Phase, start: SystemThread.Start
+    ) -> Int? {
         let old = state.pointee.load(ordering: .relaxed)
         let loan = old.loan + 1
         guard old.phase == phase, change(old, to: .taken, loan: loan) else { return nil }
@@ -163,9 +205,11 @@ private final class Helper: @unchecked Sendable {
         state.pointee.store(State(.lent, loan: loan), ordering: .releasing)
         // Once for each change to asleep: a helper that wakes to find nothing stays awake for a while.
         if phase == .asleep { wakes.signal() }
-        // A queue of its own has a thread of its own.
-        if phase == .unstarted { DispatchQueue(label: "QuietAttention.WorkerPool").async { self.serve() } }
-        return loan
+        guard phase == .unstarted, !start({ self.serve() }) else { return loan }
+        // Without a thread nobody else can have changed it.
+        self.ends = nil
+        state.pointee.store(State(.unstarted, loan: loan), ordering: .releasing)
+        return nil
     }
 
     /// Takes work back that has not begun; waits for the end of work that has.
