@@ -27,6 +27,14 @@ struct CacheProblem {
         values = generator.normals(keyValueHeads * tokens * valueDimension)
     }
 
+    /// All keys of some tokens.
+    mutating func setKeys(_ range: Range<Int>, to value: Float) {
+        for head in 0..<keyValueHeads {
+            let first = (head * tokens + range.lowerBound) * headDimension
+            for index in first..<first + range.count * headDimension { keys[index] = value }
+        }
+    }
+
     /// `[heads][range][dimension]`, or `[range][heads][dimension]`.
     private func part(_ tensor: [Float], _ range: Range<Int>, heads: Int, layout: AttentionLayout) -> [Float] {
         let dimension = tensor.count / (heads * tokens)

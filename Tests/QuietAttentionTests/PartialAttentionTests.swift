@@ -92,6 +92,30 @@ import Testing
         #expect(try none.finish(sink: .softmax).logSumExp.allSatisfy { $0 == -.infinity })
     }
 
+    /// The largest score of a chunk whose scores are all NaN is -inf, as of one that a row does not see.
+    @Test func scoresThatAreNaN() throws {
+        var problem = CacheProblem(tokens: 2100)
+        let queries = problem.queries(2090..<2100)
+        problem.setKeys(0..<1024, to: .nan)
+        for (queries, problem) in [
+            (queries, problem), (queries.map { _ in Float.nan }, CacheProblem(tokens: 2100)),
+        ] {
+            let cache = try problem.cache(appending: 0..<2100)
+            let attention = try problem.attention(threads: 2)
+            let parts = try [0..<1024, 1024..<2100].map {
+                try attention.partial(queries: queries, cache: cache, keys: $0)
+            }
+            let results = [
+                try parts[0].merged(with: parts[1]).finish(sink: .softmax1),
+                try attention.attend(queries: queries, cache: cache),
+                try problem.attention(threads: 1).attend(queries: queries, cache: cache),
+            ]
+            for result in results {
+                #expect((result.output + result.logSumExp + result.sinkShare).allSatisfy { $0.isNaN })
+            }
+        }
+    }
+
     @Test func emptyParts() throws {
         let problem = CacheProblem(tokens: 3)
         let cache = try problem.cache()

@@ -20,14 +20,16 @@ import Testing
     }
 
     private func prefill(_ positions: PositionCase) throws -> AttentionResult {
+        try prefill(positions.positions, positions.norm)
+    }
+
+    private func prefill(_ positions: AttentionPositions, _ norm: QueryKeyNorm? = nil) throws -> AttentionResult {
         let problem = Self.problem
         let shape = try AttentionShape(
             queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads, queries: Self.last.count,
             keys: problem.tokens, headDimension: problem.headDimension, valueDimension: problem.valueDimension)
-        return try Attention(
-            shape, sink: .softmax1, mask: .causal, positions: positions.positions, queryKeyNorm: positions.norm
-        )
-        .forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
+        return try Attention(shape, sink: .softmax1, mask: .causal, positions: positions, queryKeyNorm: norm)
+            .forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
     }
 
     private func cache(_ positions: PositionCase, _ kernels: KernelSet) throws -> KeyValueCache {
@@ -59,6 +61,25 @@ import Testing
                 }
             }
         }
+    }
+
+    /// Tokens that continue another sequence: queries and keys stand where the offset says, as in one forward pass.
+    @Test(arguments: [1, 1000, -1099])
+    func offsets(_ offset: Int) throws {
+        let problem = Self.problem
+        // Relative encodings would hide a shift of both sides, but for rounding: this one has a centre.
+        let embedding = RotaryEmbedding(scaling: .xPos(scaleBase: 512, centre: 0))
+        func attend(_ positions: AttentionPositions) throws -> [UInt32] {
+            var cache = try KeyValueCache(
+                keyValueHeads: problem.keyValueHeads, headDimension: 6, valueDimension: problem.valueDimension,
+                positions: positions)
+            try problem.append(0..<700, to: &cache)
+            try problem.append(700..<1100, to: &cache)
+            return try problem.attention().attend(queries: problem.queries(Self.last), cache: cache).bits
+        }
+        let positions = AttentionPositions.rotary(embedding).offset(by: offset)
+        #expect(try attend(positions) == prefill(positions).bits)
+        #expect(try attend(positions) != attend(.rotary(embedding)))
     }
 
     /// Rows of several heads in one item, and sequences of different lengths in one call.

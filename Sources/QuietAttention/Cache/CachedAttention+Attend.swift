@@ -31,10 +31,10 @@ extension CachedAttention {
         queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
-        let problem = try CachedProblem(
-            self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
-        var output = [Float](repeating: 0, count: problem.shape.outputCount)
-        var logSumExp = [Float](repeating: 0, count: normaliser.hasSink ? problem.shape.rowCount : 0)
+        let problem = try problem(queries.count, caches, queryOffsets, mask, bias)
+        var output = try [Float](for: "output", repeating: 0, count: problem.shape.outputCount)
+        var logSumExp = try [Float](
+            for: "logSumExp", repeating: 0, count: normaliser.hasSink ? problem.shape.rowCount : 0)
         var sinkShare = logSumExp
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
             try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
@@ -54,8 +54,7 @@ extension CachedAttention {
         queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil, into output: inout [Float]
     ) throws(AttentionError) {
-        let problem = try CachedProblem(
-            self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+        let problem = try problem(queries.count, caches, queryOffsets, mask, bias)
         // Before the output's buffer is asked for: that would copy an array which others share.
         try checkCount("output", output.count, problem.shape.outputCount)
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
@@ -124,12 +123,21 @@ extension CachedAttention {
         into output: UnsafeMutableBufferPointer<Output>,
         logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinkShare: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
-        let problem = try CachedProblem(
-            self, queryCount: queries.count, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+        let problem = try problem(queries.count, caches, queryOffsets, mask, bias)
         try run(problem, queries, output, logSumExp, sinkShare)
     }
 
     // MARK: - Run
+
+    private func problem(
+        _ queryCount: Int, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ mask: AttentionMask,
+        _ bias: BroadcastTensor<Float>?
+    ) throws(AttentionError) -> CachedProblem {
+        try inFloatMode { () throws(AttentionError) in
+            try CachedProblem(
+                self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+        }
+    }
 
     private func run<Input: AttentionScalar, Output: AttentionScalar>(
         _ problem: CachedProblem, _ queries: UnsafeBufferPointer<Input>, _ output: UnsafeMutableBufferPointer<Output>,
@@ -144,7 +152,9 @@ extension CachedAttention {
         let tensors = CachedTensors(
             queries: queries, inputStorage: Input.storage, output: output, outputStorage: Output.storage,
             logSumExp: logSumExp?.baseAddress, sinkShare: sinkShare?.baseAddress)
-        try run(problem, CachedSchedule(problem, self, chunks: nil), tensors) { _ in }
+        try inFloatMode { () throws(AttentionError) in
+            try run(problem, CachedSchedule(problem, self, chunks: nil), tensors) { _ in }
+        }
     }
 
     private func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {

@@ -59,7 +59,7 @@ public final class CachedAttention: Sendable {
     let nanosecondsPerWorker: Double
 
     /// - Parameters:
-    ///   - queryHeads: H, 0 and up, a multiple of the caches' key/value heads.
+    ///   - queryHeads: H, 0...2^20, a multiple of the caches' key/value heads.
     ///   - sink: the logit, per query head, of weight that goes to no key, as of ``Attention``: `.softmax` for models trained
     ///     without a sink.
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
@@ -90,9 +90,9 @@ public final class CachedAttention: Sendable {
         layout: AttentionLayout?, threads: Int?,
         kernels: KernelSet?, workspace: AttentionWorkspace?, nanosecondsPerWorker: Double
     ) throws(AttentionError) {
-        guard queryHeads >= 0 else {
-            throw AttentionError(.dimension, "queryHeads", expected: "0 or more", found: "\(queryHeads)")
-        }
+        let mode = FloatMode.enter()
+        defer { mode.leave() }
+        try AttentionShape.check(queryHeads: queryHeads)
         self.queryHeads = queryHeads
         self.scale = if let scale { try Attention.checked(scale, headDimension: 1) } else { nil }
         rules = try ScoreRules(

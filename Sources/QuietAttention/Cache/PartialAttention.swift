@@ -48,7 +48,7 @@ public struct PartialAttention: Sendable {
     /// The part over these keys and those of `next`, which begin where these end.
     ///
     /// - Throws: ``AttentionError`` of kind `keyRange` when they do not, or `partialShape` when heads, queries or
-    ///   dimensions differ.
+    ///   dimensions differ, or `memory`.
     public func merged(with next: PartialAttention) throws(AttentionError) -> PartialAttention {
         guard (queryHeads, queries, valueDimension) == (next.queryHeads, next.queries, next.valueDimension) else {
             throw AttentionError(.partialShape, "next", expected: shapeDescription, found: next.shapeDescription)
@@ -57,6 +57,7 @@ public struct PartialAttention: Sendable {
             throw AttentionError(
                 .keyRange, "next", expected: "keys from \(keys.upperBound) on", found: "keys \(next.keys)")
         }
+        try CheckedMemory.check("states", count: self.states.count + next.states.count, of: Float.self)
         var states: [Float] = []
         states.reserveCapacity(self.states.count + next.states.count)
         for row in 0..<queryHeads * queries {
@@ -89,15 +90,20 @@ public struct PartialAttention: Sendable {
     ///
     /// - Parameter sink: one logit per query head.
     /// - Returns: output `[queryHeads, queries, valueDimension]`, logSumExp and sinkShare `[queryHeads, queries]`.
-    /// - Throws: ``AttentionError`` of kind `sink` or `sinkCount`.
+    /// - Throws: ``AttentionError`` of kind `sink`, `sinkCount` or `memory`.
     public func finish(sink: AttentionSink) throws(AttentionError) -> AttentionResult {
+        try inFloatMode { () throws(AttentionError) in try finished(sink: sink) }
+    }
+
+    private func finished(sink: AttentionSink) throws(AttentionError) -> AttentionResult {
         let sinks = try sink.logits(queryHeads: queryHeads)
         let buffer = try workspace.take(byteCount: qattn_forward_workspace(1, valueDimension))
         defer { workspace.give(back: buffer) }
         let rows = queryHeads * queries
         var result = AttentionResult(
-            output: [Float](repeating: 0, count: rows * valueDimension),
-            logSumExp: [Float](repeating: 0, count: rows), sinkShare: [Float](repeating: 0, count: rows))
+            output: try [Float](for: "output", repeating: 0, count: rows * valueDimension),
+            logSumExp: try [Float](for: "logSumExp", repeating: 0, count: rows),
+            sinkShare: try [Float](for: "sinkShare", repeating: 0, count: rows))
         result.output.withUnsafeMutableBufferPointer { output in
             result.logSumExp.withUnsafeMutableBufferPointer { logSumExp in
                 result.sinkShare.withUnsafeMutableBufferPointer { sinkShare in
@@ -164,7 +170,9 @@ extension CachedAttention {
         bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> PartialAttention {
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-            try partial(queries: queries, cache: cache, keys: keys, mask: mask, bias: bias)
+            try inFloatMode { () throws(AttentionError) in
+                try partial(queries: queries, cache: cache, keys: keys, mask: mask, bias: bias)
+            }
         }
     }
 
@@ -182,10 +190,10 @@ extension CachedAttention {
         }
         let problem = try CachedProblem(
             self, queryCount: queries.count, caches: [cache], queryOffsets: nil, mask: mask, bias: bias)
-        let floats =
-            problem.shape.rowCount * PartialAttention.chunks(of: keys).count
-            * qattn_state_floats(problem.shape.valueDimension)
-        var states = [Float](repeating: 0, count: floats)
+        let floats = try CheckedMemory.product(
+            "states", problem.shape.rowCount, PartialAttention.chunks(of: keys).count,
+            qattn_state_floats(problem.shape.valueDimension))
+        var states = try [Float](for: "states", repeating: 0, count: floats)
         if let queries = queries.baseAddress, floats > 0 {
             let schedule = try CachedSchedule(problem, self, chunks: PartialAttention.chunks(of: keys))
             let tensors = CachedTensors(queries: queries, inputStorage: Input.storage)

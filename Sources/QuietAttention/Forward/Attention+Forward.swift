@@ -28,13 +28,13 @@ extension Attention {
     /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> AttentionResult {
         try checkInputCounts(queries.count, keys.count, values.count)
-        var output = [Float](repeating: 0, count: shape.outputCount)
+        var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
         guard normaliser.hasSink else {
             try forward(queries: queries, keys: keys, values: values, into: &output)
             return AttentionResult(output: output, logSumExp: [], sinkShare: [])
         }
-        var logSumExp = [Float](repeating: 0, count: shape.rowCount)
-        var sinkShare = [Float](repeating: 0, count: shape.rowCount)
+        var logSumExp = try [Float](for: "logSumExp", repeating: 0, count: shape.rowCount)
+        var sinkShare = try [Float](for: "sinkShare", repeating: 0, count: shape.rowCount)
         var outputSpan = output.mutableSpan
         var logSumExpSpan = logSumExp.mutableSpan
         var sinkShareSpan = sinkShare.mutableSpan
@@ -153,8 +153,10 @@ extension Attention {
     private func run(_ tensors: ForwardTensors) throws(AttentionError) {
         let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
         defer { workspace.give(back: buffer) }
-        withMaskAndBias { mask, bias in
-            ForwardRun(attention: self, tensors: tensors, mask: mask, bias: bias, memory: buffer.address).runAll()
+        inFloatMode {
+            withMaskAndBias { mask, bias in
+                ForwardRun(attention: self, tensors: tensors, mask: mask, bias: bias, memory: buffer.address).runAll()
+            }
         }
     }
 

@@ -23,12 +23,8 @@ extension Attention {
             throw AttentionError(
                 .composition, "shape", expected: "a batch of sequences of one length", found: "a packed batch")
         }
-        let (count, overflow) = shape.rowCount.multipliedReportingOverflow(by: shape.keys)
-        guard !overflow else {
-            throw AttentionError(
-                .overflow, "weights", expected: "at most \(Int.max)", found: "\(shape.rowCount) x \(shape.keys)")
-        }
-        var weights = [Float](repeating: 0, count: count)
+        let count = try CheckedMemory.product("weights", shape.rowCount, shape.keys)
+        var weights = try [Float](for: "weights", repeating: 0, count: count)
         for first in stride(from: 0, to: shape.keys, by: AttentionShape.longestDimension) {
             let part = first..<min(first + AttentionShape.longestDimension, shape.keys)
             try addWeights(of: part, queries, keys, to: &weights)
@@ -48,8 +44,8 @@ extension Attention {
             normaliser: normaliser, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
             threads: threads, kernels: kernels, workspace: workspace)
         // Row j of the values has a 1 where it counts as key j, in every head.
-        var values = [Float](repeating: 0, count: shape.valueCount)
-        var output = [Float](repeating: 0, count: shape.outputCount)
+        var values = try [Float](for: "values", repeating: 0, count: shape.valueCount)
+        var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
         let rows = TensorRows(shape, layout)
         for item in 0..<shape.batch {
             for head in 0..<shape.keyValueHeads {

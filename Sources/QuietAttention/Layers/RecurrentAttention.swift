@@ -45,7 +45,7 @@ public struct RecurrentAttention: Sendable {
 
     /// Computes the output `[B, H, L, E]`.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`.
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> [Float] {
         for (name, found, expected) in [
             ("queries", queries.count, shape.queryCount), ("keys", keys.count, shape.keyCount),
@@ -53,11 +53,13 @@ public struct RecurrentAttention: Sendable {
         ] where found != expected {
             throw AttentionError(.elementCount, name, expected: "\(expected) elements", found: "\(found)")
         }
-        var output = [Float](repeating: 0, count: shape.outputCount)
-        for head in HeadRows.all(shape, layout) {
-            var run = RecurrentHead(self, head, queries: queries, keys: keys, values: values)
-            run.compute()
-            run.write(to: &output)
+        var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
+        try inFloatMode { () throws(AttentionError) in
+            for head in HeadRows.all(shape, layout) {
+                var run = try RecurrentHead(self, head, queries: queries, keys: keys, values: values)
+                run.compute()
+                run.write(to: &output)
+            }
         }
         return output
     }
@@ -78,15 +80,17 @@ private struct RecurrentHead {
     /// [L][E] and [L].
     private var numerators, denominators: [Double]
 
-    init(_ attention: RecurrentAttention, _ rows: HeadRows, queries: [Float], keys: [Float], values: [Float]) {
+    init(
+        _ attention: RecurrentAttention, _ rows: HeadRows, queries: [Float], keys: [Float], values: [Float]
+    ) throws(AttentionError) {
         (kind, isCausal, self.rows) = (attention.kind, attention.isCausal, rows)
         (headDimension, valueDimension) = (attention.shape.headDimension, attention.shape.valueDimension)
         decay = kind == .linear ? 1 : 1 - Double(sign: .plus, exponent: max(-60, -5 - rows.queryHead), significand: 1)
         (self.queries, self.keys, self.values) = (queries, keys, values)
         state = [Double](repeating: 0, count: headDimension * valueDimension)
         weights = [Double](repeating: 0, count: headDimension)
-        numerators = [Double](repeating: 0, count: rows.queryCount * valueDimension)
-        denominators = [Double](repeating: 0, count: rows.queryCount)
+        numerators = try [Double](for: "numerators", repeating: 0, count: rows.queryCount * valueDimension)
+        denominators = try [Double](for: "denominators", repeating: 0, count: rows.queryCount)
     }
 
     mutating func compute() {

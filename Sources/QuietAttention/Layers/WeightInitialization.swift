@@ -25,7 +25,7 @@ public enum WeightInitialization: Sendable, Hashable {
     ///   - fanOut: outputs of the layer, 0 and up.
     ///   - seed: any number.
     ///   - stream: streams of one seed are independent: one for each layer of a model.
-    /// - Throws: ``AttentionError`` of kind `dimension`, `overflow` or `scale` (a gain or deviation that is negative, NaN
+    /// - Throws: ``AttentionError`` of kind `dimension`, `overflow`, `memory` or `scale` (a gain or deviation that is negative, NaN
     ///   or infinite, or that gives weights beyond Float).
     public func weights(
         fanIn: Int, fanOut: Int, seed: UInt64, stream: UInt64 = 0
@@ -33,11 +33,16 @@ public enum WeightInitialization: Sendable, Hashable {
         for (name, fan) in [("fanIn", fanIn), ("fanOut", fanOut)] where fan < 0 {
             throw AttentionError(.dimension, name, expected: "0 or more", found: "\(fan)")
         }
-        let (count, overflow) = fanIn.multipliedReportingOverflow(by: fanOut)
-        guard !overflow, count <= Int.max / MemoryLayout<Float>.size else {
-            throw AttentionError(
-                .overflow, "fanIn", expected: "a tensor of at most \(Int.max) bytes", found: "\(fanIn) x \(fanOut)")
+        let count = try CheckedMemory.product("fanIn", fanIn, fanOut)
+        try CheckedMemory.check("weights", count: count, of: Float.self)
+        return try inFloatMode { () throws(AttentionError) in
+            try weights(count, fanIn: fanIn, fanOut: fanOut, seed: seed, stream: stream)
         }
+    }
+
+    private func weights(
+        _ count: Int, fanIn: Int, fanOut: Int, seed: UInt64, stream: UInt64
+    ) throws(AttentionError) -> [Float] {
         let fans = Double(fanIn) + Double(fanOut)
         var generator = SeededGenerator(seed: seed, stream: stream)
         switch self {

@@ -137,6 +137,10 @@ public struct AttentionShape: Sendable, Hashable {
     /// Longest key, and longest value.
     static let longestDimension = 1024
 
+    static func check(queryHeads: Int) throws(AttentionError) {
+        try check("queryHeads", queryHeads, in: 0...mostHeads)
+    }
+
     private static func check(_ name: String, _ value: Int, in range: ClosedRange<Int>) throws(AttentionError) {
         guard !range.contains(value) else { return }
         let expected =
@@ -181,7 +185,7 @@ public struct AttentionShape: Sendable, Hashable {
     }
 
     private func checkHeadsAndCounts() throws(AttentionError) {
-        try Self.check("queryHeads", queryHeads, in: 0...Self.mostHeads)
+        try Self.check(queryHeads: queryHeads)
         try Self.check("keyValueHeads", keyValueHeads, in: 0...Self.mostHeads)
         try Self.check("headDimension", headDimension, in: 1...Self.longestDimension)
         try Self.check("valueDimension", valueDimension, in: 1...Self.longestDimension)

@@ -23,8 +23,16 @@ public struct ALiBi: Sendable, Hashable {
     ///
     /// For other H, with the largest power of two H0 below: heads below H0 have `2^(-8 (h + 1) / H0)`, the others every
     /// second slope of twice as many heads, `2^(-4 (2 (h - H0) + 1) / H0)`.
-    public static func slopes(queryHeads: Int) -> [Float] {
-        guard queryHeads > 0 else { return [] }
+    ///
+    /// - Parameter queryHeads: H, 0...2^20.
+    /// - Throws: ``AttentionError`` of kind `dimension`.
+    public static func slopes(queryHeads: Int) throws(AttentionError) -> [Float] {
+        try AttentionShape.check(queryHeads: queryHeads)
+        return inFloatMode { published(queryHeads: queryHeads) }
+    }
+
+    private static func published(queryHeads: Int) -> [Float] {
+        if queryHeads == 0 { return [] }
         let power = 1 << (Int.bitWidth - 1 - queryHeads.leadingZeroBitCount)
         // 2^(-8 / power) by square roots, which round the same everywhere.
         var ratio = 0x1p-8
@@ -43,7 +51,7 @@ public struct ALiBi: Sendable, Hashable {
 
     /// The slopes, checked.
     func checkedSlopes(queryHeads: Int) throws(AttentionError) -> [Float] {
-        guard let given else { return Self.slopes(queryHeads: queryHeads) }
+        guard let given else { return try Self.slopes(queryHeads: queryHeads) }
         guard given.count == queryHeads else {
             throw AttentionError(
                 .alibi, "alibi.slopes", expected: "\(queryHeads) slopes, one per query head", found: "\(given.count)")

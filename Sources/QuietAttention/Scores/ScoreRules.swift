@@ -91,6 +91,9 @@ struct ScoreRules: Sendable {
         guard hasRowNumbers, shape.rowCount > 0 else { return KernelScores(self, slopes: slopes, rows: nil) }
         let keys = VisibleKeys(shape, plans: plans, isUniform: isUniform, allowed: mask.allowed, bias: bias)
         let rows = countsKeys ? keys.rows(of: scaling) : VisibleKeys.Rows(of: scaling, shape)
+        // Twice: here, and where kernels read them.
+        try CheckedMemory.check(
+            "scaling", count: CheckedMemory.product("scaling", 2, rows.count), of: (Double, Float).self)
         var factors = [Double](repeating: 1, count: rows.count)
         var constants = [Float](repeating: 0, count: rows.count)
         for index in 0..<rows.count {
