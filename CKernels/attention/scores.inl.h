@@ -70,16 +70,19 @@ QATTN_INLINE f32x16 alibi_lanes(f32x16 t, float slope, float distance, size_t fi
     return f32x16_fma(f32x16_splat(-slope), f32x16_abs(distance - (lane + (float)first)), t);
 }
 
-/* A row's scores against the first `count` vectors of a block. */
-QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, size_t count, f32x16 t[BLOCK_VECTORS]) {
-    const qattn_problem *const problem = finish->problem;
-    if (problem->softcap != 0) {
-        QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) {
-            t[v] = f32x16_scaled_tanh(t[v], finish->cap);
-            if (v + 1 < count) f32x16_in_order(&t[v], &t[v + 1]);
-        }
+/* The softcap, where there is one, of the first `count` vectors of a row's scores. */
+QATTN_INLINE void cap_scores(const score_finish *finish, size_t count, f32x16 t[BLOCK_VECTORS]) {
+    if (finish->problem->softcap == 0) return;
+    QATTN_UNROLL
+    for (size_t v = 0; v < count; v++) {
+        t[v] = f32x16_scaled_tanh(t[v], finish->cap);
+        if (v + 1 < count) f32x16_in_order(&t[v], &t[v + 1]);
     }
+}
+
+/* What follows the softcap. */
+QATTN_INLINE void place_scores(const score_finish *finish, row_finish row, size_t count, f32x16 t[BLOCK_VECTORS]) {
+    const qattn_problem *const problem = finish->problem;
     if (problem->alibi_slopes) {
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) t[v] = alibi_lanes(t[v], row.slope, row.distance, v * QATTN_LANES);
@@ -99,6 +102,12 @@ QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, size
         const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
         t[v] = f32x16_select(bits, t[v], f32x16_splat(-__builtin_inff()));
     }
+}
+
+/* A row's scores against the first `count` vectors of a block. */
+QATTN_INLINE void finish_scores(const score_finish *finish, row_finish row, size_t count, f32x16 t[BLOCK_VECTORS]) {
+    cap_scores(finish, count, t);
+    place_scores(finish, row, count, t);
 }
 
 #endif

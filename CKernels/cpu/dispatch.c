@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.c - which kernel sets this CPU can run, best first. */
-#include "tile/tile_size.h"
+#include "tile/gradient_layout.h"
 
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
@@ -79,4 +79,11 @@ size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
     const size_t rows = product(QATTN_QUERY_BLOCK, sum(row, PLACE_FLOATS));
     const size_t tiles = QUERY_TILES * (2 * QATTN_LANES + TOTALS_FLOATS);
     return product(sizeof(float), sum(rows, tiles + 3 * qattn_round_up(QATTN_QUERY_BLOCK, QATTN_LANES)));
+}
+
+size_t qattn_backward_workspace(size_t head_dim, size_t value_dim) {
+    if (head_dim > SIZE_MAX >> 20 || value_dim > SIZE_MAX >> 20)
+        return SIZE_MAX; /* a row takes less than 2^20 times it */
+    const size_t in_place = gradient_layout_for(head_dim, value_dim, true).floats;
+    return sizeof(float) * qattn_max(in_place, gradient_layout_for(head_dim, value_dim, false).floats);
 }

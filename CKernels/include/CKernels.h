@@ -249,6 +249,14 @@ typedef struct qattn_kernels {
      * scores[row - row_begin][QATTN_KEY_BLOCK], in base 2 (times log2 e), or as they are for the squared ones. Outputs,
      * sinks and states are not used. */
     void (*scores)(const qattn_forward_args *args, size_t block, float *scores);
+    /* Writes the deltas of the rows, of which there may be any number, from any row on: from out and its gradient, and
+     * for clipped softmax from all keys that they see. key_begin and key_end are not used. */
+    void (*deltas)(const qattn_backward_args *args);
+    void (*backward)(const qattn_backward_args *args);
+    /* The gradients u of the finished scores of the rows, as for deltas, against the keys of one block, in natural units:
+     * gradients[row - row_begin][QATTN_KEY_BLOCK], 0 where a row does not see the key. Sums to be written are not used.
+     */
+    void (*score_gradients)(const qattn_backward_args *args, size_t block, float *gradients);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
      * a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
      * fastest. The results only keep the work from being optimised away.
@@ -274,6 +282,7 @@ const char *qattn_cpu_features(void);
  */
 size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim);
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim);
+size_t qattn_backward_workspace(size_t head_dim, size_t value_dim);
 size_t qattn_state_floats(size_t value_dim);
 
 /* The floating-point mode of the calling thread, its status flags included. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels.inl.h - every kernel body, and the table that lists them, for QATTN_ISA. */
+#include "attention/backward.inl.h"
 #include "attention/forward.inl.h"
 #include "attention/prepare.inl.h"
 #include "cpu/probe.inl.h"
@@ -18,6 +19,10 @@ QATTN_ENTRY(pack, (const qattn_pack_args *args), (args))
 QATTN_ENTRY(forward, (const qattn_forward_args *args), (args))
 QATTN_ENTRY(finish, (const qattn_forward_args *args), (args))
 QATTN_ENTRY(scores, (const qattn_forward_args *args, size_t block, float *scores), (args, block, scores))
+QATTN_ENTRY(deltas, (const qattn_backward_args *args), (args))
+QATTN_ENTRY(backward, (const qattn_backward_args *args), (args))
+QATTN_ENTRY(score_gradients, (const qattn_backward_args *args, size_t block, float *gradients),
+            (args, block, gradients))
 QATTN_ENTRY(exp2, (const float *x, float *out, size_t count), (x, out, count))
 QATTN_ENTRY(log2, (const float *x, float *out, size_t count), (x, out, count))
 QATTN_ENTRY(tanh, (const float *x, float *out, size_t count), (x, out, count))
@@ -30,6 +35,9 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .forward = QATTN_FUNCTION(enter_forward),
     .finish = QATTN_FUNCTION(enter_finish),
     .scores = QATTN_FUNCTION(enter_scores),
+    .deltas = QATTN_FUNCTION(enter_deltas),
+    .backward = QATTN_FUNCTION(enter_backward),
+    .score_gradients = QATTN_FUNCTION(enter_score_gradients),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
     .read_probe = QATTN_FUNCTION(read_probe),

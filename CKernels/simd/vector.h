@@ -36,6 +36,10 @@ QATTN_INLINE void f32x16_in_order(f32x16 *first, f32x16 *second) {
  * in some all the same, and spills others with every step. No instruction results. */
 QATTN_INLINE void f32x16_stay_in_memory(f32x16 *x) { __asm__ volatile("" : : "r"(x) : "memory"); }
 
+/* Each pointer is a register of its own here: left alone, the compiler walks along both with one index, and a product
+ * that takes an operand from memory by an index is two operations on some CPUs. No instruction results. */
+QATTN_INLINE void own_pointers(const float **a, const float **b) { __asm__ volatile("" : "+r"(*a), "+r"(*b)); }
+
 /* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
 QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }
 
@@ -53,6 +57,14 @@ QATTN_INLINE f32x16 f32x16_repeat_four(const float *p) {
     f32x4 x;
     memcpy(&x, p, sizeof x);
     return __builtin_shufflevector(x, x, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+}
+
+/* p[step q + r] = x[4 q + r], r < 4. */
+QATTN_INLINE void f32x16_store_fours(float *p, size_t step, f32x16 x) {
+    const f32x4 fours[4] = {__builtin_shufflevector(x, x, 0, 1, 2, 3), __builtin_shufflevector(x, x, 4, 5, 6, 7),
+                            __builtin_shufflevector(x, x, 8, 9, 10, 11), __builtin_shufflevector(x, x, 12, 13, 14, 15)};
+    QATTN_UNROLL
+    for (size_t q = 0; q < 4; q++) memcpy(p + q * step, &fours[q], sizeof fours[q]);
 }
 
 /* (x[0] + x[1]) + (x[2] + x[3]) of every four lanes, in all of them. */

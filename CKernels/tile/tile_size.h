@@ -14,6 +14,7 @@ enum {
      * More in Documentation/Kernels.md. */
     TILE_ROWS = 6,
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
+    PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
     /* So few rows, those of one tile lower than six, wait for memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,

@@ -10,9 +10,6 @@
 #include "memory/blocks.inl.h"
 #include "memory/prefetch.inl.h"
 
-/* Value columns of a panel, in vectors. */
-enum { PANEL_VECTORS = 4 };
-
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
     const float *queries;     /* [6][head_lanes]; for int8 integers, see integer_tiles.inl.h */

@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* backward.inl.h - the gradients of attention, of the query heads that share one key/value head.
+ *
+ *     dq[i] += sum_j w[i][j] k[j]      dk[j] += sum_i w[i][j] q[i]      dv[j] += sum_i p[i][j] dout[i]
+ *
+ * Loop nest, outermost first; every element meets its terms in the order of Documentation/Numerics.md, B3:
+ *
+ *     group of blocks of 64 keys   keys and values lie side by side in L2, transposed
+ *       query head
+ *         panel of up to 192 rows  queries and output gradients in tiles of six, in L2
+ *           block of keys          1. scores and dout.v, in registers: keys across lanes, channels ascending
+ *                                  2. weights p and w of the panel, in L1 and L2 (gradient_weights.inl.h)
+ *                                  3. dv, dk: sums over 64 rows in registers; dq: over 64 keys
+ *
+ * What no row of a panel sees is skipped: blocks, tiles of 16 keys, and in 3. the rows and keys before the first pair
+ * that a tile sees and after the last. Tiling: Dao et al. 2022. */
+#ifndef QATTN_BACKWARD_INL_H
+#define QATTN_BACKWARD_INL_H
+
+#include "attention/gradient_rows.inl.h"
+#include "attention/prepare.inl.h"
+
+/* Rows whose scores and weights are made at a time: they stay in L1 meanwhile. */
+enum { STRIP_ROWS = 8 * TILE_ROWS };
+
+/* Whether rows see anything of a block, and all of it. */
+typedef enum block_sight { SEES_NOTHING, SEES_SOME, SEES_ALL } block_sight;
+
+/* Which keys of the block each row of the panel sees. The rows that fill the last tile see nothing. */
+QATTN_INLINE block_sight look_at_block(gradient_call *call, size_t block) {
+    const qattn_problem *const problem = &call->args->problem;
+    const size_t block_first = block * QATTN_KEY_BLOCK;
+    const run_keys keys = keys_of_run(problem, call->rows[0].place, call->rows[call->count - 1].place);
+    if (!range_bits(keys.any, block_first)) return SEES_NOTHING;
+    if (call->ranges_only && range_covers(keys.all, block_first)) return SEES_ALL;
+    uint64_t any = 0;
+    for (size_t i = 0; i < call->count; i++) {
+        call->visible[i] = visible_bits(problem, call->rows[i].place, block_first);
+        any |= call->visible[i];
+    }
+    for (size_t i = call->count; i < qattn_round_up(call->count, TILE_ROWS); i++) call->visible[i] = 0;
+    return any ? SEES_SOME : SEES_NOTHING;
+}
+
+/* The keys of a block that the rows of the tile from row i on see. */
+QATTN_INLINE uint64_t tile_sight(const gradient_call *call, block_sight sight, size_t i) {
+    if (sight == SEES_ALL) return ~UINT64_C(0);
+    uint64_t any = 0;
+    for (size_t r = i; r < i + TILE_ROWS; r++) any |= call->visible[r];
+    return any;
+}
+
+/* 1. of rows [begin, end) against one operand of a block: out[row][64]. */
+QATTN_INLINE void strip_products(const gradient_call *call, block_sight sight, size_t begin, size_t end,
+                                 const float *tiles, const float *keys, size_t dim, float *out) {
+    const size_t lanes = qattn_round_up(dim, QATTN_LANES);
+    for (size_t group = 0; group < QATTN_KEY_BLOCK; group += QATTN_LANES) {
+        for (size_t i = begin; i < end; i += TILE_ROWS) {
+            if (!(tile_sight(call, sight, i) >> group & 0xffff)) continue;
+            QATTN_FUNCTION(pair_products)(tiles + i * lanes, keys + group * dim, dim,
+                                          out + i * QATTN_KEY_BLOCK + group);
+        }
+    }
+}
+
+/* 2. of the tile from row i on: p and w, or u for `finished`. */
+QATTN_INLINE void tile_gradients(const gradient_call *call, block_sight sight, size_t i, size_t block_first,
+                                 bool finished) {
+    float *const weights = call->weights + i * QATTN_KEY_BLOCK, *const products = call->products + i * QATTN_KEY_BLOCK;
+    if (!tile_sight(call, sight, i)) {
+        memset(weights, 0, TILE_ROWS * QATTN_KEY_BLOCK * sizeof(float));
+        memset(products, 0, TILE_ROWS * QATTN_KEY_BLOCK * sizeof(float));
+        return;
+    }
+    if (call->rule.plain && !finished) {
+        QATTN_FUNCTION(softmax_gradients)
+        (call->rows + i, sight == SEES_ALL ? NULL : call->visible + i, weights, products);
+        return;
+    }
+    for (size_t r = 0; r < TILE_ROWS; r++) QATTN_FUNCTION(row_gradients)
+    (&call->rule, call->rows + i + r, sight == SEES_ALL ? ~UINT64_C(0) : call->visible[i + r], block_first,
+     weights + r * QATTN_KEY_BLOCK, products + r * QATTN_KEY_BLOCK, finished);
+}
+
+/* 1. and 2. of the panel: as far as the weights, or for clipped softmax's `lanes`, [row][16], as far as D. */
+QATTN_INLINE void panel_weights(const gradient_call *call, block_sight sight, size_t block, bool finished,
+                                float *lanes) {
+    const qattn_backward_args *const args = call->args;
+    const size_t slot = (block - call->block_begin) * QATTN_KEY_BLOCK, block_first = block * QATTN_KEY_BLOCK;
+    for (size_t begin = 0; begin < call->count; begin += STRIP_ROWS) {
+        const size_t end = qattn_min(begin + STRIP_ROWS, call->count);
+        strip_products(call, sight, begin, end, call->query_tiles, call->keys + slot * args->head_dim, args->head_dim,
+                       call->weights);
+        strip_products(call, sight, begin, end, call->gradient_tiles, call->values + slot * args->value_dim,
+                       args->value_dim, call->products);
+        for (size_t i = begin; i < end && !lanes; i += TILE_ROWS) tile_gradients(call, sight, i, block_first, finished);
+        for (size_t i = begin; i < end && lanes; i++) QATTN_FUNCTION(add_clipped_delta)
+        (&call->rule, call->rows + i, sight == SEES_ALL ? ~UINT64_C(0) : call->visible[i], block_first,
+         call->weights + i * QATTN_KEY_BLOCK, call->products + i * QATTN_KEY_BLOCK, lanes + i * QATTN_LANES);
+    }
+}
+
+/* 3. of dv and dk: the panel's blocks of queries, one after another. */
+QATTN_INLINE void panel_key_sums(const gradient_call *call, block_sight sight, size_t block) {
+    const qattn_backward_args *const args = call->args;
+    const ptrdiff_t key = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
+    for (size_t i = 0; i < call->count; i += QATTN_KEY_BLOCK) {
+        product_task task = {.weights = call->weights + i * QATTN_KEY_BLOCK,
+                             .rows = call->out_gradients.base + i * call->out_gradients.stride,
+                             .row_stride = call->out_gradients.stride,
+                             .inner = qattn_min(call->count - i, QATTN_KEY_BLOCK),
+                             .columns = args->value_dim,
+                             .out_rows = qattn_min(args->problem.seq_kv - (size_t)key, QATTN_KEY_BLOCK),
+                             .out = args->value_gradients + key * args->value_gradient_stride,
+                             .out_stride = args->value_gradient_stride,
+                             .visible = sight == SEES_ALL ? NULL : call->visible + i,
+                             .finite = call->out_gradients.finite[i / QATTN_KEY_BLOCK]};
+        QATTN_FUNCTION(add_key_products)(&task);
+        task.weights = call->products + i * QATTN_KEY_BLOCK;
+        task.rows = call->queries.base + i * call->queries.stride;
+        task.row_stride = call->queries.stride;
+        task.columns = args->head_dim;
+        task.out = args->key_gradients + key * args->key_gradient_stride;
+        task.out_stride = args->key_gradient_stride;
+        task.finite = call->queries.finite[i / QATTN_KEY_BLOCK];
+        QATTN_FUNCTION(add_key_products)(&task);
+    }
+}
+
+/* 3. of dq. */
+QATTN_INLINE void panel_query_sums(const gradient_call *call, block_sight sight, size_t block) {
+    const qattn_backward_args *const args = call->args;
+    const size_t slot = block - call->block_begin;
+    const product_task task = {.weights = call->products,
+                               .rows = call->key_rows.base + slot * QATTN_KEY_BLOCK * call->key_rows.stride,
+                               .row_stride = call->key_rows.stride,
+                               .inner = QATTN_KEY_BLOCK,
+                               .columns = args->head_dim,
+                               .out_rows = call->count,
+                               .out = args->query_gradients +
+                                      row_offset(args->query_gradient_strides, call->rows[0].place),
+                               .out_stride = args->query_gradient_strides.query,
+                               .visible = sight == SEES_ALL ? NULL : call->visible,
+                               .finite = call->key_rows.finite[slot]};
+    QATTN_FUNCTION(add_query_products)(&task);
+}
+
+/* Queries [begin, end) of a head. */
+typedef struct query_range {
+    size_t begin, end;
+} query_range;
+
+/* The queries of a head, out of rows [row_begin, row_end) of all. */
+QATTN_INLINE query_range queries_of_head(const qattn_backward_args *args, size_t head) {
+    const size_t queries = args->problem.queries, first = head * queries;
+    return (query_range){qattn_max(args->row_begin, first) - first, qattn_min(args->row_end, first + queries) - first};
+}
+
+/* Those of them that may see a key of the blocks: whole blocks of queries. */
+QATTN_INLINE query_range queries_of_blocks(const qattn_problem *problem, size_t block_begin, size_t block_end,
+                                           query_range queries) {
+    const ptrdiff_t begin = (ptrdiff_t)(block_begin * QATTN_KEY_BLOCK) - problem->last_key_offset + 1;
+    const ptrdiff_t end = (ptrdiff_t)(block_end * QATTN_KEY_BLOCK) - problem->first_key_offset;
+    if (begin > (ptrdiff_t)queries.begin) queries.begin = (size_t)begin / QATTN_KEY_BLOCK * QATTN_KEY_BLOCK;
+    if (end < (ptrdiff_t)queries.end) queries.end = end > 0 ? (size_t)end : 0;
+    return queries;
+}
+
+QATTN_INLINE void take_deltas(gradient_call *call) {
+    for (size_t i = 0; i < qattn_round_up(call->count, TILE_ROWS); i++) {
+        const row_place place = call->rows[i].place;
+        call->rows[i].delta =
+            call->args->deltas[(ptrdiff_t)place.head * call->args->sum_head_stride + (ptrdiff_t)place.query];
+    }
+}
+
+/* A panel against the blocks of the group. */
+QATTN_INLINE void panel_gradients(gradient_call *call) {
+    take_deltas(call);
+    for (size_t block = call->block_begin; block < call->block_end; block++) {
+        const block_sight sight = look_at_block(call, block);
+        if (sight == SEES_NOTHING) continue;
+        panel_weights(call, sight, block, false, NULL);
+        panel_key_sums(call, sight, block);
+        panel_query_sums(call, sight, block);
+    }
+}
+
+static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
+    assert(args->row_begin <= args->row_end && args->row_end <= args->problem.heads * args->problem.queries);
+    assert(args->key_begin % QATTN_KEY_BLOCK == 0 && args->key_end <= args->problem.seq_kv);
+    if (args->row_begin == args->row_end || args->key_begin >= args->key_end) return;
+    gradient_call call = begin_call(args);
+    const size_t first_head = args->row_begin / args->problem.queries;
+    const size_t last_head = (args->row_end - 1) / args->problem.queries;
+    const size_t block_end = (args->key_end + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
+    for (size_t block = args->key_begin / QATTN_KEY_BLOCK; block < block_end; block += call.layout.group) {
+        const size_t group_end = qattn_min(block + call.layout.group, block_end);
+        bool taken = false;
+        for (size_t head = first_head; head <= last_head; head++) {
+            const query_range queries =
+                queries_of_blocks(&args->problem, block, group_end, queries_of_head(args, head));
+            for (size_t query = queries.begin; query < queries.end; query += call.layout.panel) {
+                if (!taken) take_group(&call, block, group_end);
+                taken = true;
+                take_panel(&call, head, query, qattn_min(queries.end - query, call.layout.panel));
+                panel_gradients(&call);
+            }
+        }
+    }
+}
+
+/* delta = sum of dout out, less the gradient of lse: B1. */
+QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes) {
+    const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
+    const float sum = f32x16_sum(lanes);
+    args->deltas[at] = args->lse_gradients ? sum - args->lse_gradients[at] : sum;
+}
+
+QATTN_INLINE f32x16 delta_lanes(const qattn_backward_args *args, row_place place) {
+    f32x16 lanes = f32x16_splat(0);
+    const void *const gradient =
+        storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), args->out_gradient_storage);
+    const void *const out = storage_at(args->out, row_offset(args->out_strides, place), args->out_storage);
+    for (size_t c = 0; c < args->value_dim; c += QATTN_LANES) {
+        const size_t left = args->value_dim - c;
+        const f32x16 x = f32x16_load_first(storage_at(gradient, (ptrdiff_t)c, args->out_gradient_storage), left,
+                                           args->out_gradient_storage);
+        const f32x16 y = f32x16_load_first(storage_at(out, (ptrdiff_t)c, args->out_storage), left, args->out_storage);
+        lanes = f32x16_fma(x, y, lanes);
+    }
+    return lanes;
+}
+
+/* Clipped softmax, of a panel: over all keys that its rows see. */
+QATTN_INLINE void panel_clipped_deltas(gradient_call *call) {
+    float lanes[GRADIENT_PANEL * QATTN_LANES] = {0};
+    const key_range keys =
+        keys_of_run(&call->args->problem, call->rows[0].place, call->rows[call->count - 1].place).any;
+    if (keys.last > keys.first) {
+        const size_t block_end = ((size_t)keys.last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
+        for (size_t block = (size_t)keys.first / QATTN_KEY_BLOCK; block < block_end; block++) {
+            const block_sight sight = look_at_block(call, block);
+            if (sight == SEES_NOTHING) continue;
+            take_group(call, block, block + 1);
+            panel_weights(call, sight, block, false, lanes);
+        }
+    }
+    for (size_t i = 0; i < call->count; i++)
+        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES));
+}
+
+static void QATTN_FUNCTION(deltas)(const qattn_backward_args *args) {
+    assert(args->row_begin <= args->row_end && args->row_end <= args->problem.heads * args->problem.queries);
+    if (args->problem.normaliser != QATTN_CLIPPED_SOFTMAX) {
+        for (size_t row = args->row_begin; row < args->row_end; row++) {
+            const row_place place = {.head = row / args->problem.queries, .query = row % args->problem.queries};
+            store_delta(args, place, delta_lanes(args, place));
+        }
+        return;
+    }
+    gradient_call call = begin_call(args);
+    for (size_t row = args->row_begin; row < args->row_end;) {
+        const size_t head = row / args->problem.queries, query = row % args->problem.queries;
+        const size_t count = qattn_min(queries_of_head(args, head).end - query, call.layout.panel);
+        take_panel(&call, head, query, count);
+        panel_clipped_deltas(&call);
+        row += count;
+    }
+}
+
+/* The u of the rows against one block. */
+static void QATTN_FUNCTION(score_gradients)(const qattn_backward_args *args, size_t block, float *gradients) {
+    assert(args->row_begin <= args->row_end && args->row_end <= args->problem.heads * args->problem.queries);
+    if (args->row_begin == args->row_end) return;
+    gradient_call call = begin_call(args);
+    take_group(&call, block, block + 1);
+    for (size_t row = args->row_begin; row < args->row_end;) {
+        const size_t head = row / args->problem.queries, query = row % args->problem.queries;
+        const size_t count = qattn_min(queries_of_head(args, head).end - query, call.layout.panel);
+        take_panel(&call, head, query, count);
+        take_deltas(&call);
+        const block_sight sight = look_at_block(&call, block);
+        float *const out = gradients + (row - args->row_begin) * QATTN_KEY_BLOCK;
+        if (sight == SEES_NOTHING) {
+            memset(out, 0, count * QATTN_KEY_BLOCK * sizeof(float));
+        } else {
+            panel_weights(&call, sight, block, true, NULL);
+            memcpy(out, call.products, count * QATTN_KEY_BLOCK * sizeof(float));
+        }
+        row += count;
+    }
+}
+
+#endif

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gradient_rows.inl.h - the rows and keys of a call to backward, from the caller's tensors into its workspace: panels of
+ * rows of one head, groups of blocks of keys. */
+#ifndef QATTN_GRADIENT_ROWS_INL_H
+#define QATTN_GRADIENT_ROWS_INL_H
+
+#include "attention/gradient_weights.inl.h"
+#include "memory/pack.inl.h"
+#include "tile/gradient_layout.h"
+#include "tile/gradient_products.inl.h"
+
+/* Rows of floats that are read in whole vectors: the caller's own, or copies. finite[b] of rows [64 b, 64 b + 64). */
+typedef struct float_rows {
+    const float *base;
+    size_t stride;
+    bool finite[GRADIENT_GROUP];
+} float_rows;
+_Static_assert(GRADIENT_GROUP >= PANEL_BLOCKS, "float_rows serves both");
+
+typedef struct gradient_call {
+    const qattn_backward_args *args;
+    gradient_layout layout;
+    gradient_rule rule;
+    bool in_place;    /* rows need no copies */
+    bool ranges_only; /* masks are ranges of keys */
+    /* A panel: rows [first, first + count) of a head. */
+    size_t head, first, count;
+    float *query_tiles, *gradient_tiles; /* q' and dout, [tiles][lanes / 4][6][4] */
+    float_rows queries, out_gradients;
+    gradient_row *rows;
+    uint64_t *visible; /* by the block at hand */
+    /* Of a panel and a block, by row [64]: scores, then weights; dout.v, then w. */
+    float *weights, *products;
+    /* A group: blocks [block_begin, block_end), each as pack.inl.h lays out keys. */
+    size_t block_begin, block_end;
+    float *keys, *values;
+    float_rows key_rows;
+} gradient_call;
+
+/* Whether a tensor can be read as rows of floats in whole vectors. Rows with gaps between them are copied: a stride of
+ * a power of two would put them all into the same few places of the cache. */
+QATTN_INLINE bool reads_in_place(ptrdiff_t stride, size_t dim, qattn_storage storage) {
+    return storage == QATTN_FLOAT32 && dim % QATTN_LANES == 0 && stride == (ptrdiff_t)dim;
+}
+
+/* Rows of a tensor: where they are, and where they go. */
+typedef struct rows_task {
+    const void *rows;
+    ptrdiff_t stride;
+    qattn_storage storage;
+    size_t count, dim;
+    float *tiles;         /* times factors, or NULL */
+    float *copies;        /* or NULL */
+    const float *factors; /* by row */
+    float_rows *result;
+} rows_task;
+
+/* One row, into row i of a tile and a copy; returns its largest magnitude. */
+QATTN_INLINE u32x16 take_row(const void *row, qattn_storage storage, size_t dim, float factor, float *tile,
+                             float *copy) {
+    u32x16 largest = {0};
+    for (size_t d = 0; d < dim; d += QATTN_LANES) {
+        const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage);
+        largest = u32x16_larger_magnitude(largest, x);
+        if (copy) f32x16_store(copy + d, x);
+        if (tile) f32x16_store_fours(tile + d / QATTN_CHAINS * TILE_STEP, TILE_STEP, x * factor);
+    }
+    return largest;
+}
+
+QATTN_INLINE void take_rows_of(const rows_task *task, qattn_storage storage) {
+    const size_t lanes = qattn_round_up(task->dim, QATTN_LANES);
+    u32x16 largest = {0};
+    for (size_t i = 0; i < task->count; i++) {
+        float *const tile =
+            task->tiles ? task->tiles + i / TILE_ROWS * TILE_ROWS * lanes + i % TILE_ROWS * QATTN_CHAINS : NULL;
+        const u32x16 row =
+            take_row(storage_at(task->rows, (ptrdiff_t)i * task->stride, storage), storage, task->dim,
+                     task->factors ? task->factors[i] : 1, tile, task->copies ? task->copies + i * lanes : NULL);
+        largest = __builtin_elementwise_max(largest, row);
+        if ((i + 1) % QATTN_KEY_BLOCK != 0 && i + 1 < task->count) continue;
+        task->result->finite[i / QATTN_KEY_BLOCK] = __builtin_reduce_max(largest) < 0x7f800000u;
+        largest = (u32x16){0};
+    }
+    task->result->base = task->copies ? task->copies : task->rows;
+    task->result->stride = lanes;
+}
+
+static __attribute__((noinline)) void QATTN_FUNCTION(take_gradient_rows)(const rows_task *task) {
+    switch (task->storage) {
+    case QATTN_FLOAT32: take_rows_of(task, QATTN_FLOAT32); break;
+    case QATTN_FLOAT16: take_rows_of(task, QATTN_FLOAT16); break;
+    default: take_rows_of(task, QATTN_BFLOAT16); break;
+    }
+}
+
+/* Rows of keys, or of values, as 16 beside each other: pack.inl.h with no values. */
+QATTN_INLINE void transpose_rows(const void *rows, ptrdiff_t stride, qattn_storage storage, size_t count, size_t dim,
+                                 float *blocks) {
+    const qattn_pack_args pack = {.keys = rows,
+                                  .values = rows,
+                                  .key_stride = stride,
+                                  .key_storage = storage,
+                                  .value_storage = storage,
+                                  .key_end = count,
+                                  .blocks = {.base = blocks, .storage = QATTN_FLOAT32, .head_dim = dim}};
+    QATTN_FUNCTION(pack)(&pack);
+}
+
+QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t block_end) {
+    const qattn_backward_args *const args = call->args;
+    const size_t first = block_begin * QATTN_KEY_BLOCK;
+    const size_t count = qattn_min(block_end * QATTN_KEY_BLOCK, args->problem.seq_kv) - first;
+    const void *const keys = storage_at(args->keys, (ptrdiff_t)first * args->key_stride, args->key_storage);
+    const void *const values = storage_at(args->values, (ptrdiff_t)first * args->value_stride, args->value_storage);
+    call->block_begin = block_begin;
+    call->block_end = block_end;
+    transpose_rows(keys, args->key_stride, args->key_storage, count, args->head_dim, call->keys);
+    transpose_rows(values, args->value_stride, args->value_storage, count, args->value_dim, call->values);
+    const rows_task task = {.rows = keys,
+                            .stride = args->key_stride,
+                            .storage = args->key_storage,
+                            .count = count,
+                            .dim = args->head_dim,
+                            .copies = call->in_place ? NULL : args->workspace + call->layout.key_rows,
+                            .result = &call->key_rows};
+    QATTN_FUNCTION(take_gradient_rows)(&task);
+}
+
+/* Rows [first, first + count) of a head. */
+QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, size_t count) {
+    const qattn_backward_args *const args = call->args;
+    float factors[GRADIENT_PANEL];
+    call->head = head;
+    call->first = first;
+    call->count = count;
+    for (size_t i = 0; i < qattn_round_up(count, TILE_ROWS); i++) {
+        const row_place place = {.head = head, .query = first + qattn_min(i, count - 1)};
+        call->rows[i] = begin_gradient_row(args, place);
+        if (i < count) factors[i] = query_factor(&args->problem, place);
+    }
+    const row_place place = {.head = head, .query = first};
+    rows_task task = {
+        .rows = storage_at(args->queries, row_offset(args->query_strides, place), args->query_storage),
+        .stride = args->query_strides.query,
+        .storage = args->query_storage,
+        .count = count,
+        .dim = args->head_dim,
+        .tiles = call->query_tiles,
+        .copies = call->in_place ? NULL : args->workspace + call->layout.query_rows,
+        .factors = factors,
+        .result = &call->queries,
+    };
+    QATTN_FUNCTION(take_gradient_rows)(&task);
+    task = (rows_task){
+        .rows =
+            storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), args->out_gradient_storage),
+        .stride = args->out_gradient_strides.query,
+        .storage = args->out_gradient_storage,
+        .count = count,
+        .dim = args->value_dim,
+        .tiles = call->gradient_tiles,
+        .copies = call->in_place ? NULL : args->workspace + call->layout.gradient_rows,
+        .result = &call->out_gradients,
+    };
+    QATTN_FUNCTION(take_gradient_rows)(&task);
+}
+
+QATTN_INLINE gradient_call begin_call(const qattn_backward_args *args) {
+    const bool in_place = reads_in_place(args->key_stride, args->head_dim, args->key_storage) &&
+                          reads_in_place(args->query_strides.query, args->head_dim, args->query_storage) &&
+                          reads_in_place(args->out_gradient_strides.query, args->value_dim, args->out_gradient_storage);
+    const gradient_layout layout = gradient_layout_for(args->head_dim, args->value_dim, in_place);
+    float *const workspace = args->workspace;
+    return (gradient_call){.args = args,
+                           .layout = layout,
+                           .rule = begin_gradients(&args->problem),
+                           .in_place = in_place,
+                           .ranges_only = !args->problem.mask && !args->problem.bias,
+                           .query_tiles = workspace + layout.query_tiles,
+                           .gradient_tiles = workspace + layout.gradient_tiles,
+                           .rows = (gradient_row *)(workspace + layout.numbers),
+                           .visible = (uint64_t *)(workspace + layout.visible),
+                           .weights = workspace + layout.weights,
+                           .products = workspace + layout.products,
+                           .keys = workspace + layout.keys,
+                           .values = workspace + layout.values};
+}
+
+#endif

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gradient_layout.h - how backward cuts its workspace: into panels of rows and groups of blocks of keys. The one place
+ * that knows, for the kernels and for qattn_backward_workspace. */
+#ifndef QATTN_GRADIENT_LAYOUT_H
+#define QATTN_GRADIENT_LAYOUT_H
+
+#include "tile/tile_size.h"
+
+enum {
+    GRADIENT_PANEL = 192,                         /* rows, at most */
+    GRADIENT_GROUP = 8,                           /* blocks of keys, at most */
+    GRADIENT_FLOATS = 600 * 1024 / sizeof(float), /* what is taken, unless the smallest panel and group need more */
+    GRADIENT_ROW_FLOATS = 12,                     /* of a gradient_row */
+    VISIBLE_FLOATS = sizeof(uint64_t) / sizeof(float),
+    PANEL_BLOCKS = GRADIENT_PANEL / QATTN_KEY_BLOCK
+};
+
+/* Sizes, and where the parts begin, in floats. Rows of queries and of output gradients stand in tiles of six; where
+ * they cannot be read in place, there are copies as rows of floats, of keys too. */
+typedef struct gradient_layout {
+    size_t head_lanes, value_lanes;
+    size_t panel, group; /* rows, blocks */
+    size_t query_tiles, gradient_tiles, query_rows, gradient_rows, weights, products, numbers, visible; /* of a panel */
+    size_t keys, values, key_rows;                                                                      /* of a group */
+    size_t floats;
+} gradient_layout;
+
+static inline size_t layout_take(gradient_layout *layout, size_t floats) {
+    const size_t begin = layout->floats;
+    layout->floats += qattn_round_up(floats, QATTN_LANES);
+    return begin;
+}
+
+/* For a panel of so many rows and a group of so many blocks. */
+static inline gradient_layout gradient_layout_of(size_t head_dim, size_t value_dim, bool in_place, size_t panel,
+                                                 size_t group) {
+    const size_t rows = qattn_round_up(panel, TILE_ROWS), keys = group * QATTN_KEY_BLOCK;
+    gradient_layout layout = {.head_lanes = qattn_round_up(head_dim, QATTN_LANES),
+                              .value_lanes = qattn_round_up(value_dim, QATTN_LANES),
+                              .panel = panel,
+                              .group = group};
+    layout.query_tiles = layout_take(&layout, rows * layout.head_lanes);
+    layout.gradient_tiles = layout_take(&layout, rows * layout.value_lanes);
+    layout.query_rows = layout_take(&layout, in_place ? 0 : panel * layout.head_lanes);
+    layout.gradient_rows = layout_take(&layout, in_place ? 0 : panel * layout.value_lanes);
+    layout.weights = layout_take(&layout, rows * QATTN_KEY_BLOCK);
+    layout.products = layout_take(&layout, rows * QATTN_KEY_BLOCK);
+    layout.numbers = layout_take(&layout, rows * GRADIENT_ROW_FLOATS);
+    layout.visible = layout_take(&layout, rows * VISIBLE_FLOATS);
+    layout.keys = layout_take(&layout, keys * head_dim);
+    layout.values = layout_take(&layout, keys * value_dim);
+    layout.key_rows = layout_take(&layout, in_place ? 0 : keys * layout.head_lanes);
+    return layout;
+}
+
+/* The largest panel beside which two blocks have room, and as many blocks as have room beside it. */
+static inline gradient_layout gradient_layout_for(size_t head_dim, size_t value_dim, bool in_place) {
+    size_t panel = GRADIENT_PANEL, group = GRADIENT_GROUP;
+    while (panel > QATTN_KEY_BLOCK &&
+           gradient_layout_of(head_dim, value_dim, in_place, panel, 2).floats > GRADIENT_FLOATS)
+        panel -= QATTN_KEY_BLOCK;
+    while (group > 1 && gradient_layout_of(head_dim, value_dim, in_place, panel, group).floats > GRADIENT_FLOATS)
+        group--;
+    return gradient_layout_of(head_dim, value_dim, in_place, panel, group);
+}
+
+#endif
