@@ -37,6 +37,8 @@ struct Attend: ParsableCommand {
 
     @OptionGroup(title: "Values and output") var outputs: OutputOptions
 
+    @OptionGroup(title: "Gradients") var gradients: GradientOptions
+
     @Flag(help: "Print one JSON object.")
     var json = false
 
@@ -45,6 +47,7 @@ struct Attend: ParsableCommand {
         try problem.norms.check(others: outputs.valueNorm, outputs.outputNorm)
         if let kind = recurrence.recurrent { try recurrence.check(kind, problem, lse: outputs.lse) }
         let normaliser = problem.scores.normaliser
+        try gradients.check(normaliser, outputs, isRecurrent: recurrence.recurrent != nil)
         guard !outputs.lse || normaliser.library.hasSink else {
             throw ValidationError("--lse: the normaliser \(normaliser) has no log-sum-exp")
         }
@@ -67,17 +70,21 @@ struct Attend: ParsableCommand {
         try norms.apply(
             outputs.outputNorm, to: &computed.result.output, dimension: shape.valueDimension, kernels: kernels)
         try gate?.apply(to: &computed.result.output)
-        try write(computed.result, shape)
+        var further: [NamedTensor] = []
+        if case .scores(let attention) = method { further = try gradients.tensors(file, attention, inputs) }
+        try write(computed.result, shape, further)
 
         let report = AttendReport(command: self, method: method, inputs: inputs, gate: gate, computed: computed)
         try emit(json ? report.json : report.lines)
     }
 
-    private func write(_ result: AttentionResult, _ shape: AttentionShape) throws {
+    private func write(
+        _ result: AttentionResult, _ shape: AttentionShape, _ further: [NamedTensor]
+    ) throws {
         let rows = [shape.batch, shape.queryHeads, shape.queries]
         var tensors = [NamedTensor(name: "out", shape: rows + [shape.valueDimension], values: result.output)]
         if outputs.lse { tensors.append(NamedTensor(name: "lse", shape: rows, values: result.logSumExp)) }
-        try SafetensorsFile.write(tensors, to: outputs.output)
+        try SafetensorsFile.write(tensors + further, to: outputs.output)
     }
 }
 

@@ -9,12 +9,14 @@ struct Bench: ParsableCommand {
         abstract: "Time attention over seeded inputs, beside what the machine can do at best.",
         discussion: """
             Inputs have zero mean, unit variance and the same bits on every machine.
-            The pass `decode` reads keys and values from key/value caches, filled beforehand.
+            The pass `decode` reads keys and values from key/value caches, filled beforehand. The pass `backward` computes \
+            the gradients of queries, keys, values and sinks.
             Prints JSON, with among others:
               median_ms, min_ms    of a call, over `runs` runs of `calls_per_run` calls
-              gflops               2 pairs (D + E) / median_ms; `pairs` tells which
-                                   pairs count: all, half (causal and L = S), or
-                                   visible (of other masks)
+              gflops               2 pairs (D + E) / median_ms, backward
+                                   2 pairs (3 D + 2 E); `pairs` tells which pairs
+                                   count: all, half (causal and L = S), or visible
+                                   (of other masks)
               fma_peak_gflops      fused multiply-adds at best, on the same threads
               fraction_of_peak     gflops / fma_peak_gflops
               gbytes_per_s         bytes of the keys and values seen, and of their scales,
@@ -22,13 +24,15 @@ struct Bench: ParsableCommand {
               read_gbytes_per_s    memory read on the same threads, median of turns
                                    with the calls; read_best_gbytes_per_s is the best
               append_ms            decode: to append one token to every cache
+              forward_ms           backward: the forward pass of the same step
               peak_rss_bytes       most memory of the process while it computed
-              digest               64-bit FNV-1a over the bits of out, then lse: the
-                                   same for all machines, kernel sets and threads
+              digest               64-bit FNV-1a over the bits of out, then lse, or of
+                                   dq, dk, dv, dsink: the same for all machines,
+                                   kernel sets and threads
             """)
 
     enum Pass: String, CaseIterable, ExpressibleByArgument {
-        case forward, decode
+        case forward, decode, backward
     }
 
     @Option(help: "What to time.")
@@ -127,10 +131,13 @@ struct Bench: ParsableCommand {
             layout: layout.library)
         let report =
             switch pass {
-            case .forward:
-                BenchReport(
-                    command: self, attention: attention, measurement: try measureForward(attention),
-                    bytesPerToken: bytesPerToken(attention.shape))
+            case .forward, .backward:
+                switch storage {
+                case .f32: try report(attention) { $0 }
+                case .bf16: try report(attention, rounding: BFloat16.init)
+                case .f16: try reportFloat16(attention)
+                case .int8: throw ValidationError("--storage: int8 is for the key/value cache")
+                }
             case .decode: try measureDecode(attention, sink)
             }
         try emit(report.json.text(lines: !json))
@@ -140,14 +147,21 @@ struct Bench: ParsableCommand {
         shape.keyValueHeads * (shape.headDimension + shape.valueDimension) * (storage == .f32 ? 4 : 2)
     }
 
-    private func measureForward(_ attention: Attention) throws -> Measurement {
-        switch storage {
-        case .f32: try Measurement(of: SeededProblem(attention, seed: seed) { $0 }, seconds: seconds)
-        case .bf16:
-            try Measurement(of: SeededProblem(attention, seed: seed, rounding: BFloat16.init), seconds: seconds)
-        case .f16: try measureFloat16(attention)
-        case .int8: throw ValidationError("--storage: int8 is for the key/value cache")
+    /// Times forward or backward over inputs of one element type.
+    private func report<Scalar: AttentionScalar>(
+        _ attention: Attention, rounding round: (Float) -> Scalar
+    ) throws -> BenchReport {
+        let problem = try SeededProblem(attention, seed: seed, rounding: round)
+        guard pass == .backward else {
+            return BenchReport(
+                command: self, attention: attention, measurement: try Measurement(of: problem, seconds: seconds),
+                bytesPerToken: bytesPerToken(attention.shape))
         }
+        let backward = try SeededBackward(problem, seed: seed, rounding: round)
+        return BenchReport(
+            command: self, attention: attention, measurement: try Measurement(of: backward, seconds: seconds),
+            bytesPerToken: bytesPerToken(attention.shape),
+            additions: [("forward_ms", .number(backward.secondsOfForward * 1e3))])
     }
 
     private func measureDecode(_ attention: Attention, _ sink: AttentionSink?) throws -> BenchReport {
@@ -169,11 +183,11 @@ struct Bench: ParsableCommand {
             ])
     }
 
-    private func measureFloat16(_ attention: Attention) throws -> Measurement {
+    private func reportFloat16(_ attention: Attention) throws -> BenchReport {
         #if os(macOS) && arch(x86_64)
             throw ValidationError("--storage: f16 is not available on Macs with Intel processors")
         #else
-            try Measurement(of: SeededProblem(attention, seed: seed) { Float16($0) }, seconds: seconds)
+            try report(attention) { Float16($0) }
         #endif
     }
 }
@@ -251,7 +265,8 @@ struct BenchReport {
     }
 
     var json: JSONValue {
-        let operations = FloatOperations(attention, mask: command.scores.mask)
+        let operations = FloatOperations(
+            attention, mask: command.scores.mask, isBackward: command.pass == .backward)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [

@@ -2,6 +2,7 @@
 // FloatOperations.swift - what counts as work: the two products, over the pairs of query and key that a mask leaves.
 //
 //     operations = 2 pairs (headDimension + valueDimension),   4 pairs headDimension where the two are equal
+//     operations = 2 pairs (3 headDimension + 2 valueDimension)   of a backward pass, 10 pairs headDimension
 //     operations = 2 (queries + keys) headDimension valueDimension   of a recurrence, twice where rows see both sides
 //
 // Pairs are those of all queries with all keys, half of them if a causal mask leaves a triangle, as others count them, so
@@ -15,7 +16,7 @@ struct FloatOperations {
     /// Which pairs were counted.
     let pairs: String
 
-    init(_ attention: Attention, mask: MaskOption) {
+    init(_ attention: Attention, mask: MaskOption, isBackward: Bool = false) {
         let shape = attention.shape
         let rows = Double(shape.batch) * Double(shape.queryHeads) * Double(shape.queries)
         let (all, visible) = (rows * Double(shape.keys), attention.visiblePairs)
@@ -26,7 +27,8 @@ struct FloatOperations {
         case .causal where visible == (all + rows) / 2: (counted, pairs) = (all / 2, "half")
         case .causal, .window: (counted, pairs) = (visible, "visible")
         }
-        count = 2 * counted * Double(shape.headDimension + shape.valueDimension)
+        let (d, e) = (Double(shape.headDimension), Double(shape.valueDimension))
+        count = 2 * counted * (isBackward ? 3 * d + 2 * e : d + e)
     }
 
     /// Those of a recurrence: each key is added to the state, and each row reads it.

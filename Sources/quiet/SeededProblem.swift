@@ -19,6 +19,7 @@ enum SeededStream: UInt64 {
     case values = 2
     // 3 and 4 are those of masks and biases in the tests.
     case sinks = 5
+    case outputGradients = 6
 }
 
 /// Queries, keys and values drawn from a seed and rounded to `Scalar`, and buffers for out and lse.
@@ -27,7 +28,7 @@ enum SeededStream: UInt64 {
 /// order: a layout changes neither.
 struct SeededProblem<Scalar: AttentionScalar>: TimedProblem {
     let attention: Attention
-    private let queries, keys, values: Buffer<Scalar>
+    let queries, keys, values: Buffer<Scalar>
     private let output, logSumExp: Buffer<Float>
 
     init(_ attention: Attention, seed: UInt64, rounding round: (Float) -> Scalar) throws {
@@ -41,12 +42,9 @@ struct SeededProblem<Scalar: AttentionScalar>: TimedProblem {
         logSumExp = try Buffer(attention.normaliser.hasSink ? shape.rowCount : 0)
 
         func draw(_ stream: SeededStream, _ buffer: Buffer<Scalar>, heads: Int, sequence: Int, dimension: Int) {
-            var generator = SeededGenerator(seed: seed, stream: stream.rawValue)
-            for start in rowStarts(
-                attention.layout, batch: shape.batch, heads: heads, sequence: sequence, dimension: dimension)
-            {
-                for index in start..<start + dimension { buffer.elements[index] = round(generator.nextNormal()) }
-            }
+            buffer.draw(
+                seed, stream, attention.layout, batch: shape.batch, heads: heads, sequence: sequence,
+                dimension: dimension, rounding: round)
         }
         draw(.queries, queries, heads: shape.queryHeads, sequence: shape.queries, dimension: shape.headDimension)
         draw(.keys, keys, heads: shape.keyValueHeads, sequence: shape.keys, dimension: shape.headDimension)
@@ -95,14 +93,22 @@ func digestOfRows(
     _ output: Buffer<Float>, _ logSumExp: Buffer<Float>, _ shape: AttentionShape, _ layout: AttentionLayout
 ) -> String {
     var digest = BitDigest()
-    let (heads, dimension) = (shape.queryHeads, shape.valueDimension)
-    for start in rowStarts(
-        layout, batch: shape.batch, heads: heads, sequence: shape.queries, dimension: dimension)
-    {
-        digest.add(output.elements[start..<start + dimension])
-    }
+    digest.addRows(
+        output, layout, batch: shape.batch, heads: shape.queryHeads, sequence: shape.queries,
+        dimension: shape.valueDimension)
     digest.add(logSumExp.elements)
     return digest.hexadecimal
+}
+
+extension BitDigest {
+    /// The rows of a tensor in the order [batch, heads, sequence], whatever the layout in memory.
+    mutating func addRows(
+        _ tensor: Buffer<Float>, _ layout: AttentionLayout, batch: Int, heads: Int, sequence: Int, dimension: Int
+    ) {
+        for start in rowStarts(layout, batch: batch, heads: heads, sequence: sequence, dimension: dimension) {
+            add(tensor.elements[start..<start + dimension])
+        }
+    }
 }
 
 /// The starts of all rows of a tensor in memory, in the order [batch, heads, sequence].
@@ -134,5 +140,16 @@ final class Buffer<Element: BitwiseCopyable> {
 
     deinit {
         free(elements.baseAddress)
+    }
+
+    /// Fills a tensor with normal numbers in the order [batch, heads, sequence], whatever the layout in memory.
+    func draw(
+        _ seed: UInt64, _ stream: SeededStream, _ layout: AttentionLayout, batch: Int, heads: Int, sequence: Int,
+        dimension: Int, rounding round: (Float) -> Element
+    ) {
+        var generator = SeededGenerator(seed: seed, stream: stream.rawValue)
+        for start in rowStarts(layout, batch: batch, heads: heads, sequence: sequence, dimension: dimension) {
+            for index in start..<start + dimension { elements[index] = round(generator.nextNormal()) }
+        }
     }
 }

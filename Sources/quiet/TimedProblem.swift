@@ -11,7 +11,7 @@ protocol TimedProblem {
     var threadsInUse: Int { get throws }
     var kernels: KernelSet { get }
     var workspaceBytes: Int { get }
-    /// Of the bits of out, then lse.
+    /// Of the bits of the results.
     var digest: String { get }
     func run() throws
 }

@@ -67,6 +67,8 @@ public final class Attention: Sendable {
     public let workspace: AttentionWorkspace
 
     private let rules: ScoreRules
+    /// Work that makes a further thread worth waking.
+    let nanosecondsPerWorker: Double
     let scores: KernelScores
     let schedule: ForwardSchedule
     let rows: TensorRows
@@ -147,6 +149,7 @@ public final class Attention: Sendable {
         self.threads = try Self.checked(threads: threads)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.workspace = workspace ?? AttentionWorkspace()
+        self.nanosecondsPerWorker = nanosecondsPerWorker
         schedule = try ForwardSchedule(
             shape, mask: mask, preparesRows: preparation != nil, threads: self.threads,
             nanosecondsPerWorker: nanosecondsPerWorker,

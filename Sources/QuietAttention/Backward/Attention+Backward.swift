@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention+Backward.swift - the backward pass, for arrays and unsafe buffers.
+
+extension Attention {
+    /// The gradients of a loss in queries, keys, values and sinks, from its gradient in the output.
+    ///
+    ///     dv[j] = sum_i p[i][j] dout[i]            u[i][j] = p[i][j] (dout[i].v[j] - delta[i])
+    ///     dq[i] = sum_j scale u[i][j] k[j]         delta[i] = dout[i].out[i] - dlse[i]
+    ///     dk[j] = sum_i scale u[i][j] q[i]         dsink = - sum_i sinkShare[i] delta[i]
+    ///
+    /// with what softcap, row factors, positions and norms add by the chain rule. The weights p are forward's own, at scores
+    /// of -2500 as well as at 0. No matrix of queries by keys is held. The bits of the gradients depend on the mathematics
+    /// alone, as those of forward do: on neither threads nor kernel set, nor on what lies in masked places.
+    ///
+    /// - Parameters:
+    ///   - outputGradient: in the order of the output.
+    ///   - logSumExpGradient: `[B, H, L]`, where a loss uses the log-sum-exp too; nil: it does not.
+    ///   - queries, keys, values: those of the forward pass.
+    ///   - output: what the forward pass returned.
+    ///   - record: what the forward pass kept.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `record` (kept for another shape or normaliser), `composition` (a
+    ///   gradient of the log-sum-exp where the normaliser has none) or `memory`.
+    public func backward(
+        outputGradient: [Float], logSumExpGradient: [Float]? = nil, queries: [Float], keys: [Float], values: [Float],
+        output: [Float], record: ForwardRecord
+    ) throws(AttentionError) -> AttentionGradients {
+        var gradients = AttentionGradients(
+            queries: [Float](repeating: 0, count: shape.queryCount),
+            keys: [Float](repeating: 0, count: shape.keyCount), values: [Float](repeating: 0, count: shape.valueCount),
+            sinks: [Float](repeating: 0, count: normaliser.hasSink ? shape.queryHeads : 0))
+        try addGradients(
+            outputGradient: outputGradient, logSumExpGradient: logSumExpGradient, queries: queries, keys: keys,
+            values: values, output: output, record: record, to: &gradients)
+        return gradients
+    }
+
+    /// Adds the gradients to those of earlier backward passes: of other micro-batches, or of other layers that share tensors.
+    ///
+    /// Sums go on where they stand, so that a sequence whose queries are cut at multiples of 64 and processed in ascending
+    /// order has the bits of one pass in the gradients of keys and values.
+    ///
+    /// - Parameters: as of ``backward(outputGradient:logSumExpGradient:queries:keys:values:output:record:)``.
+    public func addGradients(
+        outputGradient: [Float], logSumExpGradient: [Float]? = nil, queries: [Float], keys: [Float], values: [Float],
+        output: [Float], record: ForwardRecord, to gradients: inout AttentionGradients
+    ) throws(AttentionError) {
+        // Before the buffers are asked for: that would copy arrays which others share.
+        try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
+        try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
+        try checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        try checkCount("gradients.sinks", gradients.sinks.count, normaliser.hasSink ? shape.queryHeads : 0)
+        let inputs: [[Float]] = [outputGradient, queries, keys, values, output]
+        try withUnsafeBuffers(inputs[...]) { inputs throws(AttentionError) in
+            try withUnsafeBuffers([logSumExpGradient ?? []][...]) { sums throws(AttentionError) in
+                try gradients.queries.withUnsafeMutableBufferPointer { dq throws(AttentionError) in
+                    try gradients.keys.withUnsafeMutableBufferPointer { dk throws(AttentionError) in
+                        try gradients.values.withUnsafeMutableBufferPointer { dv throws(AttentionError) in
+                            try gradients.sinks.withUnsafeMutableBufferPointer { ds throws(AttentionError) in
+                                try backward(
+                                    outputGradient: inputs[0],
+                                    logSumExpGradient: logSumExpGradient == nil ? nil : sums[0],
+                                    queries: inputs[1], keys: inputs[2], values: inputs[3], output: inputs[4],
+                                    record: record,
+                                    into: AttentionGradientBuffers(
+                                        queries: dq, keys: dk, values: dv, sinks: normaliser.hasSink ? ds : nil),
+                                    accumulating: true)
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the gradients into the caller's memory.
+    ///
+    /// - Parameters:
+    ///   - outputGradient: in the order of the output, of any storage type.
+    ///   - logSumExpGradient: `[B, H, L]`; nil: the loss does not use the log-sum-exp.
+    ///   - queries, keys, values: those of the forward pass.
+    ///   - output: what the forward pass wrote, in its storage type.
+    ///   - record: what the forward pass kept.
+    ///   - gradients: where the gradients go.
+    ///   - accumulating: whether they are added to what is there.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `record`, `composition` or `memory`; nothing is written then.
+    public func backward<
+        Input: AttentionScalar, Output: AttentionScalar, OutputGradient: AttentionScalar, Gradient: AttentionScalar
+    >(
+        outputGradient: UnsafeBufferPointer<OutputGradient>, logSumExpGradient: UnsafeBufferPointer<Float>? = nil,
+        queries: UnsafeBufferPointer<Input>, keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
+        output: UnsafeBufferPointer<Output>, record: ForwardRecord, into gradients: AttentionGradientBuffers<Gradient>,
+        accumulating: Bool = false
+    ) throws(AttentionError) {
+        try checkInputCounts(queries.count, keys.count, values.count)
+        try checkCount("outputGradient", outputGradient.count, shape.outputCount)
+        try checkCount("output", output.count, shape.outputCount)
+        if let logSumExpGradient {
+            try normaliser.checkSums("logSumExpGradient", logSumExpGradient.count, shape.rowCount)
+        }
+        try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
+        try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
+        try checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        if let sinks = gradients.sinks { try normaliser.checkSums("gradients.sinks", sinks.count, shape.queryHeads) }
+        guard record.references.count == shape.rowCount,
+            record.sinkShares.count == (normaliser.hasSink ? shape.rowCount : 0)
+        else {
+            throw AttentionError(
+                .record, "record", expected: "what a forward pass over \(shape.rowCount) rows kept",
+                found: "\(record.references.count) rows, \(record.sinkShares.count) with a sink")
+        }
+        try runBackward(
+            outputGradient, logSumExpGradient, queries, keys, values, output, record, gradients,
+            accumulating: accumulating)
+    }
+
+    // MARK: - Run
+
+    private func runBackward<
+        Input: AttentionScalar, Output: AttentionScalar, OutputGradient: AttentionScalar, Gradient: AttentionScalar
+    >(
+        _ outputGradient: UnsafeBufferPointer<OutputGradient>, _ logSumExpGradient: UnsafeBufferPointer<Float>?,
+        _ queries: UnsafeBufferPointer<Input>, _ keys: UnsafeBufferPointer<Input>,
+        _ values: UnsafeBufferPointer<Input>, _ output: UnsafeBufferPointer<Output>, _ record: ForwardRecord,
+        _ gradients: AttentionGradientBuffers<Gradient>, accumulating: Bool
+    ) throws(AttentionError) {
+        let schedule = try BackwardSchedule(self)
+        let buffer = try workspace.take(byteCount: schedule.byteCount)
+        defer { workspace.give(back: buffer) }
+        let sums = try floatBuffers(gradients)
+        if !accumulating { sums.clear(keysWithoutQueriesOf: shape) }
+        guard let queries = queries.baseAddress, let output = output.baseAddress,
+            let outputGradient = outputGradient.baseAddress, shape.rowCount > 0
+        else { return }
+        record.references.withUnsafeBufferPointer { references in
+            record.factors.withUnsafeBufferPointer { factors in
+                withMaskAndBias { mask, bias in
+                    let tensors = BackwardTensors(
+                        queries: queries, keys: keys.baseAddress ?? queries, values: values.baseAddress ?? queries,
+                        inputStorage: Input.storage, output: output, outputStorage: Output.storage,
+                        outputGradient: outputGradient, outputGradientStorage: OutputGradient.storage,
+                        logSumExpGradient: logSumExpGradient?.baseAddress, references: references.baseAddress,
+                        factors: factors.baseAddress, queryGradient: sums.queries.baseAddress!,
+                        keyGradient: sums.keys.baseAddress ?? sums.queries.baseAddress!,
+                        valueGradient: sums.values.baseAddress ?? sums.queries.baseAddress!,
+                        accumulates: accumulating)
+                    BackwardRun(
+                        attention: self, schedule: schedule, tensors: tensors, mask: mask, bias: bias,
+                        memory: buffer.address
+                    ).runAll()
+                }
+            }
+        }
+        if let sinks = gradients.sinks?.baseAddress {
+            record.sinkShares.withUnsafeBufferPointer {
+                let (shares, deltas) = ($0.baseAddress!, schedule.deltas(buffer.address))
+                inFloatMode { addSinkGradients(shares: shares, deltas: deltas, to: sinks) }
+            }
+        }
+    }
+
+    /// The gradients as Float.
+    private func floatBuffers<Gradient: AttentionScalar>(
+        _ gradients: AttentionGradientBuffers<Gradient>
+    ) throws(AttentionError) -> AttentionGradientBuffers<Float> {
+        guard Gradient.storage == .float32, preparation == nil else {
+            throw AttentionError(
+                .composition, "gradients", expected: "Float, of queries and keys without positions and norms",
+                found: "\(Gradient.storage)")
+        }
+        func floats(_ buffer: UnsafeMutableBufferPointer<Gradient>) -> UnsafeMutableBufferPointer<Float> {
+            UnsafeMutableRawBufferPointer(buffer).assumingMemoryBound(to: Float.self)
+        }
+        return AttentionGradientBuffers(
+            queries: floats(gradients.queries), keys: floats(gradients.keys), values: floats(gradients.values),
+            sinks: gradients.sinks)
+    }
+}
+
+extension AttentionGradientBuffers<Float> {
+    /// Sinks begin at 0; so do keys and values where some sequence has no queries, and so is nobody's work.
+    fileprivate func clear(keysWithoutQueriesOf shape: AttentionShape) {
+        sinks?.update(repeating: 0)
+        let offsets = shape.queryOffsets ?? [0, shape.rowCount]
+        guard zip(offsets, offsets.dropFirst()).contains(where: ==) else { return }
+        keys.update(repeating: 0)
+        values.update(repeating: 0)
+    }
+}
+
+/// The buffers of several arrays at once.
+private func withUnsafeBuffers<Result>(
+    _ arrays: ArraySlice<[Float]>, _ buffers: [UnsafeBufferPointer<Float>] = [],
+    _ body: ([UnsafeBufferPointer<Float>]) throws(AttentionError) -> Result
+) throws(AttentionError) -> Result {
+    guard let first = arrays.first else { return try body(buffers) }
+    return try first.withUnsafeBufferPointer { buffer throws(AttentionError) in
+        try withUnsafeBuffers(arrays.dropFirst(), buffers + [buffer], body)
+    }
+}

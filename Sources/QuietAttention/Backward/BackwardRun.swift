@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// BackwardRun.swift - one backward call: its tensors, and the kernel calls for each part of the work.
+
+import CKernels
+
+/// The tensors of one backward call. Gradients are in Float, in the order of their tensors.
+struct BackwardTensors {
+    let queries, keys, values: UnsafeRawPointer
+    let inputStorage: AttentionStorage
+    let output: UnsafeRawPointer
+    let outputStorage: AttentionStorage
+    let outputGradient: UnsafeRawPointer
+    let outputGradientStorage: AttentionStorage
+    let logSumExpGradient, references, factors: UnsafePointer<Float>?
+    let queryGradient, keyGradient, valueGradient: UnsafeMutablePointer<Float>
+    /// Whether gradients begin at what is there, instead of 0.
+    let accumulates: Bool
+}
+
+/// One backward call. Its parts write to places of their own, or in an order that they wait for.
+struct BackwardRun: @unchecked Sendable {
+    typealias Group = ForwardSchedule.Group
+
+    let attention: Attention
+    let schedule: BackwardSchedule
+    let tensors: BackwardTensors
+    let mask: UnsafePointer<UInt8>?
+    let bias: UnsafePointer<Float>?
+    let memory: UnsafeMutableRawPointer
+
+    private var kernels: UnsafePointer<qattn_kernels> { attention.kernels.functions }
+    private var groupHeads: Int { attention.schedule.groupHeads }
+
+    func runAll() {
+        if schedule.takesWholeGroups {
+            runWholeGroups()
+        } else {
+            for number in 0..<schedule.groups { share(attention.schedule.group(number)) }
+        }
+    }
+
+    // MARK: - Whole groups
+
+    private func runWholeGroups() {
+        let counters = schedule.counters(memory)
+        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
+            while true {
+                let number = counters.next()
+                guard number < schedule.groups else { return }
+                runWhole(attention.schedule.group(number), worker: worker)
+            }
+        }
+    }
+
+    private func runWhole(_ group: Group, worker: Int) {
+        let sequence = group.sequence
+        clearKeys(of: group, 0..<sequence.keys, andUnseen: true)
+        var arguments = arguments(group, worker: worker)
+        for head in 0..<groupHeads { clearQueries(of: group, head: head, 0..<sequence.queries) }
+        arguments.row_end = groupHeads * sequence.queries
+        arguments.key_end = sequence.keys
+        kernels.pointee.deltas(&arguments)
+        if sequence.keys > 0 { kernels.pointee.backward(&arguments) }
+    }
+
+    // MARK: - Shared groups
+
+    /// One group on all workers: each claims spans of keys in ascending order, and takes a panel of rows through its span
+    /// when the span before has left it.
+    ///
+    /// *No deadlock.* A span waits only for the one before it, which a running worker has claimed earlier; the first of all
+    /// unfinished spans waits for none.
+    private func share(_ group: Group) {
+        let counters = schedule.counters(memory)
+        let spans = BackwardSchedule.spans(keys: group.sequence.keys)
+        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
+            while true {
+                let span = counters.next()
+                guard span < spans else { return }
+                run(group, span: span, counters: counters, worker: worker)
+            }
+        }
+    }
+
+    private func run(_ group: Group, span: Int, counters: SharedCounters, worker: Int) {
+        let sequence = group.sequence
+        let spanKeys = BackwardSchedule.spanBlocks * SequencePlan.block
+        let keys = min(span * spanKeys, sequence.keys)..<min((span + 1) * spanKeys, sequence.keys)
+        clearKeys(of: group, keys, andUnseen: span == 0)
+        var arguments = arguments(group, worker: worker)
+        arguments.key_begin = keys.lowerBound
+        arguments.key_end = keys.upperBound
+        let panels = BackwardSchedule.panels(queries: sequence.queries)
+        for panel in 0..<groupHeads * panels {
+            let (head, part) = panel.quotientAndRemainder(dividingBy: panels)
+            let first = part * BackwardSchedule.panelRows
+            let rows = first..<min(first + BackwardSchedule.panelRows, sequence.queries)
+            arguments.row_begin = head * sequence.queries + rows.lowerBound
+            arguments.row_end = head * sequence.queries + rows.upperBound
+            if span == 0 {
+                clearQueries(of: group, head: head, rows)
+                kernels.pointee.deltas(&arguments)
+            } else {
+                counters[span].pointee.wait { $0 > panel }
+            }
+            if !keys.isEmpty { kernels.pointee.backward(&arguments) }
+            counters[span + 1].pointee.store(panel + 1, ordering: .releasing)
+        }
+    }
+
+    // MARK: - Arguments
+
+    /// Of the query heads of a group: all but the rows and keys.
+    private func arguments(_ group: Group, worker: Int) -> qattn_backward_args {
+        let (sequence, rows) = (group.sequence, attention.rows)
+        let queryHead = group.keyValueHead * groupHeads
+        let queryOffset = rows.queries.offset(start: sequence.queryStart, head: queryHead)
+        let outputOffset = rows.output.offset(start: sequence.queryStart, head: queryHead)
+        let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)
+        let keyOffset = keyRow(group, sequence.keyOrigin)
+        let valueOffset = valueRow(group, sequence.keyOrigin)
+        var arguments = qattn_backward_args()
+        arguments.problem = attention.problem(sequence, queryHead: queryHead, mask: mask, bias: bias)
+        arguments.problem.heads = groupHeads
+        arguments.queries = tensors.queries + queryOffset * tensors.inputStorage.byteCount
+        arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
+        arguments.keys = tensors.keys + keyOffset * tensors.inputStorage.byteCount
+        arguments.values = tensors.values + valueOffset * tensors.inputStorage.byteCount
+        arguments.key_stride = rows.keys.row
+        arguments.value_stride = rows.values.row
+        (arguments.query_storage, arguments.key_storage, arguments.value_storage) = (
+            tensors.inputStorage.kernelStorage, tensors.inputStorage.kernelStorage, tensors.inputStorage.kernelStorage
+        )
+        arguments.out_gradients = tensors.outputGradient + outputOffset * tensors.outputGradientStorage.byteCount
+        arguments.out_gradient_strides = qattn_strides(head: rows.output.head, query: rows.output.row, key: 0)
+        arguments.out_gradient_storage = tensors.outputGradientStorage.kernelStorage
+        arguments.out = tensors.output + outputOffset * tensors.outputStorage.byteCount
+        arguments.out_strides = arguments.out_gradient_strides
+        arguments.out_storage = tensors.outputStorage.kernelStorage
+        arguments.head_dim = attention.shape.headDimension
+        arguments.value_dim = attention.shape.valueDimension
+        arguments.lse_gradients = tensors.logSumExpGradient.map { $0 + sumOffset }
+        arguments.references = tensors.references.map { $0 + sumOffset }
+        arguments.factors = tensors.factors.map { $0 + sumOffset }
+        arguments.deltas = schedule.deltas(memory) + sumOffset
+        arguments.sum_head_stride = rows.sums.head
+        arguments.query_gradients = tensors.queryGradient + queryOffset
+        arguments.query_gradient_strides = arguments.query_strides
+        arguments.key_gradients = tensors.keyGradient + keyOffset
+        arguments.value_gradients = tensors.valueGradient + valueOffset
+        arguments.key_gradient_stride = rows.keys.row
+        arguments.value_gradient_stride = rows.values.row
+        arguments.workspace = schedule.workspace(memory, worker: worker)
+        return arguments
+    }
+
+    private func keyRow(_ group: Group, _ row: Int) -> Int {
+        attention.rows.keys.offset(start: group.sequence.keyStart, head: group.keyValueHead)
+            + row * attention.rows.keys.row
+    }
+
+    private func valueRow(_ group: Group, _ row: Int) -> Int {
+        attention.rows.values.offset(start: group.sequence.keyStart, head: group.keyValueHead)
+            + row * attention.rows.values.row
+    }
+
+    // MARK: - Sums from 0
+
+    private func clearQueries(of group: Group, head: Int, _ rows: Range<Int>) {
+        guard !tensors.accumulates else { return }
+        let queries = attention.rows.queries
+        let first = queries.offset(
+            start: group.sequence.queryStart, head: group.keyValueHead * groupHeads + head)
+        clear(
+            tensors.queryGradient + first + rows.lowerBound * queries.row, rows: rows.count, stride: queries.row,
+            dimension: attention.shape.headDimension)
+    }
+
+    /// - Parameters:
+    ///   - keys: counted from the sequence's key origin.
+    ///   - andUnseen: those before the origin and after the last that some row sees, too.
+    private func clearKeys(of group: Group, _ keys: Range<Int>, andUnseen: Bool) {
+        guard !tensors.accumulates else { return }
+        let (sequence, shape) = (group.sequence, attention.shape)
+        let count = shape.keyOffsets.map { $0[sequence.item + 1] - $0[sequence.item] } ?? shape.keys
+        let own = sequence.keyOrigin + keys.lowerBound..<sequence.keyOrigin + keys.upperBound
+        let seenEnd = sequence.keyOrigin + sequence.keys
+        for part in andUnseen ? [0..<sequence.keyOrigin, own, seenEnd..<count] : [own] {
+            clear(
+                tensors.keyGradient + keyRow(group, part.lowerBound), rows: part.count,
+                stride: attention.rows.keys.row, dimension: shape.headDimension)
+            clear(
+                tensors.valueGradient + valueRow(group, part.lowerBound), rows: part.count,
+                stride: attention.rows.values.row, dimension: shape.valueDimension)
+        }
+    }
+
+    private func clear(_ first: UnsafeMutablePointer<Float>, rows: Int, stride: Int, dimension: Int) {
+        if stride == dimension {
+            first.update(repeating: 0, count: rows * dimension)
+        } else {
+            for row in 0..<rows { (first + row * stride).update(repeating: 0, count: dimension) }
+        }
+    }
+}

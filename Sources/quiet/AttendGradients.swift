@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// AttendGradients.swift - the gradients that attend also computes: which gradients come in, and what goes out.
+
+import ArgumentParser
+import QuietAttention
+import Safetensors
+
+/// Whether gradients are wanted, and of what loss.
+struct GradientOptions: ParsableArguments {
+    @Flag(
+        help: ArgumentHelp(
+            "Also write the gradients of a loss in what the scores are made of.",
+            discussion: """
+                dq, dk, dv        as q, k, v
+                dsink [H]         by the sink logit of each head, where there is a sink
+                """))
+    var gradients = false
+
+    @Option(
+        help: ArgumentHelp(
+            "The loss's gradient in `out`, a tensor [batch, H, L, E] of the file. Default: dout.", valueName: "name"))
+    var outputGradient: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "The loss's gradient in `lse`, a tensor [batch, H, L] of the file. Default: the loss has none of it.",
+            valueName: "name"))
+    var lseGradient: String?
+
+    func check(_ normaliser: NormaliserOption, _ outputs: OutputOptions, isRecurrent: Bool) throws {
+        for (option, name) in [("--output-gradient", outputGradient), ("--lse-gradient", lseGradient)]
+        where name != nil && !gradients {
+            throw ValidationError("\(option): expected --gradients beside it")
+        }
+        guard !gradients || !isRecurrent else {
+            throw ValidationError("--gradients: is for attention by scores, not for --recurrent")
+        }
+        // These stand outside of attention, and the gradients given are those of what attention itself puts out.
+        for (option, isGiven) in [
+            ("--value-norm", outputs.valueNorm != .none), ("--output-norm", outputs.outputNorm != .none),
+            ("--gate", outputs.gate != nil),
+        ] where gradients && isGiven {
+            throw ValidationError("\(option): expected none with --gradients, which are those of attention itself")
+        }
+        guard lseGradient == nil || normaliser.library.hasSink else {
+            throw ValidationError("--lse-gradient: the normaliser \(normaliser) has no log-sum-exp")
+        }
+    }
+
+    var named: [NamedOption] {
+        gradients
+            ? [NamedOption("--output-gradient", outputGradient ?? "dout"), NamedOption("--lse-gradient", lseGradient)]
+            : []
+    }
+
+    /// The gradients of a file's problem, as tensors to write.
+    func tensors(
+        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs
+    ) throws -> [NamedTensor] {
+        guard gradients else { return [] }
+        let shape = inputs.shape
+        let rows = [shape.batch, shape.queryHeads, shape.queries]
+        let dout = try file.floats(
+            named: outputGradient ?? "dout", shape: rows + [shape.valueDimension], "the gradient of each output")
+        let dlse = try lseGradient.map {
+            try file.floats(named: $0, shape: rows, "the gradient of each log-sum-exp")
+        }
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
+        let gradients = try attention.backward(
+            outputGradient: dout, logSumExpGradient: dlse, queries: inputs.queries, keys: inputs.keys,
+            values: inputs.values, output: result.output, record: record)
+        let keys = [shape.batch, shape.keyValueHeads, shape.keys]
+        var tensors = [
+            NamedTensor(name: "dq", shape: rows + [shape.headDimension], values: gradients.queries),
+            NamedTensor(name: "dk", shape: keys + [shape.headDimension], values: gradients.keys),
+            NamedTensor(name: "dv", shape: keys + [shape.valueDimension], values: gradients.values),
+        ]
+        if attention.normaliser.hasSink {
+            tensors.append(NamedTensor(name: "dsink", shape: [shape.queryHeads], values: gradients.sinks))
+        }
+        return tensors
+    }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// BackwardTests.swift - the backward pass through its Swift interface: threads, layouts, batches, sums that go on, refusals.
+
+import QuietAttention
+import SeededInputs
+import Testing
+
+/// A problem with a gradient of its output and of its log-sum-exp.
+struct BackwardProblem {
+    var problem: Problem
+    var outputGradient, logSumExpGradient: [Float]
+
+    init(_ shape: AttentionShape, seed: UInt64 = 1) {
+        problem = Problem(shape, seed: seed)
+        var generator = SeededGenerator(seed: seed, stream: 9)
+        outputGradient = generator.normals(shape.outputCount)
+        logSumExpGradient = generator.normals(shape.rowCount)
+    }
+
+    func run(_ attention: Attention, logSumExp: Bool = true) throws -> AttentionGradients {
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: problem.queries, keys: problem.keys, values: problem.values, recording: &record)
+        #expect(result.bits == (try problem.run(attention)).bits)
+        return try attention.backward(
+            outputGradient: outputGradient, logSumExpGradient: logSumExp ? logSumExpGradient : nil,
+            queries: problem.queries, keys: problem.keys, values: problem.values, output: result.output,
+            record: record)
+    }
+}
+
+extension AttentionGradients {
+    var bits: [UInt32] { (queries + keys + values + sinks).map(\.bitPattern) }
+}
+
+@Suite struct BackwardTests {
+    /// With work spread over all threads, however little it is.
+    private func attention(
+        _ shape: AttentionShape, mask: AttentionMask = .causal, sink: AttentionSink = .softmax1,
+        layout: AttentionLayout? = nil, threads: Int = 1, kernels: KernelSet? = nil
+    ) throws -> Attention {
+        try Attention(
+            shape, sink: sink, mask: mask, scale: nil, bias: nil, layout: layout, threads: threads, kernels: kernels,
+            workspace: nil, nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
+    }
+
+    /// One head is shared by all threads, span by span; many are taken whole.
+    @Test(arguments: [
+        (1, 1, 1, 700, 1300), (1, 4, 2, 450, 1200), (3, 6, 6, 70, 90), (1, 2, 1, 1, 2000), (2, 2, 1, 400, 0),
+    ])
+    func threadsChangeNoBit(_ batch: Int, _ heads: Int, _ keyHeads: Int, _ queries: Int, _ keys: Int) throws {
+        let shape = try AttentionShape(
+            batch: batch, queryHeads: heads, keyValueHeads: keyHeads, queries: queries, keys: keys, headDimension: 20,
+            valueDimension: 12)
+        let problem = BackwardProblem(shape)
+        for mask in [AttentionMask.none, .causal, .window(before: 100, after: 30)] {
+            let expected = try problem.run(attention(shape, mask: mask))
+            for threads in [2, 3, 5] {
+                let found = try problem.run(attention(shape, mask: mask, threads: threads))
+                #expect(found.bits == expected.bits, "\(threads) threads, \(mask)")
+            }
+        }
+    }
+
+    @Test func layoutsChangeNoBit() throws {
+        let shape = try AttentionShape(
+            batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 70, keys: 90, headDimension: 9, valueDimension: 17)
+        var problem = BackwardProblem(shape)
+        let expected = try problem.run(attention(shape))
+        let inner = problem.problem
+        problem.problem.queries = inner.exchanged(inner.queries, heads: 4, sequence: 70)
+        problem.problem.keys = inner.exchanged(inner.keys, heads: 2, sequence: 90)
+        problem.problem.values = inner.exchanged(inner.values, heads: 2, sequence: 90)
+        problem.outputGradient = inner.exchanged(problem.outputGradient, heads: 4, sequence: 70)
+        let found = try problem.run(attention(shape, layout: .batchSequenceHeads))
+        #expect(bits(found.queries) == bits(inner.exchanged(expected.queries, heads: 4, sequence: 70)))
+        #expect(bits(found.keys) == bits(inner.exchanged(expected.keys, heads: 2, sequence: 90)))
+        #expect(bits(found.values) == bits(inner.exchanged(expected.values, heads: 2, sequence: 90)))
+        #expect(bits(found.sinks) == bits(expected.sinks))
+    }
+
+    /// Each sequence of a packed batch has the gradients it has alone, and keys of a sequence without queries have 0.
+    @Test func packedSequencesAreAlone() throws {
+        let (queryOffsets, keyOffsets) = ([0, 5, 5, 75], [0, 40, 47, 177])
+        let packed = try AttentionShape(
+            packed: queryOffsets, keyOffsets: keyOffsets, queryHeads: 2, keyValueHeads: 1, headDimension: 8)
+        let problem = BackwardProblem(packed)
+        let found = try problem.run(attention(packed, threads: 3), logSumExp: false)
+        var sinks = [Float](repeating: 0, count: 2)
+        for item in 0..<3 {
+            let (rows, keys) = (queryOffsets[item]..<queryOffsets[item + 1], keyOffsets[item]..<keyOffsets[item + 1])
+            let keyPart = keys.lowerBound * 8..<keys.upperBound * 8
+            guard !rows.isEmpty else {
+                #expect(found.keys[keyPart].allSatisfy { $0 == 0 } && found.values[keyPart].allSatisfy { $0 == 0 })
+                continue
+            }
+            let shape = try AttentionShape(
+                queryHeads: 2, keyValueHeads: 1, queries: rows.count, keys: keys.count, headDimension: 8)
+            let queryPart = rows.lowerBound * 16..<rows.upperBound * 16
+            var alone = BackwardProblem(shape)
+            alone.problem.queries = Array(problem.problem.queries[queryPart])
+            alone.problem.keys = Array(problem.problem.keys[keyPart])
+            alone.problem.values = Array(problem.problem.values[keyPart])
+            alone.outputGradient = Array(problem.outputGradient[queryPart])
+            let expected = try alone.run(attention(shape, layout: .batchSequenceHeads), logSumExp: false)
+            #expect(bits(Array(found.queries[queryPart])) == bits(expected.queries))
+            #expect(bits(Array(found.keys[keyPart])) == bits(expected.keys))
+            #expect(bits(Array(found.values[keyPart])) == bits(expected.values))
+            for head in 0..<2 { sinks[head] += expected.sinks[head] }
+        }
+        #expect(bits(found.sinks) == bits(sinks))
+    }
+
+    /// A pass over rows cut at a multiple of 64, each part with its own record, goes on with the sums of keys and values.
+    @Test func sumsGoOn() throws {
+        let whole = try AttentionShape(queryHeads: 1, queries: 200, keys: 200, headDimension: 16)
+        let problem = BackwardProblem(whole)
+        let expected = try problem.run(attention(whole), logSumExp: false)
+        var gradients = AttentionGradients(
+            queries: [], keys: [Float](repeating: 0, count: whole.keyCount),
+            values: [Float](repeating: 0, count: whole.valueCount), sinks: [0])
+        var queries: [Float] = []
+        for rows in [0..<128, 128..<200] {
+            // The keys of the first rows are a prefix of all; the mask is causal.
+            let shape = try AttentionShape(
+                queryHeads: 1, queries: rows.count, keys: rows.upperBound, headDimension: 16)
+            let (part, keys) = (rows.lowerBound * 16..<rows.upperBound * 16, 0..<rows.upperBound * 16)
+            let attention = try attention(shape)
+            let (q, k, v) = (
+                Array(problem.problem.queries[part]), Array(problem.problem.keys[keys]),
+                Array(problem.problem.values[keys])
+            )
+            var record = ForwardRecord()
+            let result = try attention.forward(queries: q, keys: k, values: v, recording: &record)
+            var own = AttentionGradients(
+                queries: [Float](repeating: 0, count: q.count), keys: Array(gradients.keys[keys]),
+                values: Array(gradients.values[keys]), sinks: gradients.sinks)
+            try attention.addGradients(
+                outputGradient: Array(problem.outputGradient[part]), queries: q, keys: k, values: v,
+                output: result.output, record: record, to: &own)
+            queries += own.queries
+            gradients.keys.replaceSubrange(keys, with: own.keys)
+            gradients.values.replaceSubrange(keys, with: own.values)
+            gradients.sinks = own.sinks
+        }
+        #expect(bits(queries) == bits(expected.queries))
+        #expect(bits(gradients.keys) == bits(expected.keys))
+        #expect(bits(gradients.values) == bits(expected.values))
+        #expect(abs(gradients.sinks[0] - expected.sinks[0]) < 1e-5)
+    }
+
+    @Test func aRecordOfAnotherShapeIsRefused() throws {
+        let shape = try AttentionShape(queryHeads: 2, queries: 3, keys: 4, headDimension: 5)
+        let problem = BackwardProblem(shape)
+        let attention = try attention(shape)
+        func backward(
+            _ record: ForwardRecord, dout: [Float]? = nil, dlse: [Float]? = nil, queries: [Float]? = nil
+        ) throws {
+            _ = try attention.backward(
+                outputGradient: dout ?? problem.outputGradient, logSumExpGradient: dlse,
+                queries: queries ?? problem.problem.queries, keys: problem.problem.keys,
+                values: problem.problem.values, output: [Float](repeating: 0, count: shape.outputCount),
+                record: record)
+        }
+        expectRefusal(.record, "record") { try backward(ForwardRecord()) }
+        var record = ForwardRecord()
+        _ = try attention.forward(
+            queries: problem.problem.queries, keys: problem.problem.keys, values: problem.problem.values,
+            recording: &record)
+        #expect(record.byteCount == 12 * shape.rowCount)
+        expectRefusal(.elementCount, "outputGradient") { try backward(record, dout: [1]) }
+        expectRefusal(.elementCount, "logSumExpGradient") { try backward(record, dlse: [1]) }
+        expectRefusal(.elementCount, "queries") { try backward(record, queries: [1]) }
+        try backward(record)
+    }
+}
