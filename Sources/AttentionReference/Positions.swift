@@ -31,12 +31,18 @@ public struct ReferencePositions: Sendable {
     public enum Side: Sendable, CaseIterable { case queries, keys }
     public enum Scaling: Sendable {
         case none
-        case interpolation(factor: Double)
+        case linear(factor: Double)
         case ntk(factor: Double)
-        case dynamicNTK(factor: Double, trainedLength: Int, length: Int)
+        /// `length` of this and of longrope: the largest position + 1.
+        case dynamic(factor: Double, trainedLength: Int, length: Int)
         case yarn(
-            factor: Double, trainedLength: Int, betaFast: Double, betaSlow: Double, concentration: Double?,
-            wholePairs: Bool)
+            factor: Double, trainedLength: Int, betaFast: Double = 32, betaSlow: Double = 1,
+            attentionFactor: Double? = nil, mscale: Double? = nil, mscaleAllDim: Double? = nil, truncate: Bool = true)
+        case longrope(
+            shortFactor: [Double], longFactor: [Double], factor: Double, trainedLength: Int,
+            attentionFactor: Double? = nil, length: Int)
+        case llama3(factor: Double, lowFreqFactor: Double, highFreqFactor: Double, trainedLength: Int)
+        case thetas([Double], attentionFactor: Double)
         case xPos(scaleBase: Double, centre: Int)
     }
 
@@ -115,11 +121,14 @@ public struct ReferencePositions: Sendable {
         let theta = ReferenceMath.exponential(
             -(Double(2 * j) / Double(dimensions)) * ReferenceMath.logarithm(scaledBase))
         switch scaling {
-        case .interpolation(let factor): return theta / factor
-        case .yarn(let factor, _, _, _, _, _):
-            let ramp = ramp(j)
+        case .none, .ntk, .dynamic, .xPos: return theta
+        case .linear(let factor): return theta / factor
+        case .yarn(let factor, _, _, _, _, _, _, _), .llama3(let factor, _, _, _):
+            let ramp = ramp(j, theta)
             return theta / factor * ramp + theta * (1 - ramp)
-        default: return theta
+        case .longrope(let short, let long, _, let trainedLength, _, let length):
+            return theta / (length > trainedLength ? long : short)[j]
+        case .thetas(let thetas, _): return thetas[j]
         }
     }
 
@@ -128,7 +137,7 @@ public struct ReferencePositions: Sendable {
         var growth = 1.0
         switch scaling {
         case .ntk(let factor): growth = factor
-        case .dynamicNTK(let factor, let trainedLength, let length):
+        case .dynamic(let factor, let trainedLength, let length):
             if length <= trainedLength { return base }
             growth = factor * (Double(length) / Double(trainedLength)) - (factor - 1)
         default: return base
@@ -137,29 +146,40 @@ public struct ReferencePositions: Sendable {
         return base * ReferenceMath.exponential(exponent * ReferenceMath.logarithm(growth))
     }
 
-    /// YaRN's share of interpolation: 0 for pairs that turn often within the trained length, 1 for slow ones.
-    private func ramp(_ j: Int) -> Double {
-        guard case .yarn(_, let trainedLength, let betaFast, let betaSlow, _, let wholePairs) = scaling else {
-            return 0
+    /// The share of interpolation of YaRN and Llama 3: 0 for pairs that turn often within the trained length, 1 for slow ones.
+    private func ramp(_ j: Int, _ theta: Double) -> Double {
+        switch scaling {
+        case .yarn(_, let trainedLength, let betaFast, let betaSlow, _, _, _, let truncate):
+            func pair(_ beta: Double) -> Double {
+                let turns = Double(trainedLength) / (2 * Double.pi * beta)
+                return Double(dimensions / 2) * ReferenceMath.logarithm(turns) / ReferenceMath.logarithm(base)
+            }
+            var (low, high) = (pair(betaFast), pair(betaSlow))
+            if truncate { (low, high) = (low.rounded(.down), high.rounded(.up)) }
+            (low, high) = (max(low, 0), min(high, Double(dimensions - 1)))
+            return min(max((Double(j) - low) / max(high - low, 0.001), 0), 1)
+        case .llama3(_, let lowFreqFactor, let highFreqFactor, let trainedLength):
+            let turns = Double(trainedLength) * theta / (2 * Double.pi)
+            return min(max((highFreqFactor - turns) / (highFreqFactor - lowFreqFactor), 0), 1)
+        default: return 0
         }
-        func pair(_ beta: Double) -> Double {
-            let turns = Double(trainedLength) / (2 * Double.pi * beta)
-            return Double(dimensions / 2) * ReferenceMath.logarithm(turns) / ReferenceMath.logarithm(base)
-        }
-        var (low, high) = (pair(betaFast), pair(betaSlow))
-        if wholePairs {
-            (low, high) = (max(low.rounded(.down), 0), min(high.rounded(.up), Double(dimensions - 1)))
-            if low == high { high += 0.001 }
-        }
-        return min(max((Double(j) - low) / (high - low), 0), 1)
     }
 
-    /// What cosines and sines are multiplied by: YaRN's concentration; of xPos zeta^((p - centre) / scaleBase) for
-    /// queries and its inverse for keys.
+    /// What cosines and sines are multiplied by: the attention factor; of xPos zeta^((p - centre) / scaleBase) for queries
+    /// and its inverse for keys.
     private func factor(position: Int, pair j: Int, _ side: Side) -> Double {
         switch scaling {
-        case .yarn(let factor, _, _, _, let concentration, _):
-            return concentration ?? 0.1 * ReferenceMath.logarithm(factor) + 1
+        case .yarn(let factor, _, _, _, let given, let mscale, let mscaleAllDim, _):
+            func magnitude(_ mscale: Double) -> Double { 0.1 * mscale * ReferenceMath.logarithm(factor) + 1 }
+            if let given { return given }
+            guard let mscale, let mscaleAllDim, mscale != 0, mscaleAllDim != 0 else { return magnitude(1) }
+            return magnitude(mscale) / magnitude(mscaleAllDim)
+        case .longrope(_, _, let factor, let trainedLength, let given, _):
+            if let given { return given }
+            if factor == 1 { return 1 }
+            let growth = ReferenceMath.logarithm(factor) / ReferenceMath.logarithm(Double(trainedLength))
+            return (1 + growth).squareRoot()
+        case .thetas(_, let given): return given
         case .xPos(let scaleBase, let centre):
             let zeta = (Double(2 * j) + 0.4 * Double(dimensions)) / (1.4 * Double(dimensions))
             let exponent = Double(position - centre) * (ReferenceMath.logarithm(zeta) / scaleBase)
@@ -190,35 +210,5 @@ public struct ReferencePositions: Sendable {
                 }
         }
         return result
-    }
-
-    /// theta[j] with the platform's functions.
-    public func oracleTheta(_ j: Int) -> Double {
-        let (j, r) = (Double(j), Double(dimensions))
-        switch scaling {
-        case .none, .xPos: return pow(base, -2 * j / r)
-        case .interpolation(let factor): return pow(base, -2 * j / r) / factor
-        case .ntk(let factor): return pow(base * pow(factor, r / (r - 2)), -2 * j / r)
-        case .dynamicNTK(let factor, let trainedLength, let length):
-            let growth = max(1, factor * Double(length) / Double(trainedLength) - (factor - 1))
-            return pow(base * pow(growth, r / (r - 2)), -2 * j / r)
-        case .yarn(let factor, let trainedLength, let betaFast, let betaSlow, _, let wholePairs):
-            var low = r / 2 * log(Double(trainedLength) / (betaFast * 2 * .pi)) / log(base)
-            var high = r / 2 * log(Double(trainedLength) / (betaSlow * 2 * .pi)) / log(base)
-            if wholePairs { (low, high) = (max(floor(low), 0), min(ceil(high), r - 1)) }
-            let kept = 1 - min(max((j - low) / (high - low), 0), 1)
-            return pow(base, -2 * j / r) * (kept + (1 - kept) / factor)
-        }
-    }
-
-    private func oracleFactor(_ position: Int, _ j: Int, _ side: Side) -> Double {
-        switch scaling {
-        case .yarn(let factor, _, _, _, let concentration, _): return concentration ?? 0.1 * log(factor) + 1
-        case .xPos(let scaleBase, let centre):
-            let r = Double(dimensions)
-            let power = pow((2 * Double(j) + 0.4 * r) / (1.4 * r), Double(position - centre) / scaleBase)
-            return side == .queries ? power : 1 / power
-        default: return 1
-        }
     }
 }

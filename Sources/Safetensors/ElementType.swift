@@ -29,12 +29,16 @@ public enum ElementType: String, Sendable, Hashable, CaseIterable {
     case float6E2M3 = "F6_E2M3"
     case float4 = "F4"
 
-    /// The types whose elements this module converts from and to `Float`.
-    public static let readable: [ElementType] = [.float32, .float16, .bfloat16]
+    /// The types whose elements this module converts from `Float`.
+    public static let writable: [ElementType] = [.float32, .float16, .bfloat16]
+    /// The types whose elements this module converts to `Float` and `Double`.
+    public static let readable: [ElementType] = writable + [.float64]
     /// The types whose elements this module converts to `Int`.
-    public static let integers: [ElementType] = [.int32, .int64]
+    public static let integers: [ElementType] = [
+        .uint8, .int8, .uint16, .int16, .uint32, .int32, .uint64, .int64,
+    ]
     /// The types whose elements this module converts to `Bool`.
-    public static let booleans: [ElementType] = [.bool, .uint8]
+    public static let booleans: [ElementType] = [.bool] + integers
 
     /// Bits of one element. Elements lie next to each other, also when they are narrower than a byte.
     public var bitWidth: Int {

@@ -31,6 +31,8 @@ public enum SafetensorsError: Error, Sendable, Equatable {
     case noSuchTensor(String, available: [String])
     case unsupportedElementType(
         tensor: String, elementType: ElementType, expected: [ElementType] = ElementType.readable)
+    /// A finite number of F64 that `Float` does not reach.
+    case beyondFloat(tensor: String, value: Double)
     case wrongValueCount(tensor: String, shape: [Int], values: Int)
     case reservedName(String)
 }
@@ -48,7 +50,9 @@ extension SafetensorsError: CustomStringConvertible {
             "no tensor \(quoted(name)) in the file, which holds \(listed(available))"
         case .unsupportedElementType(let tensor, let type, let expected):
             "tensor \(quoted(tensor)) has dtype \(type.rawValue), only "
-                + expected.map(\.rawValue).joined(separator: ", ") + " can be read" + purpose(expected)
+                + expected.map(\.rawValue).joined(separator: ", ") + " can be " + purpose(expected)
+        case .beyondFloat(let tensor, let value):
+            "tensor \(quoted(tensor)) holds \(value), which is beyond the range of F32"
         case .wrongValueCount(let tensor, let shape, let values):
             "tensor \(quoted(tensor)): \(values) values do not fill the shape \(shape)"
         case .reservedName(let name): "\(quoted(name)) cannot be the name of a tensor"
@@ -59,9 +63,10 @@ extension SafetensorsError: CustomStringConvertible {
     /// What is read from these types and no others.
     private func purpose(_ types: [ElementType]) -> String {
         switch types {
-        case ElementType.integers: " as integers"
-        case ElementType.booleans: " as true and false"
-        default: ""
+        case ElementType.integers: "read as integers"
+        case ElementType.booleans: "read as true and false"
+        case ElementType.writable: "written"
+        default: "read"
         }
     }
 

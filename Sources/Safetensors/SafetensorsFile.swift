@@ -59,13 +59,22 @@ public struct SafetensorsFile: Sendable {
         return tensor
     }
 
-    /// Returns the elements of a tensor, the last dimension fastest. F16 and BF16 are widened, which is exact.
+    /// Returns the elements of a tensor, the last dimension fastest. F16 and BF16 are widened, which is exact;
+    /// F64 is rounded once, to nearest, ties to even, and refused where a finite number would become infinite.
     public func floats(named name: String) throws(SafetensorsError) -> [Float] {
         let tensor = try tensor(named: name, ElementType.readable)
         return try during(.read, path) {
             switch tensor.elementType {
             case .float16: return try elements(tensor, widenedFloat16)
             case .bfloat16: return try elements(tensor, widenedBFloat16)
+            case .float64:
+                return try elements(tensor) { (bits: UInt64) in
+                    let value = Double(bitPattern: bits)
+                    if value.isFinite, !Float(value).isFinite {
+                        throw SafetensorsError.beyondFloat(tensor: name, value: value)
+                    }
+                    return Float(value)
+                }
             default:
                 var values = [Float](repeating: 0, count: tensor.count)
                 try read(into: &values, from: dataStart + tensor.dataRange.lowerBound)
@@ -74,21 +83,39 @@ public struct SafetensorsFile: Sendable {
         }
     }
 
-    /// Returns the elements of a tensor of I32 or I64, the last dimension fastest.
-    public func integers(named name: String) throws(SafetensorsError) -> [Int] {
-        let tensor = try tensor(named: name, ElementType.integers)
-        return try during(.read, path) {
-            switch tensor.elementType {
-            case .int32: try elements(tensor) { (element: Int32) in Int(element) }
-            default: try elements(tensor) { (element: Int64) in Int(element) }
-            }
-        }
+    /// Returns the elements of a tensor of numbers with a fraction, the last dimension fastest. All are exact.
+    public func doubles(named name: String) throws(SafetensorsError) -> [Double] {
+        let tensor = try tensor(named: name, ElementType.readable)
+        guard tensor.elementType == .float64 else { return try floats(named: name).map(Double.init) }
+        return try during(.read, path) { try elements(tensor) { (bits: UInt64) in Double(bitPattern: bits) } }
     }
 
-    /// Returns the elements of a tensor of BOOL or U8, the last dimension fastest: 0 is false, everything else true.
+    /// Returns the elements of a tensor of integers, the last dimension fastest. Those of U64 are at most `Int.max`.
+    public func integers(named name: String) throws(SafetensorsError) -> [Int] {
+        let tensor = try tensor(named: name, ElementType.integers)
+        return try during(.read, path) { try elements(tensor, converting: { $0 }) }
+    }
+
+    /// Returns the elements of a tensor of BOOL or integers, the last dimension fastest: 0 is false, everything else true.
     public func booleans(named name: String) throws(SafetensorsError) -> [Bool] {
         let tensor = try tensor(named: name, ElementType.booleans)
-        return try during(.read, path) { try elements(tensor) { (element: UInt8) in element != 0 } }
+        return try during(.read, path) { try elements(tensor, converting: { $0 != 0 }) }
+    }
+
+    /// Elements of BOOL or integers.
+    private func elements<Element>(
+        _ tensor: TensorDescription, converting convert: (Int) -> Element
+    ) throws -> [Element] {
+        switch tensor.elementType {
+        case .int8: try elements(tensor) { (element: Int8) in convert(Int(element)) }
+        case .uint16: try elements(tensor) { (element: UInt16) in convert(Int(element)) }
+        case .int16: try elements(tensor) { (element: Int16) in convert(Int(element)) }
+        case .uint32: try elements(tensor) { (element: UInt32) in convert(Int(element)) }
+        case .int32: try elements(tensor) { (element: Int32) in convert(Int(element)) }
+        case .uint64: try elements(tensor) { (element: UInt64) in convert(Int(clamping: element)) }
+        case .int64: try elements(tensor) { (element: Int64) in convert(Int(element)) }
+        default: try elements(tensor) { (element: UInt8) in convert(Int(element)) }
+        }
     }
 
     private func tensor(
@@ -103,7 +130,7 @@ public struct SafetensorsFile: Sendable {
 
     /// Reads elements, converts them one by one, and holds no more than a part of what was read.
     private func elements<Stored: FixedWidthInteger & BitwiseCopyable, Element>(
-        _ tensor: TensorDescription, _ convert: (Stored) -> Element
+        _ tensor: TensorDescription, _ convert: (Stored) throws -> Element
     ) throws -> [Element] {
         var elements: [Element] = []
         elements.reserveCapacity(tensor.count)
@@ -112,7 +139,7 @@ public struct SafetensorsFile: Sendable {
             part.removeLast(max(0, part.count - (tensor.count - elements.count)))
             let start = tensor.dataRange.lowerBound + elements.count * MemoryLayout<Stored>.size
             try read(into: &part, from: dataStart + start)
-            for element in part { elements.append(convert(element)) }
+            for element in part { elements.append(try convert(element)) }
         }
         return elements
     }

@@ -16,7 +16,7 @@ public struct NamedTensor: Sendable {
     public var shape: [Int]
     /// The elements, the last dimension fastest.
     public var values: [Float]
-    /// One of ``ElementType/readable``. Values are rounded to it, to nearest, ties to even.
+    /// One of ``ElementType/writable``. Values are rounded to it, to nearest, ties to even.
     public var elementType: ElementType
 
     public init(name: String, shape: [Int], values: [Float], elementType: ElementType = .float32) {
@@ -92,8 +92,9 @@ extension SafetensorsFile {
 
     private static func byteCount(_ tensor: NamedTensor) throws(SafetensorsError) -> Int {
         guard tensor.name != Header.metadataName else { throw .reservedName(tensor.name) }
-        guard ElementType.readable.contains(tensor.elementType) else {
-            throw .unsupportedElementType(tensor: tensor.name, elementType: tensor.elementType)
+        guard ElementType.writable.contains(tensor.elementType) else {
+            throw .unsupportedElementType(
+                tensor: tensor.name, elementType: tensor.elementType, expected: ElementType.writable)
         }
         guard tensor.shape.allSatisfy({ $0 >= 0 }), let bits = Header.bitCount(tensor.shape, tensor.elementType),
             bits / tensor.elementType.bitWidth == tensor.values.count

@@ -45,7 +45,7 @@ struct AttentionOptions {
         var mask = scores.mask.mask
         if let lengths = tensors.keyLengths { mask = mask.keyLengths(lengths, padding: tensors.padding) }
         if let allowed = tensors.allowed { mask = mask.allowing(allowed) }
-        var positions = position.library(keys: shape.keys)
+        var positions = try position.library(keys: shape.keys, lists: tensors.rope)
         if let named = tensors.positions { positions = positions.identifiers(queries: named.queries, keys: named.keys) }
         return try Attention(
             shape, sink: sink ?? scores.normaliser.library.defaultSink, mask: mask, scale: scores.scale,

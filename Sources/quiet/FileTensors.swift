@@ -21,6 +21,12 @@ extension SafetensorsFile {
     /// - Parameter meaning: what the tensor holds, for the message of the refusal.
     @discardableResult
     func checkShape(of name: String, _ shapes: [Int]..., meaning: String) throws -> [Int] {
+        try checkShape(of: name, shapes, meaning: meaning)
+    }
+
+    /// Returns the shape of a tensor, which must be one of these.
+    @discardableResult
+    func checkShape(of name: String, _ shapes: [[Int]], meaning: String) throws -> [Int] {
         let found = try tensor(named: name).shape
         guard shapes.contains(found) else {
             let listed = shapes.map { "\($0)" }

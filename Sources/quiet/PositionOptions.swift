@@ -34,15 +34,22 @@ struct PositionOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "For more keys than the L0 of training.",
+            "For more positions than the L0 of training, called as `rope_type` of a config.json calls it, with its keys behind.",
             discussion: """
-                none              the default
-                pi=<f>            theta / f, position interpolation
+                default           or none
+                linear=<f>        theta / f, position interpolation; or pi=<f>
                 ntk=<f>           base f^(r / (r - 2)), NTK-aware
-                dynamic=<f>,<L0>  base (f S / L0 - f + 1)^(r / (r - 2)) if S > L0
-                dynamic=<f>,<L0>,<N>
-                                  the same with N for S
-                yarn=<f>,<L0>     theta / f for the slow pairs alone, YaRN
+                dynamic=<f>,<L0>[,<N>]
+                                  base (f N / L0 - f + 1)^(r / (r - 2)) if N > L0,
+                                  N = the largest position + 1
+                yarn=<f>,<L0>[,<key>=<value>...]
+                                  theta / f for the slow pairs alone. Keys: beta_fast,
+                                  beta_slow, attention_factor, mscale, mscale_all_dim,
+                                  and truncate=false of gpt-oss
+                llama3=<f>,<low_freq_factor>,<high_freq_factor>,<L0>
+                                  the same by turns within L0
+                longrope=<f>,<L0>[,attention_factor=<a>][,length=<N>]
+                                  theta / --rope-short-factor, --rope-long-factor if N > L0
                 xpos[=<b>]        scores times zeta[j]^((m - n) / b), xPos; b = 512
                 """,
             valueName: "scaling"),
@@ -69,7 +76,7 @@ struct PositionOptions: ParsableArguments {
         _ = try usage {
             try Attention(
                 AttentionShape(queryHeads: 0, queries: 0, keys: 0, headDimension: dimension), sink: .softmax1,
-                positions: library(keys: 0),
+                positions: library(keys: 0, lists: .placeholders(channels: rotaryDim ?? dimension)),
                 kernels: KernelSet.available.last)
         }
         if positions == .none,
@@ -82,10 +89,11 @@ struct PositionOptions: ParsableArguments {
     }
 
     /// For sequences of so many keys.
-    func library(keys: Int) -> AttentionPositions {
+    func library(keys: Int, lists: RopeLists = RopeLists()) throws -> AttentionPositions {
+        let scaling = try ropeScaling.library(firstPosition: positionOffset, keys: keys, lists)
         let embedding = RotaryEmbedding(
             base: ropeBase, dimensions: rotaryDim, pairing: positions == .ropeInterleaved ? .interleaved : .halves,
-            scaling: ropeScaling.library(firstPosition: positionOffset, keys: keys))
+            scaling: scaling)
         let encoding: AttentionPositions =
             switch positions {
             case .none: .none
@@ -104,47 +112,5 @@ struct PositionOptions: ParsableArguments {
         if let rotaryDim { words.append("\(rotaryDim) channels") }
         if positionOffset != 0 { words.append("from \(positionOffset)") }
         return words.joined(separator: ", ")
-    }
-}
-
-/// A scaling of rotary embeddings, as it is written.
-struct RopeScaling: CustomStringConvertible {
-    let description: String
-    private let scaling: RotaryEmbedding.Scaling
-
-    static let none = RopeScaling(description: "none", scaling: .none)
-
-    init(parsing text: String) throws {
-        guard let scaling = Self.scaling(text) else {
-            throw ValidationError(
-                "expected none, pi=<f>, ntk=<f>, dynamic=<f>,<L0>[,<L>], yarn=<f>,<L0> or xpos[=<b>]")
-        }
-        self.init(description: text, scaling: scaling)
-    }
-
-    private init(description: String, scaling: RotaryEmbedding.Scaling) {
-        self.description = description
-        self.scaling = scaling
-    }
-
-    private static func scaling(_ text: String) -> RotaryEmbedding.Scaling? {
-        if text == "none" { return RotaryEmbedding.Scaling.none }
-        if text == "xpos" { return .xPos() }
-        if let n = text.numbers(of: "xpos", count: 1) { return .xPos(scaleBase: n[0]) }
-        if let n = text.numbers(of: "pi", count: 1) { return .interpolation(factor: n[0]) }
-        if let n = text.numbers(of: "ntk", count: 1) { return .ntk(factor: n[0]) }
-        if let n = text.numbers(of: "yarn", count: 2), let trained = Int(exactly: n[1]) {
-            return .yarn(factor: n[0], trainedLength: trained)
-        }
-        guard let n = text.numbers(of: "dynamic", count: 2) ?? text.numbers(of: "dynamic", count: 3) else { return nil }
-        let lengths = n.dropFirst().compactMap { Int(exactly: $0) }
-        guard lengths.count == n.count - 1 else { return nil }
-        return .dynamicNTK(factor: n[0], trainedLength: lengths[0], length: lengths.dropFirst().first)
-    }
-
-    /// The factors of xPos are smallest with the middle of the positions as their centre, which changes no score.
-    func library(firstPosition: Int, keys: Int) -> RotaryEmbedding.Scaling {
-        guard case .xPos(let scaleBase, _) = scaling else { return scaling }
-        return .xPos(scaleBase: scaleBase, centre: firstPosition &+ keys / 2)
     }
 }

@@ -1,48 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// ScoreTensors.swift - the options for what a file tells of keys, scores and positions, by the names of its tensors.
+// ScoreTensors.swift - the options for what a file tells of keys and scores, by the names of its tensors.
 
 import ArgumentParser
 import QuietAttention
 import Safetensors
-
-/// Where queries and keys stand.
-struct PositionTensors: ParsableArguments {
-    @Option(
-        help: ArgumentHelp(
-            "Positions m of the queries, integers [L] or [batch, L]. Default: in order.", valueName: "name"))
-    var queryPositions: String?
-
-    @Option(
-        help: ArgumentHelp(
-            "Positions n of the keys, integers [S] or [batch, S]. --position-offset moves both.", valueName: "name"))
-    var keyPositions: String?
-
-    var named: [NamedOption] {
-        [NamedOption("--query-positions", queryPositions), NamedOption("--key-positions", keyPositions)]
-    }
-
-    func check(_ position: PositionOptions) throws {
-        guard queryPositions != nil || keyPositions != nil else { return }
-        guard position.positions != .none else {
-            throw ValidationError(
-                "--query-positions and --key-positions need --positions: nothing is turned without it")
-        }
-        guard queryPositions != nil && keyPositions != nil else {
-            throw ValidationError("--query-positions and --key-positions need each other")
-        }
-    }
-
-    fileprivate func read(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> AttentionTensors.Positions? {
-        guard let queryPositions, let keyPositions else { return nil }
-        func integers(_ name: String, _ rows: Int, _ meaning: String) throws -> [Int] {
-            try file.checkShape(of: name, [rows], [shape.batch, rows], meaning: meaning)
-            return try file.integers(named: name)
-        }
-        return AttentionTensors.Positions(
-            queries: try integers(queryPositions, shape.queries, "the position of each query"),
-            keys: try integers(keyPositions, shape.keys, "the position of each key"))
-    }
-}
 
 /// The sink, which keys rows see, and what is added to scores or multiplied with them.
 struct ScoreTensors: ParsableArguments {
@@ -55,7 +16,7 @@ struct ScoreTensors: ParsableArguments {
         help: ArgumentHelp(
             "Of the keys of --mask, rows see those where this is not 0.",
             discussion: """
-                [batch, H, L, S]  BOOL or U8; each but S may be 1, or missing in front
+                [batch, H, L, S]  BOOL or integers; each but S may be 1, or missing in front
                 """,
             valueName: "name"))
     var allowed: String?
@@ -181,6 +142,7 @@ struct AttentionTensors {
     var alibi: ALiBi?
     var scaling: ScoreScaling?
     var positions: Positions?
+    var rope = RopeLists()
 }
 
 extension AttentionTensors {
@@ -189,6 +151,7 @@ extension AttentionTensors {
     ) throws {
         self = try scores.read(file, shape)
         self.positions = try positions.read(file, shape)
+        rope = try positions.lists(file)
     }
 }
 

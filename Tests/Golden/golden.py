@@ -268,6 +268,45 @@ pos["dynamic_ntk_base"] = [{"base": 10000, "d": 64, "L_train": 512, "seq_len": L
     "new_base_f64": float(mp.mpf(10000) * ((mp.mpf(f) * L / 512) - (f - 1)) ** (mp.mpf(64) / 62)) if L > 512 else 10000.0} for f in (1, 2, 4, 8) for L in (512, 1024, 8192)]
 pos["log512"] = {str(n): S(mp.log(n) / mp.log(512)) for n in (1, 2, 64, 128, 256, 512, 1024, 8192)}
 
+# What config.json of checkpoints says, key by key (`length`: the largest position + 1), with the angles that follow.
+def rope(d, r):
+    base, kind, f, L0 = mp.mpf(r["rope_theta"]), r["rope_type"], mp.mpf(r.get("factor", 1)), r.get("original_max_position_embeddings")
+    if kind == "dynamic" and r["length"] > L0: base *= (f * r["length"] / L0 - (f - 1)) ** (mp.mpf(d) / (d - 2))
+    plain = [base ** (-mp.mpf(2 * j) / d) for j in range(d // 2)]
+    scale = mp.mpf(1)
+    if kind == "linear": plain = [t / f for t in plain]
+    if kind == "llama3":
+        low, high = mp.mpf(r["low_freq_factor"]), mp.mpf(r["high_freq_factor"])
+        s = [min(max((L0 * t / (2 * mp.pi) - low) / (high - low), 0), 1) for t in plain]
+        plain = [t * (k + (1 - k) / f) for t, k in zip(plain, s)]
+    if kind == "yarn":
+        ends = [mp.mpf(d) / 2 * mp.log(L0 / (2 * mp.pi * r.get(*b))) / mp.log(base) for b in [("beta_fast", 32), ("beta_slow", 1)]]
+        if r.get("truncate", True): ends = [mp.floor(ends[0]), mp.ceil(ends[1])]
+        low, high = max(ends[0], 0), min(ends[1], d - 1)
+        s = [min(max((j - low) / max(high - low, mp.mpf("0.001")), 0), 1) for j in range(d // 2)]
+        plain = [t * (1 - k + k / f) for t, k in zip(plain, s)]
+        m = lambda x: mp.mpf(x) / 10 * mp.log(f) + 1
+        scale = m(r["mscale"]) / m(r["mscale_all_dim"]) if "mscale" in r else m(1)
+    if kind == "longrope":
+        plain = [t / mp.mpf(x) for t, x in zip(plain, r["long_factor" if r["length"] > L0 else "short_factor"])]
+        scale = mp.sqrt(1 + mp.log(f) / mp.log(L0))
+    return {"d": d, "rope_parameters": r, "thetas_f64": [float(t) for t in plain],
+            "attention_factor_f64": float(r.get("attention_factor", scale))}
+lists = {"short_factor": [1 + j / 64 for j in range(16)], "long_factor": [1.25 + j * j / 8 for j in range(16)]}
+pos["checkpoints"] = {name: rope(d, r) for name, d, r in [
+    ("linear", 32, {"rope_theta": 10000, "rope_type": "linear", "factor": 4}),
+    ("dynamic", 32, {"rope_theta": 10000, "rope_type": "dynamic", "factor": 2, "original_max_position_embeddings": 2048, "length": 4064}),
+    ("Llama 3.1", 128, {"rope_theta": 500000, "rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}),
+    ("Llama 3.2", 64, {"rope_theta": 500000, "rope_type": "llama3", "factor": 32, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}),
+    ("Qwen2.5", 128, {"rope_theta": 1000000, "rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768}),
+    ("DeepSeek-V3", 64, {"rope_theta": 10000, "rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1, "mscale": 1, "mscale_all_dim": 1}),
+    ("two mscales", 64, {"rope_theta": 10000, "rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 16, "beta_slow": 2, "mscale": 1, "mscale_all_dim": 0.75}),
+    ("gpt-oss", 64, {"rope_theta": 150000, "rope_type": "yarn", "factor": 32, "original_max_position_embeddings": 4096, "truncate": False}),
+    ("clamped", 32, {"rope_theta": 10000, "rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 128, "attention_factor": 1.25}),
+    ("LongRoPE, short", 32, {"rope_theta": 10000, "rope_type": "longrope", "factor": 32, "original_max_position_embeddings": 4096, "length": 4096, **lists}),
+    ("LongRoPE, long", 32, {"rope_theta": 10000, "rope_type": "longrope", "factor": 32, "original_max_position_embeddings": 4096, "length": 4097, **lists}),
+]}
+
 # ---------------------------------------------------------------- diagnostics
 va = [0.125, -0.25, 0.5, 0.0, 8.0, -0.375, 0.25, 0.0625]; v = [F(a) for a in va]; n = len(v); mu = mp.fsum(v) / n
 c2 = mp.fsum([(a - mu) ** 2 for a in v]) / n; c4 = mp.fsum([(a - mu) ** 4 for a in v]) / n; s2 = c2 * n / (n - 1)

@@ -81,7 +81,7 @@ private struct PreparedCase {
         arguments.shift = shift.map { UnsafePointer($0.start) }
         arguments.rotation = rotation(positions.form, side)
         arguments.pairing = positions.embedding?.pairing == .interleaved ? QATTN_INTERLEAVED : QATTN_HALVES
-        arguments.pairs = positions.embedding.map { ($0.dimensions ?? dimension) / 2 } ?? 0
+        arguments.pairs = (positions.reference(headDimension: dimension, length: 100)?.dimensions ?? 0) / 2
         arguments.tables = UnsafePointer(tables.start)
         arguments.out = output.start.assumingMemoryBound(to: Float.self)
         arguments.out_stride = output.stride

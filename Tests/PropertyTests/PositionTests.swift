@@ -165,17 +165,54 @@ import Testing
     /// The angles of an item are those of its own length, whatever it is padded to.
     @Test func dynamicNTKCountsKeyLengths() throws {
         let positions = AttentionPositions.rotary(
-            RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 16)))
+            RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 16)))
         let shape = try AttentionShape(batch: 2, queryHeads: 1, queries: 3, keys: 90, headDimension: 8)
         let lengths = AttentionMask.none.keyLengths([90, 33], padding: .queriesAndKeys)
         let padded = try problem(shape, positions, mask: lengths)
         let named = positions.identifiers(queries: [87, 88, 89], keys: Array(0..<90))
         #expect(try problem(shape, named, mask: lengths) == padded)
         let fixed = AttentionPositions.rotary(
-            RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 16, length: 90)))
+            RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 16, length: 90)))
         let longest = try problem(shape, fixed, mask: lengths)
         #expect(padded.output.prefix(24) == longest.output.prefix(24))
         #expect(padded.output.suffix(24) != longest.output.suffix(24))
+    }
+
+    /// As in transformers: the largest position + 1, wherever the sequence begins and whatever its positions are called.
+    @Test("angles go by the largest position", arguments: ["dynamic NTK", "LongRoPE"])
+    func anglesGoByTheLargestPosition(name: String) throws {
+        let positions = try #require(PositionCase.all(headDimension: 8).first { $0.name == name })
+        let shape = try AttentionShape(batch: 2, queryHeads: 1, queries: 3, keys: 20, headDimension: 8)
+        func fixed(_ length: Int) -> AttentionPositions {
+            var embedding = positions.embedding!
+            switch embedding.scaling {
+            case .longrope(let short, let long, let factor, let trained, _, _):
+                embedding.scaling = .longrope(
+                    shortFactor: short, longFactor: long, factor: factor, trainedLength: trained, length: length)
+            default: embedding.scaling = .dynamic(factor: 2, trainedLength: 40, length: length)
+            }
+            return .rotary(embedding)
+        }
+        // Positions 30 to 49 and 100 to 119, all below and all above the trained length of each.
+        for start in [0, 30, 100] {
+            let moved = try problem(shape, positions.positions.offset(by: start))
+            #expect(try problem(shape, fixed(start + 20).offset(by: start)) == moved)
+            #expect(throws: AttentionError.self) { try problem(shape, fixed(start + 19).offset(by: start)) }
+        }
+        #expect(try problem(shape, fixed(20).offset(by: 100 - 100)) != problem(shape, fixed(120)))
+        // Each item by its own names, of queries and of keys that are no padding.
+        let keys = Array(0..<20) + Array(100..<120)
+        let named = positions.positions.identifiers(queries: [17, 18, 19, 117, 118, 119], keys: keys)
+        let both = try problem(shape, named)
+        for (item, length) in [(0, 20), (1, 120)] {
+            let alone = try problem(
+                shape, fixed(120).identifiers(queries: [17, 18, 19, 117, 118, 119], keys: keys))
+            let short = try problem(
+                shape, fixed(item == 0 ? 20 : 120).identifiers(queries: [17, 18, 19], keys: Array(0..<20)))
+            let rows = item * 24..<(item + 1) * 24
+            if length == 120 { #expect(both.output[rows] == alone.output[rows]) }
+            if length == 20 { #expect(both.output[rows] == short.output[rows]) }
+        }
     }
 
     // MARK: - What is true of encodings
@@ -185,6 +222,8 @@ import Testing
         guard let embedding = positions.embedding else { return }
         let shape = try AttentionShape(queryHeads: 2, queries: 40, keys: 40, headDimension: 8)
         var moved = positions.positions.offset(by: 20)
+        // Moved beyond their trained lengths, these have other angles.
+        if embedding.scaling.dependsOnLength { return }
         if case .xPos(let scaleBase, let centre) = embedding.scaling {
             // Factors move with their centre.
             moved = .rotary(RotaryEmbedding(scaling: .xPos(scaleBase: scaleBase, centre: centre + 5))).offset(by: 20)
@@ -199,7 +238,7 @@ import Testing
     @Test("a zero key in front is softmax_1", arguments: PositionCase.all(headDimension: 8))
     func zeroPrefix(positions: PositionCase) throws {
         // LayerNorm with a bias, and the length of dynamic scaling, see the ghost.
-        guard positions.norm?.queryBias == nil, positions.embedding?.dependsOnLength != true else { return }
+        guard positions.norm?.queryBias == nil, positions.embedding?.scaling.countsPositions != true else { return }
         let (queries, keys) = (30, 90)
         let shape = try AttentionShape(queryHeads: 1, queries: queries, keys: keys, headDimension: 8)
         let withGhost = try AttentionShape(queryHeads: 1, queries: queries, keys: keys + 1, headDimension: 8)

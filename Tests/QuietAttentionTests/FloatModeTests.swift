@@ -41,7 +41,7 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         RotaryEmbedding(
             dimensions: 6,
             scaling: .yarn(
-                factor: 4, trainedLength: 100, betaFast: 32, betaSlow: 1, concentration: nil, wholePairs: false)))
+                factor: 4, trainedLength: 100, truncate: false)))
     /// Normal numbers, some of them very small.
     private static let numbers: [Float] = {
         var generator = SeededGenerator(seed: 8)

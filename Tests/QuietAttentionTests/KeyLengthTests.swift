@@ -32,7 +32,7 @@ import Testing
             positions: .rotary(RotaryEmbedding(pairing: .interleaved)).offset(by: 3)),
         Rules(
             testDescription: "dynamic NTK",
-            positions: .rotary(RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 6)))),
+            positions: .rotary(RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 6)))),
         Rules(
             testDescription: "xPos", positions: .rotary(RotaryEmbedding(scaling: .xPos(scaleBase: 64, centre: 9)))),
         Rules(testDescription: "CoCA", positions: .collinear(.slack)),

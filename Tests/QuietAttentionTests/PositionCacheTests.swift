@@ -14,7 +14,11 @@ import Testing
     private static let cases: [PositionCase] = PositionCase.all(headDimension: 6).compactMap { positions in
         var positions = positions
         if positions.name == "dynamic NTK" {
-            positions.embedding?.scaling = .dynamicNTK(factor: 2, trainedLength: 40, length: 2000)
+            positions.embedding?.scaling = .dynamic(factor: 2, trainedLength: 40, length: 2000)
+        }
+        if case .longrope(let short, let long, let factor, let trained, _, nil) = positions.embedding?.scaling {
+            positions.embedding?.scaling = .longrope(
+                shortFactor: short, longFactor: long, factor: factor, trainedLength: trained, length: 2000)
         }
         return positions
     }

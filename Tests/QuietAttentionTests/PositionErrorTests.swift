@@ -55,8 +55,11 @@ import Testing
     @Test(arguments: [0.5, 0, -1, .nan, .infinity, 1e10])
     func factors(_ factor: Double) {
         for scaling: RotaryEmbedding.Scaling in [
-            .interpolation(factor: factor), .ntk(factor: factor),
-            .dynamicNTK(factor: factor, trainedLength: 5, length: 9), .yarn(factor: factor, trainedLength: 5),
+            .linear(factor: factor), .ntk(factor: factor),
+            .dynamic(factor: factor, trainedLength: 5, length: 9), .yarn(factor: factor, trainedLength: 5),
+            .llama3(factor: factor, lowFreqFactor: 1, highFreqFactor: 4, trainedLength: 5),
+            .longrope(
+                shortFactor: [1, 1, 1, 1], longFactor: [1, 1, 1, 1], factor: factor, trainedLength: 5, length: 9),
         ] {
             refuse("positions.scaling.factor", RotaryEmbedding(scaling: scaling))
         }
@@ -66,15 +69,15 @@ import Testing
         for length in [0, -1, Int.min, Int.max] {
             refuse(
                 "positions.scaling.trainedLength",
-                RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: length, length: 9)))
+                RotaryEmbedding(scaling: .dynamic(factor: 1, trainedLength: length, length: 9)))
             refuse(
                 "positions.scaling.length",
-                RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: 4, length: length)))
+                RotaryEmbedding(scaling: .dynamic(factor: 1, trainedLength: 4, length: length)))
             refuse(
                 "positions.scaling.trainedLength",
                 RotaryEmbedding(scaling: .yarn(factor: 1, trainedLength: length)))
         }
-        let short = RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: 2, length: 4))
+        let short = RotaryEmbedding(scaling: .dynamic(factor: 1, trainedLength: 2, length: 4))
         expectRefusal(.position, "positions.scaling.length") {
             _ = try Attention(shape, sink: .softmax1, positions: .rotary(short))
         }
@@ -89,15 +92,52 @@ import Testing
                 "positions.scaling.betaFast",
                 RotaryEmbedding(scaling: .yarn(factor: 2, trainedLength: 9, betaFast: fast, betaSlow: slow)))
         }
-        for concentration in [0, -1, Double.nan, .infinity] {
+        for factor in [0, -1, Double.nan, .infinity] {
+            for scaling: RotaryEmbedding.Scaling in [
+                .yarn(factor: 2, trainedLength: 9, attentionFactor: factor), .thetas([1], attentionFactor: factor),
+            ] {
+                refuse("positions.scaling.attentionFactor", RotaryEmbedding(scaling: scaling))
+            }
+        }
+        for mscale in [-1, Double.nan, .infinity] {
             refuse(
-                "positions.scaling.concentration",
-                RotaryEmbedding(scaling: .yarn(factor: 2, trainedLength: 9, concentration: concentration)))
+                "positions.scaling.mscale", RotaryEmbedding(scaling: .yarn(factor: 2, trainedLength: 9, mscale: mscale))
+            )
+        }
+        for (low, high) in [(1.0, 1.0), (4, 1), (0, 4), (-1, 4), (.nan, 4), (1, .infinity)] {
+            refuse(
+                "positions.scaling.highFreqFactor",
+                RotaryEmbedding(
+                    scaling: .llama3(factor: 2, lowFreqFactor: low, highFreqFactor: high, trainedLength: 9)))
         }
         for scaleBase in [0, -512, Double.nan, .infinity] {
             refuse("positions.scaling.scaleBase", RotaryEmbedding(scaling: .xPos(scaleBase: scaleBase)))
         }
         refuse("positions.scaling.centre", RotaryEmbedding(scaling: .xPos(centre: Int.min)))
+    }
+
+    /// Lists have one number for each pair, and lengths a logarithm.
+    @Test func lists() throws {
+        let ones = [Double](repeating: 1, count: 4)
+        func longrope(_ short: [Double], _ long: [Double], trained: Int = 9) -> RotaryEmbedding {
+            RotaryEmbedding(
+                scaling: .longrope(shortFactor: short, longFactor: long, factor: 2, trainedLength: trained, length: 20))
+        }
+        refuse("positions.scaling.shortFactor", longrope([1, 1, 1], ones))
+        refuse("positions.scaling.longFactor", longrope(ones, ones + [1]))
+        refuse("positions.scaling.longFactor[2]", longrope(ones, [1, 1, 0, 1]))
+        refuse("positions.scaling.shortFactor[0]", longrope([.nan, 1, 1, 1], ones))
+        refuse("positions.scaling.trainedLength", longrope(ones, ones, trained: 1))
+        refuse("positions.dimensions", RotaryEmbedding(scaling: .thetas([])))
+        refuse("positions.dimensions", RotaryEmbedding(scaling: .thetas([1, 1, 1, 1, 1])))
+        refuse("positions.scaling.thetas", RotaryEmbedding(dimensions: 6, scaling: .thetas([1, 1])))
+        refuse("positions.scaling.thetas[1]", RotaryEmbedding(scaling: .thetas([1, .infinity])))
+        // Angles beyond 2^41 would lose what the position adds.
+        let fast = AttentionPositions.rotary(RotaryEmbedding(scaling: .thetas([1024])))
+        _ = try Attention(shape, sink: .softmax1, positions: fast.offset(by: 1 << 30))
+        expectRefusal(.position, "positions") {
+            _ = try Attention(shape, sink: .softmax1, positions: fast.offset(by: 1 << 31))
+        }
     }
 
     /// Factors of xPos would leave the range of Float.
@@ -144,14 +184,16 @@ import Testing
         expectRefusal(.rotaryEmbedding, "positions.scaling.length") {
             _ = try KeyValueCache(
                 keyValueHeads: 1, headDimension: 8,
-                positions: .rotary(RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 4))))
+                positions: .rotary(RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 4))))
         }
-        let fixed = RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 4, length: 10))
+        let fixed = RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 4, length: 10))
         var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 8, positions: .rotary(fixed))
         let rows = [Float](repeating: 1, count: 8 * 8)
         try cache.append(keys: rows, values: rows)
         expectRefusal(.cacheLimit, "keys") { try cache.append(keys: rows, values: rows) }
         #expect(cache.count == 8)
+        var moved = try KeyValueCache(keyValueHeads: 1, headDimension: 8, positions: .rotary(fixed).offset(by: 3))
+        expectRefusal(.cacheLimit, "keys") { try moved.append(keys: rows, values: rows) }
     }
 
     @Test func norms() {

@@ -92,7 +92,7 @@ import Testing
         for golden in Golden.shared.positions.dynamicNTK {
             let positions = ReferencePositions(
                 base: golden.base, dimensions: golden.dimensions,
-                scaling: .dynamicNTK(
+                scaling: .dynamic(
                     factor: golden.factor, trainedLength: golden.trainedLength, length: golden.length))
             #expect(abs(positions.scaledBase / golden.scaledBase - 1) < 1e-13)
             if golden.length == golden.trainedLength { #expect(positions.scaledBase == golden.base) }
@@ -103,8 +103,7 @@ import Testing
     @Test func yarnOfGPTOss() {
         let positions = ReferencePositions(
             base: 150_000, dimensions: 64,
-            scaling: .yarn(
-                factor: 32, trainedLength: 4096, betaFast: 32, betaSlow: 1, concentration: nil, wholePairs: false))
+            scaling: .yarn(factor: 32, trainedLength: 4096, truncate: false))
         let thetas: [Int: Double] = [
             0: 1, 1: 0.68904430588816327366, 8: 0.050813274815461473628, 9: 0.031705696184663765988,
             12: 0.0067949594897322178331, 16: 0.00045648391922324016956, 17: 0.00012931870124506272061,
@@ -115,9 +114,25 @@ import Testing
         #expect(positions.cosineAndSine(position: 0, pair: 5, .keys).cosine == Float(1.3465735902799726547))
     }
 
+    /// Computed with mpmath; transformers 5.24 has the same angles and factors in float64, to 4e-15.
+    @Test func parametersOfCheckpoints() throws {
+        let golden = Golden.shared.positions.checkpoints
+        #expect(golden.count == 11)
+        for (name, checkpoint) in golden {
+            let positions = try #require(checkpoint.reference)
+            #expect(positions.thetas.count == checkpoint.thetas.count)
+            for (j, theta) in checkpoint.thetas.enumerated() {
+                #expect(abs(positions.thetas[j] / theta - 1) < 1e-13, "\(name), pair \(j)")
+                #expect(abs(positions.oracleTheta(j) / theta - 1) < 1e-13, "\(name), pair \(j)")
+            }
+            let factor = positions.cosineAndSine(position: 0, pair: 0, .keys).cosine
+            #expect(factor == Float(checkpoint.attentionFactor), "\(name)")
+        }
+    }
+
     @Test func positionInterpolationAndNTK() {
         let plain = ReferencePositions(dimensions: 64)
-        let interpolated = ReferencePositions(dimensions: 64, scaling: .interpolation(factor: 4))
+        let interpolated = ReferencePositions(dimensions: 64, scaling: .linear(factor: 4))
         let aware = ReferencePositions(dimensions: 64, scaling: .ntk(factor: 4))
         #expect(zip(plain.thetas, interpolated.thetas).allSatisfy { $0 == 4 * $1 })
         // The fastest pair stays, the slowest is interpolated by the factor.
@@ -154,7 +169,7 @@ import Testing
         ("RoPE", ReferencePositions(dimensions: 16), true),
         ("RoPE interleaved", ReferencePositions(dimensions: 16, pairing: .interleaved), true),
         ("partial RoPE", ReferencePositions(dimensions: 6), true),
-        ("PI", ReferencePositions(dimensions: 16, scaling: .interpolation(factor: 8)), true),
+        ("PI", ReferencePositions(dimensions: 16, scaling: .linear(factor: 8)), true),
         ("NTK", ReferencePositions(dimensions: 16, scaling: .ntk(factor: 8)), true),
         ("xPos", ReferencePositions(dimensions: 16, scaling: .xPos(scaleBase: 512, centre: 100)), true),
         ("CoCA strict", ReferencePositions(dimensions: 16, form: .strict), true),

@@ -203,7 +203,7 @@ extension CommandLineTests {
     // MARK: - What is refused
 
     @Test(arguments: [
-        (["--query-positions", "m", "--key-positions", "n"], "need --positions"),
+        (["--query-positions", "m", "--key-positions", "n"], "needs --positions"),
         (["--positions", "rope", "--query-positions", "m"], "need each other"),
         (["--row-factors", "rows", "--scaling", "log=2"], "--row-factors: expected no --scaling"),
         (["--ssmax", "heads", "--row-factors", "rows"], "--ssmax: expected no --row-factors"),
@@ -226,7 +226,7 @@ extension CommandLineTests {
         let positions = ["--positions", "rope", "--query-positions"]
         for (options, words) in [
             (["--allowed", "x"], "no tensor \"x\""),
-            (["--allowed", "bias"], "tensor \"bias\" has dtype F32, only BOOL, U8 can be read"),
+            (["--allowed", "bias"], "tensor \"bias\" has dtype F32, only BOOL, U8, I8, U16"),
             (
                 ["--allowed", "lengths"],
                 "expected the shape [1 or 2, 1 or 4, 1 or 3, 7], or its last dimensions alone, got [2]"
@@ -245,7 +245,7 @@ extension CommandLineTests {
             (["--row-factors", "rows", "--normaliser", "relu2-normalised"], "factor cancels"),
             (
                 positions + ["n", "--key-positions", "n"],
-                "expected the shape [3] or [2, 3], the position of each query"
+                "expected the shape [3], [1, 3] or [2, 3], the position of each query"
             ),
             (positions + ["m", "--key-positions", "far"], "at most 2^40 from 0"),
         ] {

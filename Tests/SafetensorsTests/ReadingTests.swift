@@ -62,13 +62,23 @@ import Testing
             safetensors([
                 StoredTensor("long", .int64, [2, 2], [Int64.max, Int64.min, -1, 5]),
                 StoredTensor("short", .int32, [3], [Int32.max, Int32.min, -1]),
-                StoredTensor("none", .int64, [0], [Int64]()), StoredTensor("bytes", .uint8, [1], [3 as UInt8]),
+                StoredTensor("none", .int64, [0], [Int64]()), StoredTensor("bytes", .uint8, [2], [3, 255] as [UInt8]),
+                StoredTensor("small", .int8, [1], [-3 as Int8]), StoredTensor("half", .int16, [1], [-30_000 as Int16]),
+                StoredTensor("words", .uint16, [1], [60_000 as UInt16]),
+                StoredTensor("unsigned", .uint32, [1], [UInt32.max]),
+                StoredTensor("large", .uint64, [2], [9, UInt64.max]), StoredTensor("truth", .bool, [1], [1 as UInt8]),
             ]))
         #expect(try file.integers(named: "long") == [Int.max, Int.min, -1, 5])
         #expect(try file.integers(named: "short") == [2_147_483_647, -2_147_483_648, -1])
         #expect(try file.integers(named: "none") == [])
-        let error = #expect(throws: SafetensorsError.self) { try file.integers(named: "bytes") }
-        #expect(error?.description == "tensor \"bytes\" has dtype U8, only I32, I64 can be read as integers")
+        #expect(try file.integers(named: "bytes") == [3, 255])
+        #expect(try file.integers(named: "small") == [-3])
+        #expect(try file.integers(named: "half") == [-30_000])
+        #expect(try file.integers(named: "words") == [60_000])
+        #expect(try file.integers(named: "unsigned") == [4_294_967_295])
+        #expect(try file.integers(named: "large") == [9, Int.max])
+        let error = #expect(throws: SafetensorsError.self) { try file.integers(named: "truth") }
+        #expect(error?.description.hasSuffix("U64, I64 can be read as integers") == true)
         #expect(throws: SafetensorsError.self) { try file.floats(named: "short") }
     }
 
@@ -78,12 +88,32 @@ import Testing
         let file = try open(
             safetensors([
                 StoredTensor("mask", .bool, [2], [0, 1] as [UInt8]), StoredTensor("bytes", .uint8, [65_600], bytes),
-                StoredTensor("words", .int32, [1], [1 as Int32]),
+                StoredTensor("words", .int32, [3], [1, 0, 1 << 16] as [Int32]),
+                StoredTensor("long", .uint64, [2], [0, 1 << 32] as [UInt64]),
+                StoredTensor("number", .float32, [1], [1 as UInt32]),
             ]))
         #expect(try file.booleans(named: "mask") == [false, true])
         #expect(try file.booleans(named: "bytes") == bytes.indices.map { $0 % 7 != 0 })
-        let error = #expect(throws: SafetensorsError.self) { try file.booleans(named: "words") }
-        #expect(error?.description == "tensor \"words\" has dtype I32, only BOOL, U8 can be read as true and false")
+        #expect(try file.booleans(named: "words") == [true, false, true])
+        #expect(try file.booleans(named: "long") == [false, true])
+        let error = #expect(throws: SafetensorsError.self) { try file.booleans(named: "number") }
+        #expect(error?.description.hasSuffix("U64, I64 can be read as true and false") == true)
+    }
+
+    /// Rounded once to Float, to nearest, ties to even; exact as Double.
+    @Test func doublePrecision() throws {
+        let numbers = [1 + 0x1p-24, 1 + 0x3p-24, 0.1, -0x1.fffffep127, 0x1p-149, .infinity, .leastNonzeroMagnitude]
+        let file = try open(
+            safetensors([
+                StoredTensor("d", .float64, [7], numbers.map(\.bitPattern)),
+                StoredTensor("f", .float32, [1], [(0.5 as Float).bitPattern]),
+                StoredTensor("far", .float64, [2], [1, 1e39].map(\.bitPattern)),
+            ]))
+        #expect(try file.floats(named: "d") == [1, 1 + 0x1p-22, 0.1, -0x1.fffffep127, 0x1p-149, .infinity, 0])
+        #expect(try file.doubles(named: "d") == numbers)
+        #expect(try file.doubles(named: "f") == [0.5])
+        let error = #expect(throws: SafetensorsError.self) { try file.floats(named: "far") }
+        #expect(error?.description == "tensor \"far\" holds 1e+39, which is beyond the range of F32")
     }
 
     @Test func emptyTensorsAndScalars() throws {

@@ -104,8 +104,11 @@ import Testing
         #expect(throws: SafetensorsError.wrongValueCount(tensor: "x", shape: [Int.max, 2], values: 1)) {
             try write(NamedTensor(name: "x", shape: [Int.max, 2], values: [1]))
         }
-        #expect(throws: SafetensorsError.unsupportedElementType(tensor: "x", elementType: .int8)) {
-            try write(NamedTensor(name: "x", shape: [1], values: [1], elementType: .int8))
+        for type in [ElementType.int8, .float64] {
+            #expect(
+                throws: SafetensorsError.unsupportedElementType(
+                    tensor: "x", elementType: type, expected: ElementType.writable)
+            ) { try write(NamedTensor(name: "x", shape: [1], values: [1], elementType: type)) }
         }
         #expect(throws: SafetensorsError.reservedName("__metadata__")) {
             try write(NamedTensor(name: "__metadata__", shape: [1], values: [1]))

@@ -106,6 +106,8 @@ public struct Golden: Decodable, Sendable {
 
         public let coca: CoCA
         public let dynamicNTK: [DynamicNTK]
+        /// By name.
+        public let checkpoints: [String: Checkpoint]
 
         /// One query at m, one key at n, pairs in halves.
         public struct CoCA: Decodable, Sendable {
@@ -138,7 +140,7 @@ public struct Golden: Decodable, Sendable {
         }
 
         enum CodingKeys: String, CodingKey {
-            case coca, log512
+            case coca, log512, checkpoints
             case alibiSlopes = "alibi_slopes"
             case dynamicNTK = "dynamic_ntk_base"
         }

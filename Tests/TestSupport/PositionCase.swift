@@ -77,18 +77,28 @@ extension ReferencePositions {
         let scaling: Scaling =
             switch embedding.scaling {
             case .none: .none
-            case .interpolation(let factor): .interpolation(factor: factor)
+            case .linear(let factor): .linear(factor: factor)
             case .ntk(let factor): .ntk(factor: factor)
-            case .dynamicNTK(let factor, let trained, let given):
-                .dynamicNTK(factor: factor, trainedLength: trained, length: given ?? length)
-            case .yarn(let factor, let trained, let fast, let slow, let concentration, let wholePairs):
+            case .dynamic(let factor, let trained, let given):
+                .dynamic(factor: factor, trainedLength: trained, length: given ?? length)
+            case .yarn(
+                let factor, let trained, let fast, let slow, let attentionFactor, let mscale, let allDim, let truncate):
                 .yarn(
                     factor: factor, trainedLength: trained, betaFast: fast, betaSlow: slow,
-                    concentration: concentration, wholePairs: wholePairs)
+                    attentionFactor: attentionFactor, mscale: mscale, mscaleAllDim: allDim, truncate: truncate)
+            case .longrope(let short, let long, let factor, let trained, let attentionFactor, let given):
+                .longrope(
+                    shortFactor: short, longFactor: long, factor: factor, trainedLength: trained,
+                    attentionFactor: attentionFactor, length: given ?? length)
+            case .llama3(let factor, let low, let high, let trained):
+                .llama3(factor: factor, lowFreqFactor: low, highFreqFactor: high, trainedLength: trained)
+            case .thetas(let thetas, let attentionFactor): .thetas(thetas, attentionFactor: attentionFactor)
             case .xPos(let scaleBase, let centre): .xPos(scaleBase: scaleBase, centre: centre)
             }
+        var thetas: [Double]?
+        if case .thetas(let own, _) = embedding.scaling { thetas = own }
         self.init(
-            base: embedding.base, dimensions: embedding.dimensions ?? headDimension,
+            base: embedding.base, dimensions: embedding.dimensions ?? thetas.map { 2 * $0.count } ?? headDimension,
             pairing: embedding.pairing == .halves ? .halves : .interleaved, scaling: scaling, form: form)
     }
 }
@@ -114,19 +124,39 @@ extension PositionCase {
             PositionCase("partial RoPE halves", RotaryEmbedding(base: 500, dimensions: partial)),
             PositionCase(
                 "partial RoPE interleaved", RotaryEmbedding(dimensions: partial, pairing: .interleaved)),
-            PositionCase("PI", RotaryEmbedding(scaling: .interpolation(factor: 4))),
+            PositionCase("PI", RotaryEmbedding(scaling: .linear(factor: 4))),
             PositionCase("NTK", RotaryEmbedding(scaling: .ntk(factor: 8))),
-            PositionCase("dynamic NTK", RotaryEmbedding(scaling: .dynamicNTK(factor: 2, trainedLength: 40))),
+            PositionCase("dynamic NTK", RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 40))),
             PositionCase(
                 "dynamic NTK frozen",
-                RotaryEmbedding(scaling: .dynamicNTK(factor: 1, trainedLength: 512, length: 8192))),
+                RotaryEmbedding(scaling: .dynamic(factor: 1, trainedLength: 512, length: 8192))),
             PositionCase(
-                "YaRN", RotaryEmbedding(base: 150_000, scaling: .yarn(factor: 32, trainedLength: 4096))),
+                "YaRN, not truncated",
+                RotaryEmbedding(base: 150_000, scaling: .yarn(factor: 32, trainedLength: 4096, truncate: false))),
             PositionCase(
-                "YaRN whole pairs",
+                "YaRN",
                 RotaryEmbedding(
                     pairing: .interleaved,
-                    scaling: .yarn(factor: 4, trainedLength: 2048, concentration: 1.25, wholePairs: true))),
+                    scaling: .yarn(factor: 4, trainedLength: 2048, attentionFactor: 1.25))),
+            PositionCase(
+                "YaRN of DeepSeek",
+                RotaryEmbedding(
+                    scaling: .yarn(factor: 40, trainedLength: 256, betaFast: 16, mscale: 0.7, mscaleAllDim: 1.2))),
+            PositionCase(
+                "LongRoPE",
+                RotaryEmbedding(
+                    scaling: .longrope(
+                        shortFactor: (0..<d / 2).map { 1 + 0.01 * Double($0) },
+                        longFactor: (0..<d / 2).map { 1.5 + Double($0) }, factor: 32, trainedLength: 70))),
+            PositionCase(
+                "Llama 3",
+                RotaryEmbedding(
+                    base: 500_000,
+                    scaling: .llama3(factor: 8, lowFreqFactor: 1, highFreqFactor: 4, trainedLength: 64))),
+            PositionCase(
+                "own angles",
+                RotaryEmbedding(
+                    scaling: .thetas((0..<partial / 2).map { 0.3 * Double($0) - 0.2 }, attentionFactor: 1.1))),
             PositionCase("xPos", RotaryEmbedding(scaling: .xPos(scaleBase: 64, centre: 30))),
             PositionCase("CoCA slack", RotaryEmbedding(), .slack),
             PositionCase("CoCA slack interleaved", RotaryEmbedding(pairing: .interleaved), .slack),

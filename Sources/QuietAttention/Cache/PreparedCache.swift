@@ -6,10 +6,10 @@ import CKernels
 extension KeyValueCache {
     /// Checks that tokens may have these positions.
     func checkPositions(_ tokens: Range<Int>) throws(AttentionError) {
-        if case .dynamicNTK(_, _, let length?) = encoding.embedding?.scaling, tokens.upperBound > length {
+        if let length = encoding.embedding?.scaling.length, tokens.upperBound + encoding.offset > length {
             throw AttentionError(
-                .cacheLimit, "keys", expected: "at most \(length) tokens, the length that angles are fixed for",
-                found: "\(tokens.upperBound)")
+                .cacheLimit, "keys", expected: "positions below \(length), the length that angles are fixed for",
+                found: "\(tokens.upperBound + encoding.offset - 1)")
         }
         guard let angles, !tokens.isEmpty else { return }
         try angles.check(tokens.lowerBound + encoding.offset...tokens.upperBound - 1 + encoding.offset)

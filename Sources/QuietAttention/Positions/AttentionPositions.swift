@@ -108,7 +108,7 @@ public struct AttentionPositions: Sendable, Hashable {
                 .position, "positions.identifiers", expected: "none: the tokens of a cache have positions from 0 on",
                 found: "identifiers")
         }
-        guard embedding?.dependsOnLength != true else {
+        guard embedding?.scaling.dependsOnLength != true else {
             throw RotaryEmbedding.refusal(
                 "scaling.length", expected: "the longest sequence to come: keys keep the angles they are appended with",
                 found: "none")

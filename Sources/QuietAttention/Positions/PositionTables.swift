@@ -22,7 +22,7 @@ struct PositionTables: Sendable {
         guard let embedding = preparation.embedding else { return nil }
         // No positions beyond Int, whatever the embedding.
         if let identifiers = positions.identifiers { try Self.check(identifiers, shape) }
-        let sequences = Self.sequences(shape, embedding, mask, areNamed: positions.identifiers != nil)
+        let sequences = Self.sequences(shape, embedding.scaling, positions, mask)
         for length in Set(sequences.map(\.length)) { _ = try preparation.angles(length: length) }
         guard shape.rowCount > 0, let first = try preparation.angles(length: sequences.first?.length ?? 0) else {
             return nil
@@ -51,7 +51,7 @@ struct PositionTables: Sendable {
     /// One batch item, or all of a uniform batch.
     private struct Sequence {
         let queries, keys: Int
-        /// Keys that dynamic NTK scaling counts; the same for all where angles do not depend on it.
+        /// The largest position + 1, where angles go by it; 0 where they do not.
         let length: Int
         /// Position of the first query.
         let diagonal: Int
@@ -60,17 +60,25 @@ struct PositionTables: Sendable {
     }
 
     private static func sequences(
-        _ shape: AttentionShape, _ embedding: RotaryEmbedding, _ mask: AttentionMask, areNamed: Bool
+        _ shape: AttentionShape, _ scaling: RotaryEmbedding.Scaling, _ positions: AttentionPositions,
+        _ mask: AttentionMask
     ) -> [Sequence] {
-        // Lengths move queries that have no names, and change angles.
-        let isUniform = !shape.isPacked && (mask.lengths == nil || (areNamed && !embedding.dependsOnLength))
+        let names = positions.identifiers
+        // Lengths move queries that have no names, and change angles; names of each item change angles, too.
+        let shareNames = names.map { $0.queries.count == shape.queries && $0.keys.count == shape.keys } ?? true
+        let isUniform =
+            !shape.isPacked && (mask.lengths == nil || (names != nil && !scaling.countsPositions))
+            && (shareNames || !scaling.countsPositions)
         return (0..<(isUniform ? min(shape.batch, 1) : shape.batch)).map { item in
             let queries = shape.queryOffsets.map { $0[item + 1] - $0[item] } ?? shape.queries
             let keys = shape.keyOffsets.map { $0[item + 1] - $0[item] } ?? shape.keys
-            return Sequence(
-                queries: queries, keys: keys,
-                length: embedding.dependsOnLength ? mask.keyLength(item: item, keys: keys) : shape.keys,
-                diagonal: mask.diagonal(item: item, queries: queries, keys: keys))
+            let real = mask.keyLength(item: item, keys: keys)
+            let diagonal = mask.diagonal(item: item, queries: queries, keys: keys)
+            let realQueries = min(max(0, real - diagonal), queries)
+            let last =
+                names?.last(item: item, shape, queries: (queries, realQueries), keys: (keys, real)) ?? real - 1
+            let length = scaling.countsPositions ? last + 1 + positions.offset : 0
+            return Sequence(queries: queries, keys: keys, length: length, diagonal: diagonal)
         }
     }
 
@@ -114,20 +122,16 @@ struct PositionTables: Sendable {
         for index in 0..<count {
             let sequence = sequences[min(index, sequences.count - 1)]
             guard let angles = try preparation.angles(length: sequence.length) else { continue }
-            func table(_ all: [Int], _ start: Int, _ rows: Int, _ side: RotaryAngles.Side) throws(AttentionError)
-                -> RotaryTable
-            {
-                let first = all.count == rows ? 0 : start
-                let positions = all[first..<first + rows].map { $0 + offset }
+            func table(_ names: ArraySlice<Int>, _ side: RotaryAngles.Side) throws(AttentionError) -> RotaryTable {
+                let positions = names.map { $0 + offset }
                 if let least = positions.min(), let most = positions.max() { try angles.check(least...most) }
                 return try RotaryTable(angles, positions: positions, side)
             }
-            let queryStart = shape.queryOffsets?[index] ?? index * sequence.queries
-            let keyStart = shape.keyOffsets?[index] ?? index * sequence.keys
+            let queries = identifiers.queries(item: index, shape, rows: sequence.queries)
+            let keys = identifiers.keys(item: index, shape, rows: sequence.keys)
             items.append(
                 Item(
-                    queries: try table(identifiers.queries, queryStart, sequence.queries, .queries),
-                    keys: try table(identifiers.keys, keyStart, sequence.keys, .keys), firstQuery: 0, firstKey: 0))
+                    queries: try table(queries, .queries), keys: try table(keys, .keys), firstQuery: 0, firstKey: 0))
         }
         return items
     }
@@ -153,5 +157,33 @@ struct PositionTables: Sendable {
                     found: "\(positions[index])")
             }
         }
+    }
+}
+
+extension AttentionPositions.Identifiers {
+    /// The positions of one item's queries, `rows` of them.
+    fileprivate func queries(item: Int, _ shape: AttentionShape, rows: Int) -> ArraySlice<Int> {
+        Self.rows(of: queries, from: shape.queryOffsets?[item] ?? item * rows, rows)
+    }
+
+    /// The positions of one item's keys.
+    fileprivate func keys(item: Int, _ shape: AttentionShape, rows: Int) -> ArraySlice<Int> {
+        Self.rows(of: keys, from: shape.keyOffsets?[item] ?? item * rows, rows)
+    }
+
+    /// The largest position of an item's queries and keys that are no padding, the first `real` of each; nil without any.
+    fileprivate func last(
+        item: Int, _ shape: AttentionShape, queries: (all: Int, real: Int), keys: (all: Int, real: Int)
+    ) -> Int? {
+        let names = [
+            self.queries(item: item, shape, rows: queries.all).prefix(queries.real).max(),
+            self.keys(item: item, shape, rows: keys.all).prefix(keys.real).max(),
+        ]
+        return names.compactMap(\.self).max()
+    }
+
+    /// A list as long as the rows serves all items.
+    private static func rows(of all: [Int], from start: Int, _ rows: Int) -> ArraySlice<Int> {
+        all.count == rows ? all[...] : all[start..<start + rows]
     }
 }

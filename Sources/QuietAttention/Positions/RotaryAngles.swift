@@ -11,7 +11,7 @@ struct RotaryAngles: Sendable {
     /// theta[j].
     let thetas: [Double]
     /// Of queries and keys alike.
-    let concentration: Double
+    let attentionFactor: Double
     /// ln zeta[j] / scaleBase of xPos, otherwise empty.
     let growth: [Double]
     private let centre: Int
@@ -21,23 +21,29 @@ struct RotaryAngles: Sendable {
     /// - Parameters:
     ///   - embedding: checked.
     ///   - dimensions: r.
-    ///   - length: keys of the sequence, of which dynamic NTK scaling makes use if it has no length of its own.
+    ///   - length: the largest position + 1, which scalings that count positions go by if they have no length of their own.
     init(_ embedding: RotaryEmbedding, dimensions: Int, length: Int) throws(AttentionError) {
+        let scaling = embedding.scaling
+        let length = scaling.length ?? length
         let base = try Self.base(embedding, dimensions: dimensions, length: length)
         let logarithm = ElementaryFunctions.logarithm(base)
         var thetas = (0..<dimensions / 2).map {
             ElementaryFunctions.exponential(-(Double(2 * $0) / Double(dimensions)) * logarithm)
         }
-        var (concentration, growth, centre, reach) = (1.0, [Double](), 0, AttentionShape.longestSequence * 2)
-        switch embedding.scaling {
-        case .none, .ntk, .dynamicNTK: break
-        case .interpolation(let factor): thetas = thetas.map { $0 / factor }
-        case .yarn(let factor, _, _, _, let given, _):
-            concentration = given ?? 0.1 * ElementaryFunctions.logarithm(factor) + 1
-            let ramp = Self.ramp(embedding.scaling, dimensions: dimensions, baseLogarithm: logarithm)
+        attentionFactor = scaling.factorOfTables
+        var (growth, centre) = ([Double](), 0)
+        var reach = AttentionShape.longestSequence * 2
+        switch scaling {
+        case .none, .ntk, .dynamic: break
+        case .linear(let factor): thetas = thetas.map { $0 / factor }
+        case .yarn(let factor, _, _, _, _, _, _, _), .llama3(let factor, _, _, _):
+            let ramp = scaling.ramp(thetas, baseLogarithm: logarithm)
             for j in thetas.indices {
                 thetas[j] = thetas[j] / factor * ramp[j] + thetas[j] * (1 - ramp[j])
             }
+        case .longrope(let short, let long, _, let trainedLength, _, _):
+            thetas = zip(thetas, length > trainedLength ? long : short).map { $0 / $1 }
+        case .thetas(let own, _): thetas = own
         case .xPos(let scaleBase, let middle):
             growth = thetas.indices.map { j in
                 let zeta = (Double(2 * j) + 0.4 * Double(dimensions)) / (1.4 * Double(dimensions))
@@ -46,8 +52,9 @@ struct RotaryAngles: Sendable {
             // zeta >= 0.4 / 1.4: factors of 2^-64 and more, and their inverses.
             (centre, reach) = (middle, Int(35 * scaleBase))
         }
-        (self.thetas, self.concentration, self.growth) = (thetas, concentration, growth)
-        (self.centre, self.reach) = (centre, reach)
+        // Sines and cosines are right up to so large an angle.
+        if let fastest = thetas.map(abs).max(), fastest > 1 { reach = min(reach, Int(Double(reach) / fastest)) }
+        (self.thetas, self.growth, self.centre, self.reach) = (thetas, growth, centre, reach)
     }
 
     private static func base(
@@ -55,12 +62,11 @@ struct RotaryAngles: Sendable {
     ) throws(AttentionError) -> Double {
         var growth = 1.0
         switch embedding.scaling {
-        case .none, .interpolation, .yarn, .xPos: return embedding.base
         case .ntk(let factor): growth = factor
-        case .dynamicNTK(let factor, let trainedLength, let given):
-            let length = given ?? length
+        case .dynamic(let factor, let trainedLength, _):
             if length <= trainedLength { return embedding.base }
             growth = factor * (Double(length) / Double(trainedLength)) - (factor - 1)
+        default: return embedding.base
         }
         let exponent = Double(dimensions) / Double(dimensions - 2)
         let base = embedding.base * ElementaryFunctions.exponential(exponent * ElementaryFunctions.logarithm(growth))
@@ -69,26 +75,6 @@ struct RotaryAngles: Sendable {
                 "scaling", expected: "a scaled base of at most \(RotaryEmbedding.largestBase)", found: "\(base)")
         }
         return base
-    }
-
-    /// YaRN's share of interpolation per pair.
-    private static func ramp(
-        _ scaling: RotaryEmbedding.Scaling, dimensions: Int, baseLogarithm: Double
-    ) -> [Double] {
-        guard case .yarn(_, let trainedLength, let betaFast, let betaSlow, _, let wholePairs) = scaling else {
-            return []
-        }
-        func pair(turning beta: Double) -> Double {
-            let turns = Double(trainedLength) / (2 * Double.pi * beta)
-            return Double(dimensions / 2) * ElementaryFunctions.logarithm(turns) / baseLogarithm
-        }
-        var (low, high) = (pair(turning: betaFast), pair(turning: betaSlow))
-        if wholePairs {
-            low = max(low.rounded(.down), 0)
-            high = min(high.rounded(.up), Double(dimensions - 1))
-            if low == high { high += 0.001 }
-        }
-        return (0..<dimensions / 2).map { min(max((Double($0) - low) / (high - low), 0), 1) }
     }
 
     // MARK: - Tables
@@ -104,7 +90,8 @@ struct RotaryAngles: Sendable {
         guard valid.contains(positions.lowerBound), valid.contains(positions.upperBound) else {
             throw AttentionError(
                 .position, "positions",
-                expected: "positions within \(reach) of the centre \(centre): a nearer centre, or a larger scaleBase",
+                expected: "positions within \(reach) of \(centre)"
+                    + (growth.isEmpty ? ", where angles are exact" : ": a nearer centre, or a larger scaleBase"),
                 found: "\(positions)")
         }
     }
@@ -129,7 +116,7 @@ struct RotaryAngles: Sendable {
     }
 
     private func factor(_ position: Int, pair: Int, _ side: Side) -> Double {
-        if growth.isEmpty { return concentration }
+        if growth.isEmpty { return attentionFactor }
         let exponent = Double(position - centre) * growth[pair]
         return ElementaryFunctions.exponential(side == .queries ? exponent : -exponent)
     }
@@ -150,5 +137,46 @@ final class RotaryTable: @unchecked Sendable {
 
     deinit {
         AlignedMemory.free(UnsafeMutableRawPointer(address))
+    }
+}
+
+extension RotaryEmbedding.Scaling {
+    /// What cosines and sines are multiplied by, of queries and keys alike.
+    fileprivate var factorOfTables: Double {
+        switch self {
+        case .yarn(let factor, _, _, _, let given, let mscale, let mscaleAllDim, _):
+            func magnitude(_ mscale: Double) -> Double { 0.1 * mscale * ElementaryFunctions.logarithm(factor) + 1 }
+            if let given { return given }
+            guard let mscale, let mscaleAllDim, mscale != 0, mscaleAllDim != 0 else { return magnitude(1) }
+            return magnitude(mscale) / magnitude(mscaleAllDim)
+        case .longrope(_, _, let factor, let trainedLength, let given, _):
+            if let given { return given }
+            if factor == 1 { return 1 }
+            let trained = ElementaryFunctions.logarithm(Double(trainedLength))
+            return (1 + ElementaryFunctions.logarithm(factor) / trained).squareRoot()
+        case .thetas(_, let given): return given
+        default: return 1
+        }
+    }
+
+    /// The share of interpolation of YaRN and Llama 3, per pair.
+    fileprivate func ramp(_ thetas: [Double], baseLogarithm: Double) -> [Double] {
+        switch self {
+        case .yarn(_, let trainedLength, let betaFast, let betaSlow, _, _, _, let truncate):
+            func pair(turning beta: Double) -> Double {
+                let turns = Double(trainedLength) / (2 * Double.pi * beta)
+                return Double(thetas.count) * ElementaryFunctions.logarithm(turns) / baseLogarithm
+            }
+            var (low, high) = (pair(turning: betaFast), pair(turning: betaSlow))
+            if truncate { (low, high) = (low.rounded(.down), high.rounded(.up)) }
+            (low, high) = (max(low, 0), min(high, Double(2 * thetas.count - 1)))
+            return thetas.indices.map { min(max((Double($0) - low) / max(high - low, 0.001), 0), 1) }
+        case .llama3(_, let lowFreqFactor, let highFreqFactor, let trainedLength):
+            return thetas.map { theta in
+                let turns = Double(trainedLength) * theta / (2 * Double.pi)
+                return min(max((highFreqFactor - turns) / (highFreqFactor - lowFreqFactor), 0), 1)
+            }
+        default: return [Double](repeating: 0, count: thetas.count)
+        }
     }
 }

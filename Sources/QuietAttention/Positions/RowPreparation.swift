@@ -34,13 +34,13 @@ struct RowPreparation: Sendable {
         keys = side(rotations.1, norm?.keyGain, norm?.keyBias)
     }
 
-    /// The angles for a sequence of so many keys; nil without an embedding.
+    /// The angles for a sequence with this largest position + 1; nil without an embedding.
     func angles(length: Int) throws(AttentionError) -> RotaryAngles? {
         guard let embedding else { return nil }
-        if case .dynamicNTK(_, _, let most?) = embedding.scaling, length > most {
+        if let most = embedding.scaling.length, length > most {
             throw AttentionError(
-                .position, "positions.scaling.length", expected: "at least the \(length) keys of a sequence",
-                found: "\(most)")
+                .position, "positions.scaling.length",
+                expected: "at least \(length), the largest position of a sequence + 1", found: "\(most)")
         }
         return try RotaryAngles(embedding, dimensions: dimensions, length: length)
     }
