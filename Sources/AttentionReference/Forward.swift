@@ -17,37 +17,66 @@ extension ReferenceProblem {
     public func forward(queries: [Float], keys: [Float], values: [Float]) -> ForwardResult<Float> {
         var result = ForwardResult<Float>(output: [], logSumExp: [], sinkShare: [])
         forEachRow(queries: queries, keys: keys, values: values) { row in
-            let (output, logSumExp, sinkShare) = forward(row)
-            result.output += output
-            result.logSumExp.append(logSumExp)
-            result.sinkShare.append(sinkShare)
+            let solved = solved(row, scores(row).finished)
+            result.output += solved.output
+            result.logSumExp.append(solved.logSumExp)
+            result.sinkShare.append(solved.sinkShare)
         }
         return result
     }
 
-    private func forward(_ row: Row) -> (output: [Float], logSumExp: Float, sinkShare: Float) {
-        let scores = scores(row)
-        let nothing = [Float](repeating: 0, count: valueDimension)
+    /// What forward keeps of each row for backward, in the order [batch, queryHeads, queries]: a weight of softmax is
+    /// `exp2(t[j] - reference) * factor`. 0 and 0 for a row of a softmax that sees no key.
+    public func weightNumbers(
+        queries: [Float], keys: [Float], values: [Float]
+    ) -> (references: [Float], factors: [Float]) {
+        var (references, factors): ([Float], [Float]) = ([], [])
+        forEachRow(queries: queries, keys: keys, values: values) { row in
+            let solved = solved(row, scores(row).finished)
+            references.append(solved.reference)
+            factors.append(solved.factor)
+        }
+        return (references, factors)
+    }
+
+    /// The forward pass of a row, whose finished scores these are.
+    func solved(_ row: Row, _ scores: [Float]) -> SolvedRow {
+        let c = row.constant
         switch normaliser {
         case .softmax:
-            let sink = row.sink + row.constant
-            return sums(row, scores, .softmax)?.finish(sink: sink) ?? (nothing, sink, sink == -.infinity ? 0 : 1)
+            let sums = sums(row, scores, .softmax)
+            let totals = (sums ?? emptySums).totals(sink: row.sink + c)
+            var result = SolvedRow(.softmax, sums ?? emptySums, factor: totals.factor, outputFactor: totals.factor)
+            (result.logSumExp, result.sinkShare) = (sums == nil ? row.sink + c : totals.logSumExp, totals.sinkShare)
+            return result
         case .clippedSoftmax(let zeta):
             // Two passes: a weight is clipped after it has been divided, which takes the sum of all.
-            guard let first = sums(row, scores, .softmax) else {
-                return (nothing, row.sink, row.sink == -.infinity ? 0 : 1)
-            }
-            let (factor, logSumExp, sinkShare) = first.totals(sink: row.sink)
+            let first = sums(row, scores, .softmax)
+            let totals = (first ?? emptySums).totals(sink: row.sink)
+            let reference = finiteReference((first ?? emptySums).maximum)
             let clipped = RowNormaliser.clippedSoftmax(
-                maximum: first.finiteReference(first.maximum), factor: factor, gamma: row.constant, zeta: zeta)
-            return (sums(row, scores, clipped)?.finish() ?? nothing, logSumExp, sinkShare)
-        case .sigmoid: return (sums(row, scores, .sigmoid(bias: row.constant))?.finish() ?? nothing, 0, 0)
-        case .softpick: return (sums(row, scores, .softpick(epsilon: row.constant))?.finish() ?? nothing, 0, 0)
-        case .reluSquared: return (sums(row, scores, .reluSquared(divisor: row.constant))?.finish() ?? nothing, 0, 0)
-        case .normalisedReluSquared:
-            return (sums(row, scores, .normalisedReluSquared(sink: row.constant))?.finish() ?? nothing, 0, 0)
+                maximum: reference, factor: totals.factor, gamma: c, zeta: zeta)
+            let second = sums(row, scores, clipped) ?? emptySums
+            var result = SolvedRow(clipped, second, factor: totals.factor, outputFactor: 1)
+            result.reference = reference
+            (result.logSumExp, result.sinkShare) = (first == nil ? row.sink : totals.logSumExp, totals.sinkShare)
+            return result
+        case .sigmoid: return solved(row, scores, .sigmoid(bias: c))
+        case .softpick: return solved(row, scores, .softpick(epsilon: c))
+        case .reluSquared: return solved(row, scores, .reluSquared(divisor: c))
+        case .normalisedReluSquared: return solved(row, scores, .normalisedReluSquared(sink: c))
         }
     }
+
+    /// By a normaliser that has neither sink nor log-sum-exp.
+    private func solved(_ row: Row, _ scores: [Float], _ normaliser: RowNormaliser) -> SolvedRow {
+        let sums = sums(row, scores, normaliser) ?? OnlineSums(normaliser, valueDimension: valueDimension)
+        let factor = normaliser.factor(sum: treeSum(sums.lanes))
+        return SolvedRow(normaliser, sums, factor: factor, outputFactor: factor)
+    }
+
+    /// What a row that sees no key has of a softmax.
+    private var emptySums: OnlineSums { OnlineSums(.softmax, valueDimension: valueDimension) }
 
     /// The sums over all keys that the row sees, chunk by chunk; nil if it sees none.
     private func sums(_ row: Row, _ scores: [Float], _ normaliser: RowNormaliser) -> OnlineSums? {
@@ -82,14 +111,14 @@ extension ReferenceProblem {
         return seesAny ? state : nil
     }
 
-    /// The finished scores of the keys that the row sees, and 0 for the others:
+    /// The scores of the keys that the row sees, and 0 for the others:
     ///
-    ///     t[j] = unit (cap(scale factor q.k[j]) - slope |position - j| + bias[j])
+    ///     capped[j]   = unit cap(scale factor q.k[j])
+    ///     finished[j] = capped[j] - unit slope |position - j| + unit bias[j]
     ///
     /// unit is log2(e) for normalisers that take powers, so that a weight is a power of two, which is cheaper and more
     /// accurate than a power of e; otherwise 1. Whatever multiplies every product is in the query already.
-    private func scores(_ row: Row) -> [Float] {
-        let unit: Double = normaliser.takesScores ? 1 : log2e
+    func scores(_ row: Row) -> (capped: [Float], finished: [Float]) {
         let unitFloat: Float = normaliser.takesScores ? 1 : log2eFloat
         let factor = scale * row.factor
         let queryFactor = Float(softcap.map { factor / $0 } ?? (normaliser.takesScores ? factor : factor * log2e))
@@ -101,19 +130,24 @@ extension ReferenceProblem {
         } else {
             product = { dot(query, row.keys + $0 * headDimension, count: headDimension) }
         }
-        var scores = [Float](repeating: 0, count: keys)
+        var capped = [Float](repeating: 0, count: keys)
+        var finished = capped
         for j in 0..<keys where row.isVisible[j] {
             var score = product(j)
             if let softcap { score = ReferenceMath.tanh(score, scale: softcap * unit) }
+            capped[j] = score
             if alibiSlopes != nil { score = fma(-(row.slope * unitFloat), distance(row.position, j), score) }
             if let bias = row.bias { score = fma(bias[j], unitFloat, score) }
-            scores[j] = score
+            finished[j] = score
         }
-        return scores
+        return (capped, finished)
     }
 
+    /// What scores in natural units are multiplied by: log2(e) where weights are powers of two, otherwise 1.
+    var unit: Double { normaliser.takesScores ? 1 : log2e }
+
     /// |position - key| in Float, rounded for the key's block: exact below 2^24.
-    private func distance(_ position: Int, _ key: Int) -> Float {
+    func distance(_ position: Int, _ key: Int) -> Float {
         let blockFirst = key / keyBlock * keyBlock
         return abs(Float(position - blockFirst) - Float(key - blockFirst))
     }
@@ -122,7 +156,7 @@ extension ReferenceProblem {
 /// The sum of a[d] b[d]. In every block of 128 channels, every fourth one belongs to the same chain of fused multiply-adds
 /// from 0; the four chains are added in pairs, and the blocks in turn. One long chain would round its growing sum once per
 /// channel.
-private func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
+func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
     func chain(_ first: Int, _ end: Int) -> Float {
         var sum: Float = 0
         var d = first
@@ -139,4 +173,24 @@ private func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: In
         sum = first == 0 ? block : sum + block
     }
     return sum
+}
+
+/// A row after its forward pass.
+struct SolvedRow {
+    let normaliser: RowNormaliser
+    let output: [Float]
+    var logSumExp: Float = 0
+    var sinkShare: Float = 0
+    /// What scores are compared with; for softmax and softpick the row's largest, for clipped softmax that of its softmax.
+    var reference: Float
+    /// What weights are multiplied by last; for clipped softmax before they are clipped.
+    let factor: Float
+
+    /// - Parameter outputFactor: What the sums of the output are multiplied by.
+    init(_ normaliser: RowNormaliser, _ sums: OnlineSums, factor: Float, outputFactor: Float) {
+        self.normaliser = normaliser
+        output = sums.output.map { $0 * outputFactor }
+        reference = finiteReference(sums.maximum)
+        self.factor = factor
+    }
 }

@@ -19,6 +19,14 @@ public enum ReferenceNormaliser: Sendable, Hashable {
     /// `max(x[j], 0)^2 / (c + sum_k max(x[k], 0)^2)`; 0 where the denominator is 0.
     case normalisedReluSquared
 
+    /// Whether there are a sink, a log-sum-exp and a sink share.
+    var hasSink: Bool {
+        switch self {
+        case .softmax, .clippedSoftmax: true
+        default: false
+        }
+    }
+
     /// Whether weights are of the scores themselves, in natural units, instead of powers of 2.
     var takesScores: Bool { self == .reluSquared || self == .normalisedReluSquared }
 }
@@ -57,15 +65,18 @@ enum RowNormaliser {
             let x = t + bias * log2eFloat
             return (x < -125 ? 0 : 1 / (1 + ReferenceMath.exp2(-x)), 0)
         case .softpick:
-            // 2^t - 1 times 2^-reference. Near 0 the difference of powers would have few bits left.
-            let base = ReferenceMath.exp2(-reference)
-            let difference =
-                abs(t) <= 0.5 ? base * ReferenceMath.exp2m1(t) : ReferenceMath.exp2(t - reference) - base
+            let difference = Self.powerMinusOne(t, reference: reference)
             return (notNegative(difference), abs(difference))
         case .reluSquared, .normalisedReluSquared:
             let x = notNegative(t)
             return (x * x, x * x)
         }
+    }
+
+    /// 2^t - 1, times 2^-reference. Near 0 the difference of powers would have few bits left.
+    static func powerMinusOne(_ t: Float, reference: Float) -> Float {
+        let base = ReferenceMath.exp2(-reference)
+        return abs(t) <= 0.5 ? base * ReferenceMath.exp2m1(t) : ReferenceMath.exp2(t - reference) - base
     }
 
     /// What the output is multiplied by.
@@ -82,4 +93,4 @@ enum RowNormaliser {
 }
 
 /// x, or 0 where x is negative; NaN stays.
-private func notNegative(_ x: Float) -> Float { x < 0 ? 0 : x }
+func notNegative(_ x: Float) -> Float { x < 0 ? 0 : x }

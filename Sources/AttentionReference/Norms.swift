@@ -24,8 +24,8 @@ public struct ReferenceNorm: Sendable {
     /// The row normalised, operation by operation as every kernel set computes it.
     public func normalised(_ row: [Float]) -> [Float] {
         let count = Float(row.count)
-        let mean = kind == .layer ? laneSum(row) { $0 + $1 } / count : 0
-        let variance = laneSum(row.map { $0 - mean }) { fma($1, $1, $0) } / count
+        let mean = kind == .layer ? sum(of: row) / count : 0
+        let variance = sumOfSquares(of: row.map { $0 - mean }) / count
         let factor = 1 / (variance + epsilon).squareRoot()
         return row.indices.map { d in
             var y = (row[d] - mean) * factor
@@ -35,15 +35,16 @@ public struct ReferenceNorm: Sendable {
         }
     }
 
-    /// Channel d joins lane d mod 16, which starts from 0; then the lanes are added in a tree: r and r + 8, then r and
-    /// r + 4, r + 2, r + 1.
-    private func laneSum(_ row: [Float], _ join: (Float, Float) -> Float) -> Float {
-        var lanes = [Float](repeating: 0, count: laneCount)
-        for (d, x) in row.enumerated() { lanes[d % laneCount] = join(lanes[d % laneCount], x) }
-        for half in [8, 4, 2, 1] {
-            for lane in 0..<half { lanes[lane] = lanes[lane] + lanes[lane + half] }
-        }
-        return lanes[0]
+    private func sum(of row: [Float]) -> Float {
+        var sums = LaneSums()
+        for (d, x) in row.enumerated() { sums.add(x, at: d) }
+        return sums.total
+    }
+
+    private func sumOfSquares(of row: [Float]) -> Float {
+        var sums = LaneSums()
+        for (d, x) in row.enumerated() { sums.add(x, times: x, at: d) }
+        return sums.total
     }
 
     /// The row normalised in Double: what is true.

@@ -9,8 +9,6 @@ let keyChunk = 1024
 let channelBlock = 128
 /// The same of int8 keys, whose products have room for so many in 32 bits.
 let integerChannelBlock = 512
-/// Partial sums of a row's denominator.
-let laneCount = 16
 
 /// The values of a block.
 enum BlockValues {
@@ -24,7 +22,7 @@ enum BlockValues {
 ///
 ///     sum of lanes = sum_j p[j],   output[d] = sum_j p[j] v[j][d]
 ///
-/// The maximum keeps every p at 1 or below. The sink is not part of it: it joins once, in ``finish(sink:)``. Other
+/// The maximum keeps every p at 1 or below. The sink is not part of it: it joins once, in ``totals(sink:)``. Other
 /// normalisers (``RowNormaliser``) have other weights p; the maximum is 0 for those that need none.
 struct OnlineSums {
     let normaliser: RowNormaliser
@@ -107,46 +105,26 @@ struct OnlineSums {
         maximum = newMaximum
     }
 
-    /// The output of a normaliser without a sink.
-    func finish() -> [Float] {
-        let factor = normaliser.factor(sum: laneSum())
-        return output.map { $0 * factor }
-    }
-
-    /// Adds the sink of a softmax and divides. `sink` is in natural units; -infinity adds nothing.
+    /// Adds the sink of a softmax, and gives what the output is multiplied by, and the rest of the results. `sink` is in
+    /// natural units; -infinity adds nothing.
     ///
-    /// Where the whole sum is 0, which takes scores and a sink of -infinity, the output is 0 and logSumExp -infinity.
-    func finish(sink: Float) -> (output: [Float], logSumExp: Float, sinkShare: Float) {
-        let (factor, logSumExp, sinkShare) = totals(sink: sink)
-        return (output.map { $0 * factor }, logSumExp, sinkShare)
-    }
-
-    /// What the output is multiplied by, and the rest of the results.
+    /// Where the whole sum is 0, which takes scores and a sink of -infinity, factor and share are 0 and logSumExp -infinity.
     func totals(sink: Float) -> (factor: Float, logSumExp: Float, sinkShare: Float) {
         let sink2 = sink * log2eFloat
         let reference = finiteReference(max(maximum, sink2))
         let keysWeigh = ReferenceMath.exp2(maximum - reference)
         let sinkWeighs = ReferenceMath.exp2(sink2 - reference)
-        let sum = fma(laneSum(), keysWeigh, sinkWeighs)
+        let sum = fma(treeSum(lanes), keysWeigh, sinkWeighs)
         if sum == 0 {
             return (0, -.infinity, 0)
         }
         let logSumExp = (reference + ReferenceMath.log2(sum)) * ln2Float
         return (keysWeigh / sum, logSumExp, sinkWeighs / sum)
     }
+}
 
-    /// The lanes added in a tree: lane r and lane r + 8, then r and r + 4, r and r + 2, r and r + 1.
-    private func laneSum() -> Float {
-        var sums = lanes
-        for half in [8, 4, 2, 1] {
-            for lane in 0..<half { sums[lane] = sums[lane] + sums[lane + half] }
-        }
-        return sums[0]
-    }
-
-    /// What scores are compared with. With nothing but -infinity it is 0: -infinity - 0 weighs nothing, whereas
-    /// -infinity - -infinity is NaN.
-    func finiteReference(_ maximum: Float) -> Float {
-        maximum == -.infinity ? 0 : maximum
-    }
+/// What scores are compared with. With nothing but -infinity it is 0: -infinity - 0 weighs nothing, whereas
+/// -infinity - -infinity is NaN.
+func finiteReference(_ maximum: Float) -> Float {
+    maximum == -.infinity ? 0 : maximum
 }

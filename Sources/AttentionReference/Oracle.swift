@@ -43,13 +43,7 @@ extension ReferenceProblem {
         _ row: Row
     ) -> (output: [Scalar], logSumExp: Scalar, sinkShare: Scalar) {
         let visible = (0..<keys).filter { row.isVisible[$0] }
-        let scores = visible.map { j in
-            var score = Scalar(scale * row.factor)
-            score *= Scalar.dot(row.query, row.keys + j * headDimension, count: headDimension)
-            if let softcap { score = Scalar(softcap) * Scalar.hyperbolicTangent(score / Scalar(softcap)) }
-            score -= Scalar(row.slope) * Scalar(abs(row.position - j))
-            return score + (row.bias.map { Scalar($0[j]) } ?? 0)
-        }
+        let scores: [Scalar] = visible.map { formulaScores(row, $0).finished }
         let (weights, logSumExp, sinkShare) = weights(scores, row)
         var output = [Scalar](repeating: 0, count: valueDimension)
         for (weight, j) in zip(weights, visible) {
@@ -58,8 +52,17 @@ extension ReferenceProblem {
         return (output, logSumExp, sinkShare)
     }
 
+    /// The score of a key: scale factor q.k[j], and after softcap, ALiBi and bias.
+    func formulaScores<Scalar: FormulaScalar>(_ row: Row, _ j: Int) -> (scaled: Scalar, finished: Scalar) {
+        let scaled = Scalar(scale * row.factor) * .dot(row.query, row.keys + j * headDimension, count: headDimension)
+        var score = scaled
+        if let softcap { score = Scalar(softcap) * Scalar.hyperbolicTangent(score / Scalar(softcap)) }
+        score -= Scalar(row.slope) * Scalar(abs(row.position - j))
+        return (scaled, score + (row.bias.map { Scalar($0[j]) } ?? 0))
+    }
+
     /// The weights of the scores by the normaliser's formula.
-    private func weights<Scalar: FormulaScalar>(
+    func weights<Scalar: FormulaScalar>(
         _ scores: [Scalar], _ row: Row
     ) -> (weights: [Scalar], logSumExp: Scalar, sinkShare: Scalar) {
         let c = Scalar(row.constant)
@@ -88,7 +91,7 @@ extension ReferenceProblem {
         }
     }
 
-    private func softmax<Scalar: FormulaScalar>(
+    func softmax<Scalar: FormulaScalar>(
         _ scores: [Scalar], sink: Scalar
     ) -> (weights: [Scalar], logSumExp: Scalar, sinkShare: Scalar) {
         let maximum = scores.reduce(sink) { $1.isNaN ? $1 : max($0, $1) }
@@ -105,7 +108,7 @@ extension ReferenceProblem {
 
 /// What the formula needs of a type. The loops over a dimension are here because generic code is slow without
 /// optimisation, as tests run it.
-private protocol FormulaScalar: BinaryFloatingPoint & Sendable {
+protocol FormulaScalar: BinaryFloatingPoint & Sendable {
     static func exponential(_ x: Self) -> Self
     static func exponentialMinusOne(_ x: Self) -> Self
     static func logarithm(_ x: Self) -> Self
@@ -118,34 +121,34 @@ private protocol FormulaScalar: BinaryFloatingPoint & Sendable {
 
 extension Double: FormulaScalar {
     static func exponential(_ x: Double) -> Double { exp(x) }
-    fileprivate static func exponentialMinusOne(_ x: Double) -> Double { expm1(x) }
-    fileprivate static func logarithm(_ x: Double) -> Double { log(x) }
-    fileprivate static func hyperbolicTangent(_ x: Double) -> Double { tanh(x) }
+    static func exponentialMinusOne(_ x: Double) -> Double { expm1(x) }
+    static func logarithm(_ x: Double) -> Double { log(x) }
+    static func hyperbolicTangent(_ x: Double) -> Double { tanh(x) }
 
-    fileprivate static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Double {
+    static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Double {
         var sum = 0.0
         for d in 0..<count { sum += Double(a[d]) * Double(b[d]) }
         return sum
     }
 
-    fileprivate static func add(_ weight: Double, times value: UnsafePointer<Float>, to output: inout [Double]) {
+    static func add(_ weight: Double, times value: UnsafePointer<Float>, to output: inout [Double]) {
         for d in output.indices { output[d] += weight * Double(value[d]) }
     }
 }
 
 extension Float: FormulaScalar {
-    fileprivate static func exponential(_ x: Float) -> Float { exp(x) }
-    fileprivate static func exponentialMinusOne(_ x: Float) -> Float { expm1(x) }
-    fileprivate static func logarithm(_ x: Float) -> Float { log(x) }
-    fileprivate static func hyperbolicTangent(_ x: Float) -> Float { tanh(x) }
+    static func exponential(_ x: Float) -> Float { exp(x) }
+    static func exponentialMinusOne(_ x: Float) -> Float { expm1(x) }
+    static func logarithm(_ x: Float) -> Float { log(x) }
+    static func hyperbolicTangent(_ x: Float) -> Float { tanh(x) }
 
-    fileprivate static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
+    static func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
         var sum: Float = 0
         for d in 0..<count { sum += a[d] * b[d] }
         return sum
     }
 
-    fileprivate static func add(_ weight: Float, times value: UnsafePointer<Float>, to output: inout [Float]) {
+    static func add(_ weight: Float, times value: UnsafePointer<Float>, to output: inout [Float]) {
         for d in output.indices { output[d] += weight * value[d] }
     }
 }

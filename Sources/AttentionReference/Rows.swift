@@ -15,8 +15,12 @@ struct Row {
     var int8: Int8Head?
     /// [keys].
     var isVisible: [Bool]
+    /// The key/value head, of all batch items.
+    var keyValueHead: Int
     /// [keys], or nil.
     var bias: UnsafePointer<Float>?
+    /// Where the row's bias starts in the tensor.
+    var biasStart: Int?
     /// The head's sink logit.
     var sink: Float
     /// What `scale` is multiplied by.
@@ -60,7 +64,9 @@ extension ReferenceProblem {
                             values: valueData + keyValueHead * keys * valueDimension,
                             int8: int8?.head(keyValueHead, keys: keys),
                             isVisible: visibleKeys(batch: batchItem, head: head, query: query),
+                            keyValueHead: keyValueHead,
                             bias: biasStart.map { biasData + $0 },
+                            biasStart: biasStart,
                             sink: sinks[head],
                             factor: rowFactors?[index] ?? 1,
                             constant: rowConstants?[index] ?? 0,

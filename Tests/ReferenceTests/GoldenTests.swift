@@ -62,50 +62,21 @@ import Testing
 
     // MARK: - Attention
 
-    /// The case, one problem per row, because golden.json has scales that depend on the row: `n` is what it sees.
+    /// The case, one problem per row, whose scale is the row's.
     private func rowProblems(_ golden: Golden.Attention) -> [ReferenceProblem] {
-        var whole = ReferenceProblem(
-            queries: golden.queryCount, keys: golden.keyCount, headDimension: golden.headDimension,
-            valueDimension: golden.valueDimension, sinks: [Float(golden.sink.value)])
-        switch golden.mask {
-        case "none": break
-        case "causal_bottom_right": whole = whole.causal
-        case "causal_window_2": whole = whole.window(2)
-        default: Issue.record("unknown mask \(golden.mask)")
-        }
+        let whole = golden.problem
         return (0..<golden.queryCount).map { row in
             var problem = whole
             problem.queries = 1
             problem.firstKeyOffset = whole.firstKeyOffset.map { $0 + row }
             problem.lastKeyOffset = whole.lastKeyOffset.map { $0 + row }
-            problem.scale *= scaleFactor(golden.scale, visibleKeys: golden.visibleKeys[row])
-            problem.bias = golden.bias.map {
-                ReferenceBroadcast(bias($0, row, golden), extents: [1, 1, 1, golden.keyCount])
+            problem.places = [golden.keyCount - 1]
+            problem.scale *= whole.rowFactors?[row] ?? 1
+            problem.rowFactors = nil
+            problem.bias = whole.bias.map {
+                ReferenceBroadcast($0.values.rows(row, 1, golden.keyCount), extents: [1, 1, 1, golden.keyCount])
             }
             return problem
-        }
-    }
-
-    private func scaleFactor(_ name: String, visibleKeys: Int) -> Double {
-        guard visibleKeys > 0 else { return 1 }
-        let binaryLogarithm = log2(Double(visibleKeys))
-        switch name {
-        case "1/sqrt(d)": return 1
-        case "log512(n)/sqrt(d)": return binaryLogarithm / 9
-        case "max(1,log_4(n))/sqrt(d)": return max(1, binaryLogarithm / 2)
-        default:
-            Issue.record("unknown scale \(name)")
-            return .nan
-        }
-    }
-
-    private func bias(_ name: String, _ row: Int, _ golden: Golden.Attention) -> [Float] {
-        (0..<golden.keyCount).map { key in
-            switch name {
-            case "-(i-j)/4": -Float(row - key) / 4
-            case "+j/4 (column only)": Float(key) / 4
-            default: .nan
-            }
         }
     }
 
@@ -131,11 +102,7 @@ import Testing
 
     @Test(arguments: Golden.shared.attention.filter { $0.scale == "1/sqrt(d)" && $0.bias == nil })
     func attentionIsRightInOneCall(golden: Golden.Attention) throws {
-        var problem = ReferenceProblem(
-            queries: golden.queryCount, keys: golden.keyCount, headDimension: golden.headDimension,
-            valueDimension: golden.valueDimension, sinks: [Float(golden.sink.value)])
-        if golden.mask == "causal_bottom_right" { problem = problem.causal }
-        if golden.mask == "causal_window_2" { problem = problem.window(2) }
+        let problem = golden.problem
         let result = problem.forward(
             queries: golden.queries.floats, keys: golden.keys.floats, values: golden.values.floats)
         try requireSameBits("out", result.output, forward(golden).output, golden.name)

@@ -3,7 +3,7 @@
 
 import Foundation
 
-/// The part of the file that the forward pass is compared with. All inputs are exact in Float.
+/// The part of the file that the passes are compared with. All inputs are exact in Float.
 public struct Golden: Decodable, Sendable {
     public let rows: [Row]
     public let attention: [Attention]
@@ -22,6 +22,9 @@ public struct Golden: Decodable, Sendable {
         public let logSumExp: GoldenNumber
         /// -sum_j p[j] ln p[j] over the keys alone, whose weights sum to less than 1, and with the sink's share.
         public let rawEntropy, entropyWithSink: GoldenNumber
+        /// Of a loss sum_j dp[j] p[j] + dL lse, with regard to the scores and the sink; where there is `dp`.
+        public let weightGradients, scoreGradients: [GoldenNumber]?
+        public let logSumExpGradient, sinkGradient: GoldenNumber?
         /// The weights that four known bugs give, by the bug's name.
         public let traps: [String: [GoldenNumber]]?
         public var description: String { name }
@@ -34,6 +37,10 @@ public struct Golden: Decodable, Sendable {
             case logSumExp = "lse_f64"
             case rawEntropy = "entropy_raw_f64"
             case entropyWithSink = "entropy_with_sink_f64"
+            case weightGradients = "dp"
+            case scoreGradients = "dx_f64"
+            case logSumExpGradient = "dlse"
+            case sinkGradient = "dsink_f64"
             case traps = "traps_f64"
         }
     }
@@ -53,6 +60,11 @@ public struct Golden: Decodable, Sendable {
         public let visibleKeys: [Int]
         public let output: [[GoldenNumber]]
         public let logSumExp, sinkShare: [GoldenNumber]
+        /// Of a loss sum dO O + sum dL lse.
+        public let outputGradient: [[GoldenNumber]]
+        public let logSumExpGradient: [GoldenNumber]?
+        public let queryGradient, keyGradient, valueGradient: [[GoldenNumber]]?
+        public let sinkGradient: GoldenNumber?
         public var description: String { name }
 
         enum CodingKeys: String, CodingKey {
@@ -68,6 +80,12 @@ public struct Golden: Decodable, Sendable {
             case output = "O_f64"
             case logSumExp = "LSE_f64"
             case sinkShare = "P_sink_f64"
+            case outputGradient = "dO"
+            case logSumExpGradient = "dLSE"
+            case queryGradient = "dQ_f64"
+            case keyGradient = "dK_f64"
+            case valueGradient = "dV_f64"
+            case sinkGradient = "dsink_f64"
         }
     }
 
@@ -88,12 +106,16 @@ public struct Golden: Decodable, Sendable {
     public struct Normaliser: Decodable, Sendable, CustomStringConvertible {
         public let name: String
         public let x, weights: [GoldenNumber]
+        /// Of a loss sum_j dp[j] p[j].
+        public let weightGradients, scoreGradients: [GoldenNumber]
         public let gamma, zeta: Double?
         public var description: String { name }
 
         enum CodingKeys: String, CodingKey {
             case name, x, gamma, zeta
             case weights = "p_f64"
+            case weightGradients = "dp"
+            case scoreGradients = "dx_f64"
         }
     }
 
