@@ -18,20 +18,25 @@ QATTN_INLINE ptrdiff_t row_offset(qattn_strides strides, row_place row) {
     return (ptrdiff_t)row.head * strides.head + (ptrdiff_t)row.query * strides.query;
 }
 
+/* What offsets of a query's keys count from. */
+QATTN_INLINE ptrdiff_t query_place(const qattn_problem *problem, size_t query) {
+    return problem->places ? problem->places[query] : (ptrdiff_t)query;
+}
+
 /* The keys [first, last) that a query may see by its range alone; empty ranges have last <= first. */
 typedef struct key_range {
     ptrdiff_t first, last;
 } key_range;
 
 QATTN_INLINE key_range query_keys(const qattn_problem *problem, size_t query) {
-    const ptrdiff_t first = (ptrdiff_t)query + problem->first_key_offset,
-                    last = (ptrdiff_t)query + problem->last_key_offset;
+    const ptrdiff_t place = query_place(problem, query);
+    const ptrdiff_t first = place + problem->first_key_offset, last = place + problem->last_key_offset;
     const ptrdiff_t seq_kv = (ptrdiff_t)problem->seq_kv;
     return (key_range){first < 0 ? 0 : first, last < seq_kv ? last : seq_kv};
 }
 
 /* What a run of rows may see, from `first` to `last`: some of them (any), and every one (all). Both ends of a query's
- * range move right with the query. */
+ * range move right with the query, unless queries have places. */
 typedef struct run_keys {
     key_range any, all;
 } run_keys;
@@ -39,9 +44,17 @@ typedef struct run_keys {
 QATTN_INLINE run_keys keys_of_run(const qattn_problem *problem, row_place first, row_place last) {
     /* A run that goes on in the next head has the last query of one and the first of the other. */
     const bool one_head = first.head == last.head;
-    const key_range top = query_keys(problem, one_head ? first.query : 0);
-    const key_range bottom = query_keys(problem, one_head ? last.query : problem->queries - 1);
-    return (run_keys){.any = {top.first, bottom.last}, .all = {bottom.first, top.last}};
+    const size_t top_query = one_head ? first.query : 0, bottom_query = one_head ? last.query : problem->queries - 1;
+    const key_range top = query_keys(problem, top_query), bottom = query_keys(problem, bottom_query);
+    run_keys keys = {.any = {top.first, bottom.last}, .all = {bottom.first, top.last}};
+    for (size_t query = top_query; problem->places && query <= bottom_query; query++) {
+        const key_range range = query_keys(problem, query);
+        if (range.first < keys.any.first) keys.any.first = range.first;
+        if (range.last > keys.any.last) keys.any.last = range.last;
+        if (range.first > keys.all.first) keys.all.first = range.first;
+        if (range.last < keys.all.last) keys.all.last = range.last;
+    }
+    return keys;
 }
 
 /* The bits of `range` in the 64 keys from block_first on. */

@@ -2,7 +2,7 @@
 /* scores.inl.h - what happens to the scores of a tile between the products and the weights, in this order:
  *
  *     softcap   t = cap tanh(t / cap)                the division is part of q' already: products arrive as t / cap
- *     ALiBi     t = t - slope |i + alibi_offset - j|
+ *     ALiBi     t = t - slope |place of i + alibi_offset - j|
  *     bias      t = t + bias
  *     mask      t = -inf where row i does not see key j
  *
@@ -59,7 +59,8 @@ QATTN_INLINE row_finish begin_row_finish(const score_finish *finish, row_place p
     row_finish row = {.place = place, .block_first = block_first, .visible = visible};
     if (finish->problem->alibi_slopes) {
         row.slope = finish->problem->alibi_slopes[place.head] * finish->unit;
-        row.distance = (float)((ptrdiff_t)place.query + finish->problem->alibi_offset - (ptrdiff_t)block_first);
+        row.distance =
+            (float)(query_place(finish->problem, place.query) + finish->problem->alibi_offset - (ptrdiff_t)block_first);
     }
     return row;
 }

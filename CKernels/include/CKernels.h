@@ -142,7 +142,8 @@ typedef struct qattn_strides {
  *     max(0, i + first_key_offset) <= j < min(seq_kv, i + last_key_offset),   mask[i][j] != 0,   bias[i][j] not -inf
  *
  * so causal, aligned bottom right, is last_key_offset = seq_kv - queries + 1, and a window of w keys that ends there
- * is first_key_offset = last_key_offset - w. The finished score of a query and a key is
+ * is first_key_offset = last_key_offset - w. Where there are places, places[i] stands for i in this range and in ALiBi.
+ * The finished score of a query and a key is
  *
  *     x[i][j] = cap(scale * row_factors[i] * q[i].k[j]) - alibi_slopes * |i + alibi_offset - j| + bias[i][j]
  *     cap(x)  = softcap * tanh(x / softcap)
@@ -150,6 +151,7 @@ typedef struct qattn_strides {
  * All pointers are to head 0, query 0, key 0. */
 typedef struct qattn_problem {
     size_t heads, queries, seq_kv; /* query heads; queries of each; keys */
+    const ptrdiff_t *places;       /* [queries], in any order; or NULL: i */
     double scale;
     const double *row_factors; /* or NULL: 1 */
     qattn_strides row_factor_strides;

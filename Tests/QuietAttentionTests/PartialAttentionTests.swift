@@ -60,6 +60,130 @@ import Testing
         #expect(result.output.allSatisfy { $0 == 0.5 })
     }
 
+    // MARK: - A shared prefix
+
+    private static let shared = CacheProblem(tokens: 2048 + 100) {
+        ($0.headDimension, $0.group, $0.valueDimension) = (PlaceRules.headDimension, 2, 5)
+    }
+
+    /// Of each request: the tokens of its branch behind the shared 2078, and how many of its last ones are queries.
+    private static let requests = [(tokens: 30, queries: 4), (tokens: 70, queries: 1), (tokens: 0, queries: 2)]
+
+    /// The recipe of ``PartialAttention``, under everything that depends on where a query stands.
+    @Test(arguments: PlaceRules.all)
+    func requestsAnywhereReadTheirPrefixTogether(_ rules: PlaceRules) throws {
+        let problem = Self.shared
+        let attention = try rules.attention(problem, threads: 2)
+        let prefix = try rules.cache(problem, 0..<2078)
+        let end = 2048
+        var (branches, positions, ranges) = ([KeyValueCache](), [Int](), [Range<Int>]())
+        for request in Self.requests {
+            var branch = prefix
+            try problem.append(2078..<2078 + request.tokens, to: &branch)
+            ranges.append(branch.count - request.queries..<branch.count)
+            positions += ranges[ranges.count - 1]
+            branches.append(branch)
+        }
+        // As one tensor: queries of all requests, head by head.
+        let tensors = ranges.map { problem.queries($0) }
+        let all = (0..<problem.queryHeads).flatMap { head in
+            zip(tensors, ranges).flatMap { tensor, range in
+                tensor.rows(head * range.count, range.count, problem.headDimension)
+            }
+        }
+        let counts = positions.map { place in min(rules.before ?? place, place) + 1 }
+        let places = QueryPlaces(positions: positions, keyCounts: counts)
+        let shared = try attention.partial(
+            queries: all, cache: prefix, keys: 0..<end, places: places, mask: rules.mask)
+        let misplaced = try attention.partial(queries: all, cache: prefix, keys: 0..<end, mask: rules.mask)
+        var first = 0
+        for (branch, (tensor, range)) in zip(branches, zip(tensors, ranges)) {
+            let rows = first..<first + range.count
+            first = rows.upperBound
+            let own = try attention.partial(
+                queries: tensor, cache: branch, keys: end..<branch.count, mask: rules.mask)
+            let result = try shared[rows].merged(with: own).finish(sink: rules.sink)
+            #expect(try result.bits == attention.attend(queries: tensor, cache: branch, mask: rules.mask).bits)
+            // Without places the queries would stand at the end of the prefix.
+            if rules.dependsOnPlaces, range.upperBound != prefix.count {
+                let error = #expect(throws: AttentionError.self) { _ = try misplaced[rows].merged(with: own) }
+                #expect(error?.kind == .partialTerms)
+            }
+        }
+    }
+
+    /// Of n keys in all, each part would count its own.
+    @Test func partsThatCountDifferently() throws {
+        let problem = Self.shared
+        let rules = PlaceRules(description: "log n", mask: .none, after: nil, scaling: .logKeys(base: 8))
+        let attention = try rules.attention(problem)
+        let (prefix, whole) = (try rules.cache(problem, 0..<2048), try rules.cache(problem, 0..<2148))
+        let queries = problem.queries(2147..<2148)
+        let own = try attention.partial(queries: queries, cache: whole, keys: 2048..<2148)
+        let blind = try attention.partial(
+            queries: queries, cache: prefix, places: QueryPlaces(positions: [2147]), mask: .none)
+        let error = expectRefusal(.partialTerms, "next.scaling") { _ = try blind.merged(with: own) }
+        #expect(error?.description.hasSuffix("places.keyCounts says how many keys there are in all") == true)
+        let told = try attention.partial(
+            queries: queries, cache: prefix, places: QueryPlaces(positions: [2147], keyCounts: [2148]), mask: .none)
+        #expect(
+            try told.merged(with: own).finish(sink: .softmax1).bits
+                == attention.attend(queries: queries, cache: whole).bits)
+    }
+
+    @Test func partsOfOtherRules() throws {
+        let problem = Self.shared
+        let queries = problem.queries(2147..<2148)
+        let plain = PlaceRules.all[0]
+        let cache = try plain.cache(problem, 0..<2148)
+        let left = try plain.attention(problem).partial(queries: queries, cache: cache, keys: 0..<2048)
+        func refuse(_ argument: String, _ attention: CachedAttention, _ cache: KeyValueCache) throws {
+            let right = try attention.partial(queries: queries, cache: cache, keys: 2048..<2148)
+            expectRefusal(.partialTerms, argument) { _ = try left.merged(with: right) }
+        }
+        for rules in [CacheProblem.Rules(softcap: 5), CacheProblem.Rules(alibi: .standard)] {
+            try refuse("next.attention", problem.attention(rules: rules), cache)
+        }
+        try refuse(
+            "next.attention", CachedAttention(queryHeads: problem.queryHeads, sink: .softmax1, scale: 1), cache)
+        try refuse("next.scaling", problem.attention(rules: .init(scaling: .logKeys(base: 8))), cache)
+        for positions in [PlaceRules.encodings[0], PlaceRules.encodings.last!] {
+            let other = PlaceRules(description: "other", positions: positions)
+            try refuse("next.cache", problem.attention(), other.cache(problem, 0..<2148))
+        }
+    }
+
+    /// A sink of log n has the n of all parts, which no part knows by itself.
+    @Test func aSinkThatCountsKeys() throws {
+        let problem = CacheProblem(tokens: 2048) { $0.valueDimension = 1 }
+        let zeros = [Float](repeating: 0, count: problem.keys.count)
+        var cache = try problem.cache()
+        try cache.append(keys: zeros, values: [Float](repeating: 1, count: problem.values.count))
+        let queries = problem.queries(2046..<2048)
+        for attention in try [problem.attention(), problem.attention(sink: .logKeys())] {
+            let parts = try [0..<1024, 1024..<2048].map {
+                try attention.partial(queries: queries, cache: cache, keys: $0)
+            }
+            let merged = try parts[0].merged(with: parts[1])
+            let result = try merged.finish(sink: .logKeys(), keyCounts: [2047, 2048])
+            #expect(result.sinkShare.allSatisfy { abs($0 - 0.5) < 1e-6 })
+            #expect(
+                try result.bits
+                    == problem.attention(sink: .logKeys()).attend(queries: queries, cache: cache).bits)
+            expectRefusal(.composition, "keyCounts") { _ = try merged.finish(sink: .logKeys()) }
+            expectRefusal(.positionCount, "keyCounts") { _ = try merged.finish(sink: .logKeys(), keyCounts: [2048]) }
+            expectRefusal(.position, "keyCounts[1]") { _ = try merged.finish(sink: .logKeys(), keyCounts: [1, -1]) }
+            // Told once, they are known, and nothing else is taken for them.
+            let places = QueryPlaces(positions: [2046, 2047], keyCounts: [2047, 2048])
+            let told = try attention.partial(queries: queries, cache: cache, places: places)
+            #expect(try told.finish(sink: .logKeys()).bits == result.bits)
+            expectRefusal(.position, "keyCounts[0]") { _ = try told.finish(sink: .logKeys(), keyCounts: [1, 2048]) }
+            // No key, no sink.
+            let none = try merged.finish(sink: .logKeys(), keyCounts: [0, 0])
+            #expect(none.sinkShare.allSatisfy { $0 == 0 })
+        }
+    }
+
     @Test func requestsReadTheirPrefixTogether() throws {
         let problem = CacheProblem(tokens: 2048 + 30)
         let prefix = try problem.cache(.bfloat16, appending: 0..<2048)

@@ -7,31 +7,33 @@ extension CachedAttention {
     /// Computes the output, the log-sum-exp and the sink share of the last tokens of one cache.
     ///
     /// - Parameters:
-    ///   - queries: `[H, L, D]`, of the last L tokens of the cache.
+    ///   - queries: `[H, L, D]`, of the last L tokens of the cache unless `places` says otherwise.
     ///   - cache: all tokens, those of the queries included.
+    ///   - places: where the queries stand; nil: they are the last L tokens, or the last before a key length.
     ///   - mask: which keys a row sees, within the cache's window.
     ///   - bias: `[1, heads or 1, queries or 1, keys]`, added to the scaled scores.
     /// - Throws: ``AttentionError``, of the kinds that the method for unsafe buffers names.
     public func attend(
-        queries: [Float], cache: KeyValueCache, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil
+        queries: [Float], cache: KeyValueCache, places: QueryPlaces? = nil, mask: AttentionMask = .causal,
+        bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
-        try attend(queries: queries, caches: [cache], mask: mask, bias: bias)
+        try attend(queries: queries, caches: [cache], places: places, mask: mask, bias: bias)
     }
 
     /// Computes the output of the last tokens of one cache into an array of its size, `[H, L, E]`.
     public func attend(
-        queries: [Float], cache: KeyValueCache, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
-        into output: inout [Float]
+        queries: [Float], cache: KeyValueCache, places: QueryPlaces? = nil, mask: AttentionMask = .causal,
+        bias: BroadcastTensor<Float>? = nil, into output: inout [Float]
     ) throws(AttentionError) {
-        try attend(queries: queries, caches: [cache], mask: mask, bias: bias, into: &output)
+        try attend(queries: queries, caches: [cache], places: places, mask: mask, bias: bias, into: &output)
     }
 
     /// Computes the output, the log-sum-exp and the sink share of the last tokens of several caches.
     public func attend(
-        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
-        bias: BroadcastTensor<Float>? = nil
+        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, places: QueryPlaces? = nil,
+        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
-        let problem = try problem(queries.count, caches, queryOffsets, mask, bias)
+        let problem = try problem(queries.count, caches, queryOffsets, places, mask, bias)
         var output = try [Float](for: "output", repeating: 0, count: problem.shape.outputCount)
         var logSumExp = try [Float](
             for: "logSumExp", repeating: 0, count: normaliser.hasSink ? problem.shape.rowCount : 0)
@@ -51,10 +53,10 @@ extension CachedAttention {
 
     /// Computes the output of the last tokens of several caches into an array of its size.
     public func attend(
-        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
-        bias: BroadcastTensor<Float>? = nil, into output: inout [Float]
+        queries: [Float], caches: [KeyValueCache], queryOffsets: [Int]? = nil, places: QueryPlaces? = nil,
+        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil, into output: inout [Float]
     ) throws(AttentionError) {
-        let problem = try problem(queries.count, caches, queryOffsets, mask, bias)
+        let problem = try problem(queries.count, caches, queryOffsets, places, mask, bias)
         // Before the output's buffer is asked for: that would copy an array which others share.
         try checkCount("output", output.count, problem.shape.outputCount)
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
@@ -68,13 +70,14 @@ extension CachedAttention {
 
     /// Computes the output of the last tokens of several caches. Queries and output may be of different storage types.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
-        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
-        bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>
+        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, places: QueryPlaces? = nil,
+        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>
     ) throws(AttentionError) {
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
             try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
                 try attend(
-                    queries: queries, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias, into: output)
+                    queries: queries, caches: caches, queryOffsets: queryOffsets, places: places, mask: mask,
+                    bias: bias, into: output)
             }
         }
     }
@@ -82,8 +85,8 @@ extension CachedAttention {
     /// Computes the output, the log-sum-exp and the sink share of the last tokens of several caches. Queries and output
     /// may be of different storage types.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
-        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal,
-        bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>,
+        queries: Span<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil, places: QueryPlaces? = nil,
+        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>,
         logSumExp: inout MutableSpan<Float>, sinkShare: inout MutableSpan<Float>
     ) throws(AttentionError) {
         try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
@@ -91,7 +94,8 @@ extension CachedAttention {
                 try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
                     try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
                         try attend(
-                            queries: queries, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias,
+                            queries: queries, caches: caches, queryOffsets: queryOffsets, places: places, mask: mask,
+                            bias: bias,
                             into: output, logSumExp: logSumExp, sinkShare: sinkShare)
                     }
                 }
@@ -108,6 +112,7 @@ extension CachedAttention {
     ///   - caches: B of them, with the same heads and dimensions, of any lengths and storages.
     ///   - queryOffsets: cumulative, from 0 upwards, one more than there are caches: the sequences have different numbers
     ///     of queries, and tensors are packed, `[total, H, D]`. nil: they all have the same number.
+    ///   - places: where the queries stand; nil: they are the last tokens of their caches, or the last before a key length.
     ///   - mask: which keys a row sees, within each cache's window. Rows of a boolean mask count from each
     ///     sequence's first query, keys from its first token; the extents are those of the longest.
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. -inf hides a key.
@@ -115,27 +120,28 @@ extension CachedAttention {
     ///   - logSumExp: `[B, H, L]`; nil: not wanted.
     ///   - sinkShare: `[B, H, L]`; nil: not wanted.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `headGroups`, `offsets`, `cacheShape`, `cacheRange` (a row
-    ///   sees tokens that the cache's window has left behind), `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`
+    ///   sees tokens that the cache's window has left behind), `position`, `positionCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`
     ///   or `memory`; the outputs are untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
         queries: UnsafeBufferPointer<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil,
-        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
+        places: QueryPlaces? = nil, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
         into output: UnsafeMutableBufferPointer<Output>,
         logSumExp: UnsafeMutableBufferPointer<Float>? = nil, sinkShare: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
-        let problem = try problem(queries.count, caches, queryOffsets, mask, bias)
+        let problem = try problem(queries.count, caches, queryOffsets, places, mask, bias)
         try run(problem, queries, output, logSumExp, sinkShare)
     }
 
     // MARK: - Run
 
     private func problem(
-        _ queryCount: Int, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ mask: AttentionMask,
-        _ bias: BroadcastTensor<Float>?
+        _ queryCount: Int, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ places: QueryPlaces?,
+        _ mask: AttentionMask, _ bias: BroadcastTensor<Float>?
     ) throws(AttentionError) -> CachedProblem {
         try inFloatMode { () throws(AttentionError) in
             try CachedProblem(
-                self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: bias)
+                self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, places: places, mask: mask,
+                bias: bias)
         }
     }
 
@@ -191,10 +197,12 @@ extension CachedAttention {
 extension CachedAttention {
     /// Threads that a call really uses.
     package func threadsInUse(
-        queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]? = nil, mask: AttentionMask = .causal
+        queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]? = nil, places: QueryPlaces? = nil,
+        mask: AttentionMask = .causal
     ) throws(AttentionError) -> Int {
         let problem = try CachedProblem(
-            self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, mask: mask, bias: nil)
+            self, queryCount: queryCount, caches: caches, queryOffsets: queryOffsets, places: places, mask: mask,
+            bias: nil)
         return try CachedSchedule(problem, self, chunks: nil).workers
     }
 }

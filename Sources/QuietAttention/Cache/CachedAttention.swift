@@ -10,7 +10,7 @@
 ///
 /// Any number of queries: one to decode, a few to verify a draft, many for a part of a prefill. Any number of sequences
 /// per call, each with a cache of its own length and storage. Query i of n stands at position `count - n + i` of its cache:
-/// append first, then attend.
+/// append first, then attend. ``QueryPlaces`` says it of queries that stand elsewhere.
 ///
 /// | tensor | shape | with `queryOffsets` |
 /// |---|---|---|

@@ -20,10 +20,11 @@ struct CachedProblem {
 
     /// - Parameters:
     ///   - queryCount: elements of the queries of all sequences.
+    ///   - places: of the queries; nil: they are the last tokens of their caches.
     ///   - mask: which keys a row sees, apart from those that each cache's window has left behind.
     init(
         _ attention: CachedAttention, queryCount: Int, caches: [KeyValueCache], queryOffsets: [Int]?,
-        mask: AttentionMask, bias: BroadcastTensor<Float>?
+        places: QueryPlaces? = nil, mask: AttentionMask, bias: BroadcastTensor<Float>?
     ) throws(AttentionError) {
         shape = try Self.shape(attention, queryCount, caches, queryOffsets)
         guard queryCount == shape.queryCount else {
@@ -34,13 +35,14 @@ struct CachedProblem {
                     ? "a multiple of \(caches.count) x \(row) elements" : "\(shape.queryCount) elements",
                 found: "\(queryCount)")
         }
+        try places?.check(fits: shape)
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         rows = TensorRows(shape, attention.layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence))
         self.caches = caches
         allowed = mask.allowed
         self.bias = bias
-        sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, mask)
+        sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, places, mask)
         scores = try attention.rules(headDimension: shape.headDimension).kernelScores(
             shape, plans: sequences, isUniform: false, mask: mask, bias: bias)
         queryTables = try Self.queryTables(caches, sequences)
@@ -74,7 +76,8 @@ struct CachedProblem {
     }
 
     private static func sequences(
-        _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ mask: AttentionMask
+        _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ places: QueryPlaces?,
+        _ mask: AttentionMask
     ) throws(AttentionError) -> [SequencePlan] {
         var sequences: [SequencePlan] = []
         for (item, cache) in caches.enumerated() {
@@ -83,7 +86,7 @@ struct CachedProblem {
             if queries == 0 { continue }
             let sequence = SequencePlan(
                 item: item, queryStart: start, keyStart: 0, queries: queries, keys: cache.count,
-                mask: mask.within(window: cache.window))
+                places: places, mask: mask.within(window: cache.window))
             guard sequence.blocks.isEmpty || sequence.pages.lowerBound >= cache.freedPages else {
                 throw AttentionError(
                     .cacheRange, "caches[\(item)]",

@@ -144,6 +144,7 @@ struct CachedRun: @unchecked Sendable {
         arguments.problem.seq_kv = keys
         problem.scores.add(
             to: &arguments.problem, plan, head: item.keyValueHead * schedule.groupHeads, keyOrigin: origin)
+        arguments.problem.places = plan.places.map { UnsafePointer($0.address) }
         arguments.problem.first_key_offset = plan.firstKeyOffset + plan.keyOrigin - origin
         arguments.problem.last_key_offset = plan.lastKeyOffset + plan.keyOrigin - origin
         arguments.workspace = (memory + worker * schedule.memory.workspaceBytes).assumingMemoryBound(to: Float.self)

@@ -16,6 +16,19 @@ extension KeyValueCache {
     }
 }
 
+extension KeyValueCache {
+    /// Checks that queries may stand at these positions, which the cache's offset has moved.
+    fileprivate func checkQueries(_ positions: [Int]) throws(AttentionError) {
+        guard let angles, let least = positions.min(), let most = positions.max() else { return }
+        if case .dynamicNTK(_, _, let length?) = encoding.embedding?.scaling, most - encoding.offset >= length {
+            throw AttentionError(
+                .position, "places.positions", expected: "less than \(length), the length that angles are fixed for",
+                found: "\(most - encoding.offset)")
+        }
+        try angles.check(least...most)
+    }
+}
+
 extension CachedProblem {
     /// The tables of each cache's queries.
     static func queryTables(
@@ -26,9 +39,8 @@ extension CachedProblem {
         for sequence in sequences {
             let cache = caches[sequence.item]
             guard let angles = cache.angles else { continue }
-            let first = sequence.diagonal + cache.encoding.offset
-            let positions = first..<first + sequence.queries
-            try angles.check(positions.lowerBound...positions.upperBound - 1)
+            let positions = sequence.positions.map { $0 + cache.encoding.offset }
+            try cache.checkQueries(positions)
             tables[sequence.item] = try RotaryTable(angles, positions: positions, .queries)
         }
         return tables

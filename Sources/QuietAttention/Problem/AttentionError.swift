@@ -70,6 +70,8 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case record
         /// Partial results are of different heads, queries or dimensions.
         case partialShape
+        /// Partial results were computed by different rules for scores, or for queries at different positions.
+        case partialTerms
         /// What a norm adds to a variance, or a threshold of weights, is negative, NaN or infinite.
         case epsilon
         /// Probabilities are negative, NaN or infinite, or none is positive.

@@ -137,6 +137,9 @@ public struct AttentionMask: Sendable {
     /// Rows stand within 2^41 of 0, and keys end at 2^40: so far from a row is no bound, and sums are within Int.
     private static let unbounded = AttentionShape.longestSequence * 4
 
+    /// Whether which keys a row sees depends on where it stands.
+    var isBand: Bool { offsets != (-Self.unbounded, Self.unbounded) }
+
     /// A row that stands at key p sees the keys `max(0, p + first) ..< min(keys, p + last)`.
     var offsets: (first: Int, last: Int) {
         switch band {

@@ -13,30 +13,44 @@ struct SequencePlan: Sendable {
     /// First query row and first key of the sequence, counted over all sequences.
     var queryStart, keyStart: Int
     var queries: Int
-    /// Row i stands at key i + diagonal of the sequence.
+    /// Row i stands at key i + diagonal of the sequence, or at `places[i]`; diagonal is 0 then.
     let diagonal: Int
+    let places: RowPlaces?
+    /// The keys that each row sees in all; nil: those that it sees here.
+    let keyCounts: [Int]?
     /// A multiple of the chunk, counted from the sequence's first key.
     let keyOrigin: Int
     /// Keys from the origin up to the last one that some row sees; 0 when none is seen.
     let keys: Int
-    /// As the kernels want them, counted from the origin.
+    /// As the kernels want them, counted from the origin: row i sees keys from i, or `places[i]`, and this on.
     let firstKeyOffset, lastKeyOffset: Int
     /// The blocks with a key that some row sees, counted from the origin.
     let blocks: Range<Int>
     /// Pairs of query and key that are seen before any boolean mask.
     let visiblePairs: Double
 
-    /// - Parameter keys: of the sequence, padding included.
-    init(item: Int, queryStart: Int, keyStart: Int, queries: Int, keys: Int, mask: AttentionMask) {
+    /// - Parameters:
+    ///   - keys: of the sequence, padding included.
+    ///   - places: of the queries; nil: they end with the keys.
+    init(
+        item: Int, queryStart: Int, keyStart: Int, queries: Int, keys: Int, places: QueryPlaces? = nil,
+        mask: AttentionMask
+    ) {
         self.item = item
         self.queryStart = queryStart
         self.keyStart = keyStart
         self.queries = queries
-        diagonal = mask.diagonal(item: item, queries: queries, keys: keys)
+        let positions = places?.positions(start: queryStart, count: queries)
+        keyCounts = places?.keyCounts(start: queryStart, count: queries).map(Array.init)
+        self.places = positions.flatMap(RowPlaces.init)
+        diagonal =
+            self.places == nil
+            ? positions?.first ?? mask.diagonal(item: item, queries: queries, keys: keys) : 0
         let (first, last) = (diagonal + mask.offsets.first, diagonal + mask.offsets.last)
-        // Row 0 sees the first key of all, row queries - 1 the last one.
-        let begin = max(0, first)
-        let end = min(mask.keyLength(item: item, keys: keys), queries - 1 + last)
+        let (least, most) = self.places?.extremes ?? (0, queries - 1)
+        // The first row by its place sees the first key of all, the last one the last key.
+        let begin = max(0, least + first)
+        let end = min(mask.keyLength(item: item, keys: keys), most + last)
         guard queries > 0, begin < end else {
             (keyOrigin, self.keys, firstKeyOffset, lastKeyOffset, blocks, visiblePairs) = (0, 0, 0, 0, 0..<0, 0)
             return
@@ -46,10 +60,24 @@ struct SequencePlan: Sendable {
         firstKeyOffset = first - keyOrigin
         lastKeyOffset = last - keyOrigin
         blocks = (begin - keyOrigin) / Self.block..<Self.blocks(of: self.keys)
-        visiblePairs =
-            Self.keysBelow(last - keyOrigin, rows: queries, keys: self.keys)
-            - Self.keysBelow(first - keyOrigin, rows: queries, keys: self.keys)
+        if let places = self.places {
+            let seen = self.keys
+            visiblePairs = (0..<queries).reduce(0.0) { [keyOrigin] pairs, row in
+                let below = { (offset: Int) in min(max(places[row] + offset - keyOrigin, 0), seen) }
+                return pairs + Double(below(last) - below(first))
+            }
+        } else {
+            visiblePairs =
+                Self.keysBelow(last - keyOrigin, rows: queries, keys: self.keys)
+                - Self.keysBelow(first - keyOrigin, rows: queries, keys: self.keys)
+        }
     }
+
+    /// What offsets of a row's keys count from.
+    func place(_ row: Int) -> Int { places?[row] ?? row }
+
+    /// The keys at which rows stand.
+    var positions: [Int] { (0..<queries).map { diagonal + place($0) } }
 
     static let block = QATTN_KEY_BLOCK
     static let chunk = QATTN_KEY_CHUNK

@@ -73,8 +73,9 @@ struct VisibleKeys {
     /// n of a row.
     func count(item: Int, head: Int, query: Int) -> Int {
         guard let plan = plans[plans.count == 1 ? 0 : item], query < plan.queries else { return 0 }
-        let first = max(0, query + plan.firstKeyOffset)
-        let last = min(plan.keys, query + plan.lastKeyOffset)
+        if let counts = plan.keyCounts { return counts[query] }
+        let first = max(0, plan.place(query) + plan.firstKeyOffset)
+        let last = min(plan.keys, plan.place(query) + plan.lastKeyOffset)
         guard first < last else { return 0 }
         if allowed == nil, bias == nil { return last - first }
         return (first..<last).count { key in

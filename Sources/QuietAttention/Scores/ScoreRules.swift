@@ -143,6 +143,11 @@ final class KernelScores: @unchecked Sendable {
         constants.deallocate()
     }
 
+    /// Factors of rows where rows have some.
+    var rowFactors: (values: UnsafeMutableBufferPointer<Double>, strides: BroadcastTensor<Double>.Strides)? {
+        factors.isEmpty || rules.scaling.isConstant ? nil : (factors, strides)
+    }
+
     /// Everything that the kernels need of the rules but the sinks.
     ///
     /// - Parameters:
