@@ -99,7 +99,7 @@ import Testing
     @Test func lengthsOfCaches() throws {
         let problem = CacheProblem(tokens: 1090) { $0.headDimension = 6 }
         for positions in [AttentionPositions.none, .rotary()] {
-            for length in [1090, 1030, 9, 3] {
+            for length in [1090, 1030, 9, 5] {
                 var cache = try KeyValueCache(
                     keyValueHeads: 2, headDimension: 6, valueDimension: 18, positions: positions)
                 try problem.append(0..<1090, to: &cache)

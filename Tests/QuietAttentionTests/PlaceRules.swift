@@ -87,7 +87,7 @@ struct PlaceRules: Sendable, CustomStringConvertible {
         reference.firstKeyOffset = before.map { diagonal - $0 }
         reference.lastKeyOffset = after.map { diagonal + $0 + 1 }
         reference.places = places
-        reference.alibiSlopes = alibi == nil ? nil : ALiBi.slopes(queryHeads: heads)
+        reference.alibiSlopes = try alibi.map { _ in try ALiBi.slopes(queryHeads: heads) }
         let counts = counts.map { given in (0..<heads).flatMap { _ in given } } ?? reference.visibleKeyCounts
         reference.rowFactors = counts.enumerated().map { row, count in
             scaling.factor(
