@@ -25,13 +25,22 @@ struct PlaceRules: Sendable, CustomStringConvertible {
         alibi != nil || positions.embedding != nil || before != nil || after != nil || !scaling.isConstant
     }
 
-    static let encodings: [PositionCase] = PositionCase.all(headDimension: headDimension).compactMap { positions in
-        var positions = positions
-        if positions.name == "dynamic NTK" {
-            positions.embedding?.scaling = .dynamicNTK(factor: 2, trainedLength: 40, length: 4000)
+    /// Every encoding as caches take it: for sequences of at most so many tokens.
+    static func encodings(length: Int) -> [PositionCase] {
+        PositionCase.all(headDimension: headDimension).map { positions in
+            var positions = positions
+            if positions.name == "dynamic NTK" {
+                positions.embedding?.scaling = .dynamic(factor: 2, trainedLength: 40, length: length)
+            }
+            if case .longrope(let short, let long, let factor, let trained, _, nil) = positions.embedding?.scaling {
+                positions.embedding?.scaling = .longrope(
+                    shortFactor: short, longFactor: long, factor: factor, trainedLength: trained, length: length)
+            }
+            return positions
         }
-        return positions
     }
+
+    static let encodings = encodings(length: 4000)
 
     /// Each alone, then all together.
     static let all: [PlaceRules] =

@@ -11,17 +11,7 @@ import Testing
     private static let problem = CacheProblem(tokens: 1100) { ($0.headDimension, $0.group) = (6, 2) }
     private static let last = 1060..<1100
 
-    private static let cases: [PositionCase] = PositionCase.all(headDimension: 6).compactMap { positions in
-        var positions = positions
-        if positions.name == "dynamic NTK" {
-            positions.embedding?.scaling = .dynamic(factor: 2, trainedLength: 40, length: 2000)
-        }
-        if case .longrope(let short, let long, let factor, let trained, _, nil) = positions.embedding?.scaling {
-            positions.embedding?.scaling = .longrope(
-                shortFactor: short, longFactor: long, factor: factor, trainedLength: trained, length: 2000)
-        }
-        return positions
-    }
+    private static let cases = PlaceRules.encodings(length: 2000)
 
     private func prefill(_ positions: PositionCase) throws -> AttentionResult {
         try prefill(positions.positions, positions.norm)

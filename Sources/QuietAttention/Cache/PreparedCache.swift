@@ -20,10 +20,10 @@ extension KeyValueCache {
     /// Checks that queries may stand at these positions, which the cache's offset has moved.
     fileprivate func checkQueries(_ positions: [Int]) throws(AttentionError) {
         guard let angles, let least = positions.min(), let most = positions.max() else { return }
-        if case .dynamicNTK(_, _, let length?) = encoding.embedding?.scaling, most - encoding.offset >= length {
+        if let length = encoding.embedding?.scaling.length, most >= length {
             throw AttentionError(
-                .position, "places.positions", expected: "less than \(length), the length that angles are fixed for",
-                found: "\(most - encoding.offset)")
+                .position, "places.positions",
+                expected: "positions below \(length), the length that angles are fixed for", found: "\(most)")
         }
         try angles.check(least...most)
     }
