@@ -63,9 +63,14 @@ final class FileDescriptor: Sendable {
         return file
     }
 
-    /// Creates a file for writing; one that exists is an error.
-    static func creating(_ path: String) throws -> FileDescriptor {
-        FileDescriptor(try check(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)))
+    /// Creates a file for writing; one that exists is an error. The process's mask takes permissions away from `mode`.
+    static func creating(_ path: String, mode: mode_t) throws -> FileDescriptor {
+        FileDescriptor(try check(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode)))
+    }
+
+    /// Opens an existing file, no link, for writing over what it holds.
+    static func overwriting(_ path: String) throws -> FileDescriptor {
+        FileDescriptor(try check(open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)))
     }
 
     /// Returns the identity of the file at `path`, links followed; nil if there is none.
@@ -111,6 +116,36 @@ final class FileDescriptor: Sendable {
         }
     }
 
+    // MARK: - What is set on a file
+
+    /// Takes over permissions from another file, and its owner and group where the system allows.
+    func adopt(_ other: FileStatus) throws {
+        var mode = other.permissions
+        if fchown(descriptor, other.owner, other.group) != 0 {
+            // Only root gives files away. Programs must not run as another user than they did.
+            mode &= 0o1777
+            // A group one is in oneself can be kept. If not, it may do no more than everybody.
+            if fchown(descriptor, uid_t.max, other.group) != 0 { mode &= ~0o070 | mode << 3 }
+        }
+        if try status().permissions != mode { try Self.check(fchmod(descriptor, mode)) }
+    }
+
+    /// Makes a file longer, with room for all of it; where there is none, it is as long as before.
+    func makeRoom(from old: Int, to new: Int) throws {
+        guard new > old else { return }
+        #if canImport(Darwin)
+            try Self.check(ftruncate(descriptor, off_t(new)))
+        #else
+            let error = posix_fallocate(descriptor, off_t(old), off_t(new - old))
+            guard error == 0 else {
+                try cut(to: old)
+                throw SystemError(String(cString: strerror(error)))
+            }
+        #endif
+    }
+
+    func cut(to byteCount: Int) throws { try Self.check(ftruncate(descriptor, off_t(byteCount))) }
+
     /// macOS refuses transfers of 2^31 bytes and more.
     private static let maximumTransfer = 1 << 30
 
@@ -125,11 +160,24 @@ final class FileDescriptor: Sendable {
 struct FileStatus {
     let isRegularFile: Bool
     let byteCount: Int
+    /// How many names it has.
+    let linkCount: Int
+    let owner: uid_t
+    let group: gid_t
+    /// The last twelve bits of the mode: who may do what, and the bits before them.
+    let permissions: mode_t
+    private let device: dev_t
+    private let number: ino_t
 
     init(_ status: stat) {
+        linkCount = Int(status.st_nlink)
+        (owner, group, permissions) = (status.st_uid, status.st_gid, status.st_mode & 0o7777)
+        (device, number) = (status.st_dev, status.st_ino)
         isRegularFile = status.st_mode & S_IFMT == S_IFREG
         byteCount = Int(status.st_size)
     }
+
+    func isSameFile(as other: FileStatus) -> Bool { device == other.device && number == other.number }
 }
 
 /// Gives the file `source` the name `destination`, which loses the file it named before. Both lie in one folder.
@@ -140,4 +188,15 @@ func moveFile(_ source: String, to destination: String) throws {
 /// Removes a file that may or may not be there.
 func removeFile(_ path: String) {
     unlink(path)
+}
+
+/// Whether so many bytes can be had: the machine has them, and the system gives them.
+func memoryIsAvailable(_ byteCount: Int) -> Bool {
+    // Systems that promise more than they have would end the process when it takes the promise up.
+    let (pages, pageSize) = (sysconf(Int32(_SC_PHYS_PAGES)), sysconf(Int32(_SC_PAGESIZE)))
+    if pages > 0, pageSize > 0, byteCount / pageSize >= pages { return false }
+    guard byteCount > 1 << 20 else { return true }
+    guard let memory = malloc(byteCount) else { return false }
+    free(memory)
+    return true
 }

@@ -15,6 +15,8 @@ public enum SafetensorsError: Error, Sendable, Equatable {
     case headerNotUTF8
     case headerNotJSON(byte: Int, reason: String)
     case headerNotObject
+    /// The file seems to be of another format, told by its first bytes.
+    case otherFormat(String)
     case invalidMetadata(key: String?)
 
     // One tensor
@@ -29,6 +31,8 @@ public enum SafetensorsError: Error, Sendable, Equatable {
 
     // A request
     case noSuchTensor(String, available: [String])
+    /// Its elements take so many bytes of memory, which there are not.
+    case noMemory(tensor: String, bytes: Int)
     case unsupportedElementType(
         tensor: String, elementType: ElementType, expected: [ElementType] = ElementType.readable)
     /// A finite number of F64 that `Float` does not reach.
@@ -40,22 +44,24 @@ public enum SafetensorsError: Error, Sendable, Equatable {
 extension SafetensorsError: CustomStringConvertible {
     public var description: String {
         switch self {
-        case .cannotOpen(let path, let reason): "cannot open \(quoted(path)): \(reason)"
-        case .cannotRead(let path, let reason): "cannot read \(quoted(path)): \(reason)"
-        case .cannotWrite(let path, let reason): "cannot write \(quoted(path)): \(reason)"
+        case .cannotOpen(let path, let reason): "cannot open \(shown(path)): \(reason)"
+        case .cannotRead(let path, let reason): "cannot read \(shown(path)): \(reason)"
+        case .cannotWrite(let path, let reason): "cannot write \(shown(path)): \(reason)"
         case .fileTooShort, .headerTooLong, .headerPastEndOfFile, .headerNotUTF8, .headerNotJSON, .headerNotObject,
-            .invalidMetadata:
+            .otherFormat, .invalidMetadata:
             "not a safetensors file: \(headerFault)"
         case .noSuchTensor(let name, let available):
-            "no tensor \(quoted(name)) in the file, which holds \(listed(available))"
+            "no tensor \(shown(name)) in the file, which holds \(listed(available))"
+        case .noMemory(let tensor, let bytes):
+            "tensor \(shown(tensor)): its elements take \(bytes) bytes, more than there is memory"
         case .unsupportedElementType(let tensor, let type, let expected):
-            "tensor \(quoted(tensor)) has dtype \(type.rawValue), only "
+            "tensor \(shown(tensor)) has dtype \(type.rawValue), only "
                 + expected.map(\.rawValue).joined(separator: ", ") + " can be " + purpose(expected)
         case .beyondFloat(let tensor, let value):
-            "tensor \(quoted(tensor)) holds \(value), which is beyond the range of F32"
+            "tensor \(shown(tensor)) holds \(value), which is beyond the range of F32"
         case .wrongValueCount(let tensor, let shape, let values):
-            "tensor \(quoted(tensor)): \(values) values do not fill the shape \(shape)"
-        case .reservedName(let name): "\(quoted(name)) cannot be the name of a tensor"
+            "tensor \(shown(tensor)): \(values) values do not fill the shape \(shape)"
+        case .reservedName(let name): "\(shown(name)) cannot be the name of a tensor"
         default: "invalid safetensors file: \(tensorFault)"
         }
     }
@@ -79,25 +85,26 @@ extension SafetensorsError: CustomStringConvertible {
         case .headerNotUTF8: "the header is not UTF-8"
         case .headerNotJSON(let byte, let reason): "the header is not JSON (byte \(byte): \(reason))"
         case .headerNotObject: "the header is not a JSON object that begins with {"
-        case .invalidMetadata(let key?): "the metadata entry \(quoted(key)) is not a string"
+        case .otherFormat(let format): "it seems to be \(format)"
+        case .invalidMetadata(let key?): "the metadata entry \(shown(key)) is not a string"
         default: "the metadata are not an object of strings"
         }
     }
 
     private var tensorFault: String {
         switch self {
-        case .duplicateName(let name): "the name \(quoted(name)) occurs twice in one object"
-        case .invalidField(let tensor, let reason): "tensor \(quoted(tensor)): \(reason)"
-        case .unknownElementType(let tensor, let name): "tensor \(quoted(tensor)): unknown dtype \(quoted(name))"
-        case .sizeOverflow(let tensor, let shape): "tensor \(quoted(tensor)): the size of shape \(shape) overflows"
+        case .duplicateName(let name): "the name \(shown(name)) occurs twice in one object"
+        case .invalidField(let tensor, let reason): "tensor \(shown(tensor)): \(reason)"
+        case .unknownElementType(let tensor, let name): "tensor \(shown(tensor)): unknown dtype \(shown(name))"
+        case .sizeOverflow(let tensor, let shape): "tensor \(shown(tensor)): the size of shape \(shape) overflows"
         case .lengthMismatch(let tensor, let bytes, let shape, let type):
-            "tensor \(quoted(tensor)): \(bytes) bytes of data do not make \(shape) elements of \(type.rawValue)"
+            "tensor \(shown(tensor)): \(bytes) bytes of data do not make \(shape) elements of \(type.rawValue)"
         case .dataPastEndOfFile(let tensor, let end, let bytes):
-            "tensor \(quoted(tensor)): its data end at byte \(end) of \(bytes): the file is truncated or the header wrong"
+            "tensor \(shown(tensor)): its data end at byte \(end) of \(bytes): the file is truncated or the header wrong"
         case .overlap(let tensor, let begin, let previous):
-            "tensor \(quoted(tensor)): its data begin at byte \(begin), inside data that end at byte \(previous)"
+            "tensor \(shown(tensor)): its data begin at byte \(begin), inside data that end at byte \(previous)"
         case .hole(let tensor?, let begin, let previous):
-            "tensor \(quoted(tensor)): its data begin at byte \(begin), after a hole from byte \(previous) on"
+            "tensor \(shown(tensor)): its data begin at byte \(begin), after a hole from byte \(previous) on"
         case .hole(nil, let begin, let previous):
             "the data are \(begin) bytes, of which the tensors cover only the first \(previous)"
         default: ""
@@ -105,14 +112,12 @@ extension SafetensorsError: CustomStringConvertible {
     }
 }
 
-/// Returns `text` in quotation marks on one line, control characters escaped, cut off where it becomes unreadable.
-private func quoted(_ text: String) -> String {
-    text.count <= 100 ? text.debugDescription : String(text.prefix(100)).debugDescription + "..."
-}
-
 /// Returns the first names of a list, and how many more there are.
 private func listed(_ names: [String]) -> String {
     if names.isEmpty { return "no tensors" }
-    let shown = names.prefix(12).map(quoted).joined(separator: ", ")
+    let shown = names.prefix(12).map(shown).joined(separator: ", ")
     return names.count > 12 ? "\(shown) and \(names.count - 12) more" : shown
 }
+
+/// Returns `text` in quotation marks on one line, cut off where it becomes unreadable.
+private func shown(_ text: String) -> String { quoted(text, limit: 100) }

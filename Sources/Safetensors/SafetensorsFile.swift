@@ -8,34 +8,69 @@
 /// A safetensors file open for reading.
 ///
 /// Opening reads and checks the header alone; each tensor is read from the file when asked for. The checks are those of
-/// the format: see ``SafetensorsError``. A file that passes them can be read without another look at its sizes.
+/// the format: see ``SafetensorsError``. A file that passes them can be read without another look at its sizes. Opening
+/// takes time and memory in proportion to the header, which is at most 100 MB; finding a tensor by its name takes the
+/// same time in all files.
+///
+///     let file = try SafetensorsFile(path: "model.safetensors")
+///     for tensor in file.tensors { print(tensor.name, tensor.elementType, tensor.shape) }
+///     let weights = try file.floats(named: "layers.0.weight")
+///
+/// What the format's own reader (the Rust and Python package `safetensors`, 0.8) opens is opened here, and what it refuses
+/// is refused, but for these, which are refused here alone:
+///
+/// - a name that occurs twice: two tensors, or two entries of the metadata. The format forbids it; its reader takes the last;
+/// - a tensor described by an array of its three fields in place of an object, and a dtype written as `{"F32": null}`;
+/// - an extent or an offset above `Int.max`, which makes sense for tensors without elements at most.
 public struct SafetensorsFile: Sendable {
     /// The tensors, in the order of their data.
     public let tensors: [TensorDescription]
-    /// The file's `__metadata__`.
+    /// The file's `__metadata__`; empty where there is none, or null. Of keys that are the same text in other scalars of
+    /// Unicode, and so equal as `String`, the last stays.
     public let metadata: [String: String]
 
+    private let index: NameIndex
     private let path: String
     private let file: FileDescriptor
     /// Where the data begin: after the length and the header.
     private let dataStart: Int
 
     /// Opens the file at `path` and checks its header.
+    ///
+    /// - Throws: ``SafetensorsError``: the file cannot be opened or read, is of another format, or its header breaks a rule.
     public init(path: String) throws(SafetensorsError) {
         let file = try during(.open, path) {
             try FileDescriptor.reading(path)
         }
         let (header, dataStart) = try during(.read, path) {
             let fileBytes = try file.status().byteCount
-            let text = try Self.headerText(file, fileBytes: fileBytes)
-            let dataStart = 8 + text.count
-            return (try Header(text, dataLength: fileBytes - dataStart), dataStart)
+            do {
+                let text = try Self.headerText(file, fileBytes: fileBytes)
+                let dataStart = 8 + text.count
+                return (try Header(text, dataLength: fileBytes - dataStart), dataStart)
+            } catch let error as SafetensorsError {
+                throw try Self.foreign(file, fileBytes: fileBytes, error)
+            }
         }
         self.path = path
         self.file = file
         self.dataStart = dataStart
         tensors = header.tensors
+        index = header.index
         metadata = header.metadata
+    }
+
+    /// The file seems to be of another format, or else it is refused for `error`.
+    private static func foreign(
+        _ file: FileDescriptor, fileBytes: Int, _ error: SafetensorsError
+    ) throws -> SafetensorsError {
+        switch error {
+        case .fileTooShort, .headerTooLong, .headerPastEndOfFile, .headerNotUTF8, .headerNotJSON, .headerNotObject:
+            var start = [UInt8](repeating: 0, count: min(fileBytes, foreignFormatBytes))
+            try start.withUnsafeMutableBytes { try file.read(into: $0, from: 0) }
+            return foreignFormat(start).map(SafetensorsError.otherFormat) ?? error
+        default: return error
+        }
     }
 
     private static func headerText(_ file: FileDescriptor, fileBytes: Int) throws -> [UInt8] {
@@ -51,12 +86,17 @@ public struct SafetensorsFile: Sendable {
         return text
     }
 
-    /// Returns the tensor of that name.
+    /// Whether there is a tensor of that name.
+    public func contains(_ name: String) -> Bool { index.place(of: name, in: tensors) != nil }
+
+    /// Returns the tensor of that name, all of whose bytes are those of `name`.
+    ///
+    /// - Throws: ``SafetensorsError/noSuchTensor(_:available:)``.
     public func tensor(named name: String) throws(SafetensorsError) -> TensorDescription {
-        guard let tensor = tensors.first(where: { $0.name.utf8.elementsEqual(name.utf8) }) else {
+        guard let place = index.place(of: name, in: tensors) else {
             throw .noSuchTensor(name, available: tensors.map(\.name).sorted())
         }
-        return tensor
+        return tensors[place]
     }
 
     /// Returns the elements of a tensor, the last dimension fastest. F16 and BF16 are widened, which is exact;
@@ -75,10 +115,7 @@ public struct SafetensorsFile: Sendable {
                     }
                     return Float(value)
                 }
-            default:
-                var values = [Float](repeating: 0, count: tensor.count)
-                try read(into: &values, from: dataStart + tensor.dataRange.lowerBound)
-                return values
+            default: return try elements(tensor)
             }
         }
     }
@@ -132,21 +169,37 @@ public struct SafetensorsFile: Sendable {
     private func elements<Stored: FixedWidthInteger & BitwiseCopyable, Element>(
         _ tensor: TensorDescription, _ convert: (Stored) throws -> Element
     ) throws -> [Element] {
-        var elements: [Element] = []
-        elements.reserveCapacity(tensor.count)
+        try checkMemory(tensor, MemoryLayout<Element>.stride)
         var part = [Stored](repeating: 0, count: min(tensor.count, 1 << 16))
-        while elements.count < tensor.count {
-            part.removeLast(max(0, part.count - (tensor.count - elements.count)))
-            let start = tensor.dataRange.lowerBound + elements.count * MemoryLayout<Stored>.size
-            try read(into: &part, from: dataStart + start)
-            for element in part { elements.append(try convert(element)) }
+        return try [Element](unsafeUninitializedCapacity: tensor.count) { elements, done in
+            while done < tensor.count {
+                let count = min(part.count, tensor.count - done)
+                let start = tensor.dataRange.lowerBound + done * MemoryLayout<Stored>.size
+                try part.withUnsafeMutableBytes {
+                    let bytes = UnsafeMutableRawBufferPointer(rebasing: $0[..<(count * MemoryLayout<Stored>.size)])
+                    try file.read(into: bytes, from: dataStart + start)
+                }
+                for index in 0..<count { elements.initializeElement(at: done + index, to: try convert(part[index])) }
+                done += count
+            }
         }
-        return elements
     }
 
-    private func read<Element: BitwiseCopyable>(
-        into elements: inout [Element], from offset: Int
-    ) throws {
-        try elements.withUnsafeMutableBytes { try file.read(into: $0, from: offset) }
+    /// Reads elements as they lie in the file.
+    private func elements<Element: BitwiseCopyable>(_ tensor: TensorDescription) throws -> [Element] {
+        try checkMemory(tensor, MemoryLayout<Element>.stride)
+        return try [Element](unsafeUninitializedCapacity: tensor.count) { elements, count in
+            try file.read(
+                into: UnsafeMutableRawBufferPointer(elements), from: dataStart + tensor.dataRange.lowerBound)
+            count = tensor.count
+        }
+    }
+
+    /// A sparse file takes no room and may speak of any number of elements: an array of them would end the process.
+    private func checkMemory(_ tensor: TensorDescription, _ stride: Int) throws(SafetensorsError) {
+        let (bytes, overflow) = tensor.count.multipliedReportingOverflow(by: stride)
+        guard !overflow, memoryIsAvailable(bytes) else {
+            throw .noMemory(tensor: tensor.name, bytes: overflow ? .max : bytes)
+        }
     }
 }

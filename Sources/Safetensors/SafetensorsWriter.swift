@@ -1,14 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // SafetensorsWriter.swift - writing: the whole file or none of it.
 
-#if canImport(Darwin)
-    import Darwin
-#elseif canImport(Musl)
-    import Musl
-#else
-    import Glibc
-#endif
-
 /// A tensor to be written.
 public struct NamedTensor: Sendable {
     public var name: String
@@ -31,34 +23,32 @@ extension SafetensorsFile {
     /// Writes `tensors`, in the order of their names, to the file at `path`.
     ///
     /// They are written to another file of the same folder, which takes the place of `path` when it is complete:
-    /// a failure leaves behind what was at `path` before. The data begin at a multiple of 8 bytes.
+    /// a failure leaves behind what was at `path` before. What the user had set on that stays: see ``PreparedFile``. The data
+    /// begin at a multiple of 8 bytes.
+    ///
+    ///     try SafetensorsFile.write(
+    ///         [NamedTensor(name: "weight", shape: [2, 3], values: [1, 2, 3, 4, 5, 6], elementType: .bfloat16)],
+    ///         metadata: ["made by": "hand"], to: "weights.safetensors")
+    ///
+    /// - Throws: ``SafetensorsError`` of the cases `duplicateName`, `reservedName`, `wrongValueCount`,
+    ///   `unsupportedElementType`, `headerTooLong` or `cannotWrite`.
     public static func write(
         _ tensors: [NamedTensor], metadata: [String: String] = [:], to path: String
     ) throws(SafetensorsError) {
-        let tensors = tensors.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) }
-        let header = try headerText(tensors, metadata: metadata)
-        if let status = FileDescriptor.status(path), !status.isRegularFile {
-            throw .cannotWrite(path: path, reason: "it exists and is not a regular file")
-        }
-        let temporary = temporaryPath(beside: path)
-        try during(.write, path) {
-            let file = try FileDescriptor.creating(temporary)
-            do {
-                try write(UInt64(header.count), to: file)
-                try write(header, to: file)
-                for tensor in tensors { try write(tensor, to: file) }
-                try moveFile(temporary, to: path)
-            } catch {
-                removeFile(temporary)
-                throw error
-            }
-        }
+        try prepare(tensors, metadata: metadata, for: path).commit()
     }
 
-    /// Returns a name for a hidden file in the folder of `path` that no other file has.
-    private static func temporaryPath(beside path: String) -> String {
-        let folder = path.lastIndex(of: "/").map { path[...$0] } ?? ""
-        return "\(folder).safetensors-\(getpid())-\(String(UInt64.random(in: 0...UInt64.max), radix: 16))"
+    /// Writes `tensors` as ``write(_:metadata:to:)`` does, up to the last step, which ``PreparedFile/commit()`` takes.
+    public static func prepare(
+        _ tensors: [NamedTensor], metadata: [String: String] = [:], for path: String
+    ) throws(SafetensorsError) -> PreparedFile {
+        let tensors = tensors.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) }
+        let header = try headerText(tensors, metadata: metadata)
+        return try PreparedFile(path) { file in
+            try write(UInt64(header.count), to: file)
+            try write(header, to: file)
+            for tensor in tensors { try write(tensor, to: file) }
+        }
     }
 
     // MARK: - The header
@@ -68,8 +58,8 @@ extension SafetensorsFile {
     ) throws(SafetensorsError) -> [UInt8] {
         var members: [String] = []
         if !metadata.isEmpty {
-            let entries = metadata.sorted { $0.key < $1.key }.map { "\(quoted($0.key)):\(quoted($0.value))" }
-            members.append("\(quoted(Header.metadataName)):{\(entries.joined(separator: ","))}")
+            let entries = metadata.sorted { $0.key < $1.key }.map { "\(jsonString($0.key)):\(jsonString($0.value))" }
+            members.append("\(jsonString(Header.metadataName)):{\(entries.joined(separator: ","))}")
         }
         var begin = 0
         for (index, tensor) in tensors.enumerated() {
@@ -79,7 +69,7 @@ extension SafetensorsFile {
             let end = begin + (try byteCount(tensor))
             let shape = tensor.shape.map(String.init).joined(separator: ",")
             members.append(
-                "\(quoted(tensor.name)):{\"dtype\":\"\(tensor.elementType.rawValue)\",\"shape\":[\(shape)],"
+                "\(jsonString(tensor.name)):{\"dtype\":\"\(tensor.elementType.rawValue)\",\"shape\":[\(shape)],"
                     + "\"data_offsets\":[\(begin),\(end)]}")
             begin = end
         }
@@ -103,7 +93,7 @@ extension SafetensorsFile {
     }
 
     /// Returns `text` as a JSON string.
-    private static func quoted(_ text: String) -> String {
+    private static func jsonString(_ text: String) -> String {
         var result = "\""
         for scalar in text.unicodeScalars {
             switch scalar {

@@ -56,7 +56,8 @@ struct Attend: ParsableCommand {
     func run() throws {
         let file = try SafetensorsFile(path: input)
         guard !namesSameFile(input, outputs.output) else {
-            throw Failure("the output \(outputs.output) is the input: it would replace the queries, keys and values")
+            throw Failure(
+                "the output \(printable(outputs.output)) is the input: it would replace the queries, keys and values")
         }
         var inputs = try problem.inputs(file)
         let shape = inputs.shape
@@ -72,19 +73,21 @@ struct Attend: ParsableCommand {
         try gate?.apply(to: &computed.result.output)
         var further: [NamedTensor] = []
         if case .scores(let attention) = method { further = try gradients.tensors(file, attention, inputs) }
-        try write(computed.result, shape, further)
 
+        // The report goes first: where it cannot be printed, the run has failed, and a failed run leaves no output behind.
+        let prepared = try prepare(computed.result, shape, further)
         let report = AttendReport(command: self, method: method, inputs: inputs, gate: gate, computed: computed)
         try emit(json ? report.json : report.lines)
+        try prepared.commit()
     }
 
-    private func write(
+    private func prepare(
         _ result: AttentionResult, _ shape: AttentionShape, _ further: [NamedTensor]
-    ) throws {
+    ) throws -> PreparedFile {
         let rows = [shape.batch, shape.queryHeads, shape.queries]
         var tensors = [NamedTensor(name: "out", shape: rows + [shape.valueDimension], values: result.output)]
         if outputs.lse { tensors.append(NamedTensor(name: "lse", shape: rows, values: result.logSumExp)) }
-        try SafetensorsFile.write(tensors + further, to: outputs.output)
+        return try SafetensorsFile.prepare(tensors + further, for: outputs.output)
     }
 }
 

@@ -15,13 +15,13 @@ struct AttendInputs {
         let (q, k, v) = (try file.tensor(named: queries), try file.tensor(named: keys), try file.tensor(named: values))
         for tensor in [q, k, v] where tensor.shape.count != 4 {
             throw Failure(
-                "tensor \(tensor.name.debugDescription): expected the shape [batch, heads, sequence, dimension], got \(tensor.shape)"
+                "tensor \(quoted(tensor.name)): expected the shape [batch, heads, sequence, dimension], got \(tensor.shape)"
             )
         }
         func check(_ what: String, _ tensor: TensorDescription, _ axis: Int, equals other: TensorDescription) throws {
             guard tensor.shape[axis] == other.shape[axis] else {
                 throw Failure(
-                    "tensor \(tensor.name.debugDescription): expected \(what) \(other.shape[axis]), as \(other.name.debugDescription) has, "
+                    "tensor \(quoted(tensor.name)): expected \(what) \(other.shape[axis]), as \(quoted(other.name)) has, "
                         + "got \(tensor.shape[axis]) in the shape \(tensor.shape)")
             }
         }

@@ -104,7 +104,7 @@ struct AttendReport {
             kernels     \(method.kernels), at most \(method.threads) thread\(method.threads == 1 ? "" : "s")
             time        \(time) ms, fastest of \(computed.runs); \(decimal(gflops, digits: 3, format: "g")) GFLOP/s
             sink share  \(shares)
-            written     out\(command.outputs.lse ? " and lse" : "") to \(command.outputs.output)
+            written     out\(command.outputs.lse ? " and lse" : "") to \(printable(command.outputs.output))
             """
     }
 }

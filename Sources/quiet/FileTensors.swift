@@ -32,7 +32,7 @@ extension SafetensorsFile {
             let listed = shapes.map { "\($0)" }
             let expected = listed.dropLast().joined(separator: ", ")
             throw Failure(
-                "tensor \(name.debugDescription): expected the shape \(expected)\(expected.isEmpty ? "" : " or ")"
+                "tensor \(quoted(name)): expected the shape \(expected)\(expected.isEmpty ? "" : " or ")"
                     + "\(listed[listed.count - 1]), \(meaning), got \(found)")
         }
         return found
@@ -56,16 +56,10 @@ extension SafetensorsFile {
         guard fits, (1...expected.count).contains(found.count) else {
             let listed = expected.map { $0.map(String.init).joined(separator: " or ") }
             throw Failure(
-                "tensor \(name.debugDescription): expected the shape [\(listed.joined(separator: ", "))], or its last "
+                "tensor \(quoted(name)): expected the shape [\(listed.joined(separator: ", "))], or its last "
                     + "dimensions alone, got \(found)")
         }
         let missing = [Int](repeating: 1, count: expected.count - found.count)
         return missing + found + (keys == nil ? [1] : [])
     }
-}
-
-/// A name as it is, or in quotes and escaped where it would disturb a table.
-func printable(_ name: String) -> String {
-    let isPlain = !name.isEmpty && name.unicodeScalars.allSatisfy { $0.value > 32 && $0.value != 127 }
-    return isPlain ? name : name.debugDescription
 }

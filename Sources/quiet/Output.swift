@@ -18,6 +18,16 @@ struct Failure: Error, CustomStringConvertible {
     }
 }
 
+/// Sees to it that a reader who left is an error of a write, not the end of the process in the middle of its work; and that
+/// no file that is opened gets the number of a standard stream that is closed, and with it what is meant for that.
+func prepareStandardStreams() {
+    signal(SIGPIPE, SIG_IGN)
+    for descriptor in [STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO] where fcntl(descriptor, F_GETFD) == -1 {
+        // For reading, so that writing to it fails. It gets the lowest number that is free, which is this one.
+        _ = open("/dev/null", O_RDONLY)
+    }
+}
+
 /// Writes `text` to standard output; a full disk is a failure like any other.
 func emit(_ text: String) throws {
     guard writeAll(text + "\n", to: STDOUT_FILENO) else {
@@ -71,15 +81,21 @@ indirect enum JSONValue {
         }
     }
 
+    /// Beside what JSON asks for, escaped what would mislead: the same string for a program, a safe one on a terminal.
     private func quoted(_ text: String) -> String {
-        let escaped = text.unicodeScalars.map { scalar in
+        var result = "\""
+        for scalar in text.unicodeScalars {
             switch scalar {
-            case "\"": "\\\""
-            case "\\": "\\\\"
-            case ..<" ": "\\u00" + (scalar.value < 16 ? "0" : "") + String(scalar.value, radix: 16)
-            default: String(scalar)
+            case "\"": result += "\\\""
+            case "\\": result += "\\\\"
+            case _ where scalar.misleadsWhenShown:
+                for unit in String(scalar).utf16 {
+                    let digits = String(unit, radix: 16)
+                    result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+                }
+            default: result.unicodeScalars.append(scalar)
             }
         }
-        return "\"" + escaped.joined() + "\""
+        return result + "\""
     }
 }

@@ -60,7 +60,7 @@ struct PositionTensors: ParsableArguments {
             let shape = try file.tensor(named: name).shape
             guard shape.count == 1 else {
                 throw Failure(
-                    "tensor \(name.debugDescription): expected the shape [r/2], a number for each pair of channels, got "
+                    "tensor \(quoted(name)): expected the shape [r/2], a number for each pair of channels, got "
                         + "\(shape)")
             }
             return try file.doubles(named: name)

@@ -32,6 +32,7 @@ struct Quiet: ParsableCommand {
         subcommands: [Attend.self, Inspect.self, Bench.self, Info.self])
 
     static func main() {
+        prepareStandardStreams()
         do {
             var command = try parseAsRoot()
             try command.run()
@@ -42,18 +43,37 @@ struct Quiet: ParsableCommand {
         } catch let error as AttentionError {
             fail(error.description)
         } catch {
-            exit(withError: error)
+            end(error)
+        }
+    }
+
+    /// Says what is wrong with the command line, or answers a question for help or for the version.
+    private static func end(_ error: Error) -> Never {
+        let code = exitCode(for: error)
+        guard code == .success else {
+            _ = writeAll(fullMessage(for: error) + "\n", to: STDERR_FILENO)
+            end(code.rawValue)
+        }
+        do {
+            try emit(fullMessage(for: error))
+            end(0)
+        } catch {
+            fail("\(error)")
         }
     }
 
     private static func fail(_ reason: String) -> Never {
         _ = writeAll("quiet: \(reason)\n", to: STDERR_FILENO)
+        end(1)
+    }
+
+    private static func end(_ status: Int32) -> Never {
         #if canImport(Darwin)
-            Darwin.exit(1)
+            Darwin.exit(status)
         #elseif canImport(Musl)
-            Musl.exit(1)
+            Musl.exit(status)
         #else
-            Glibc.exit(1)
+            Glibc.exit(status)
         #endif
     }
 }

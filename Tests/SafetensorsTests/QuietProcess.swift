@@ -10,12 +10,20 @@ struct QuietProcess {
     let output: String
     let diagnostics: String
 
+    /// Where standard output leads.
+    enum Output: Sendable {
+        case captured, closed
+        case file(String)
+        /// Into a pipe that nobody reads.
+        case brokenPipe
+    }
+
     /// Runs `quiet` with these arguments, and these variables besides those of the test.
     init(_ arguments: String..., environment: [String: String] = [:]) throws {
         try self.init(arguments, environment: environment)
     }
 
-    init(_ arguments: [String], environment: [String: String] = [:]) throws {
+    init(_ arguments: [String], environment: [String: String] = [:], output destination: Output = .captured) throws {
         let folder = try TemporaryFolder()
         var variables = ProcessInfo.processInfo.environment.merging(environment) { $1 }
         // Under AddressSanitizer the parser of arguments is found to leak when it refuses an option of a group.
@@ -24,17 +32,22 @@ struct QuietProcess {
 
         let status = try Self.run(
             try Self.executable().path, arguments, variables: variables.map { "\($0)=\($1)" },
-            output: folder("output"), diagnostics: folder("diagnostics"))
+            output: destination, files: (folder("output"), folder("diagnostics")))
         // A signal is no status: a trap must not look like an orderly failure.
         try #require(status & 0x7f == 0, "quiet \(arguments) ended with signal \(status & 0x7f)")
         self.status = (status >> 8) & 0xff
-        output = String(decoding: try bytes(ofFile: folder("output")), as: UTF8.self)
+        if case .captured = destination {
+            output = String(decoding: try bytes(ofFile: folder("output")), as: UTF8.self)
+        } else {
+            output = ""
+        }
         diagnostics = String(decoding: try bytes(ofFile: folder("diagnostics")), as: UTF8.self)
     }
 
     /// Returns what waitpid reports. Not Foundation's Process, in which LeakSanitizer finds leaks.
     private static func run(
-        _ path: String, _ arguments: [String], variables: [String], output: String, diagnostics: String
+        _ path: String, _ arguments: [String], variables: [String], output: Output,
+        files: (output: String, diagnostics: String)
     ) throws -> Int32 {
         #if canImport(Darwin)
             var actions: posix_spawn_file_actions_t?
@@ -43,8 +56,18 @@ struct QuietProcess {
         #endif
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
-        posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT, 0o600)
-        posix_spawn_file_actions_addopen(&actions, 2, diagnostics, O_WRONLY | O_CREAT, 0o600)
+        var ends: [Int32] = [-1, -1]
+        defer { if ends[1] >= 0 { close(ends[1]) } }
+        switch output {
+        case .captured: posix_spawn_file_actions_addopen(&actions, 1, files.output, O_WRONLY | O_CREAT, 0o600)
+        case .file(let path): posix_spawn_file_actions_addopen(&actions, 1, path, O_WRONLY, 0)
+        case .closed: posix_spawn_file_actions_addclose(&actions, 1)
+        case .brokenPipe:
+            try #require(pipe(&ends) == 0)
+            close(ends[0])
+            posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
+        }
+        posix_spawn_file_actions_addopen(&actions, 2, files.diagnostics, O_WRONLY | O_CREAT, 0o600)
 
         let words = ([path] + arguments).map { strdup($0) }
         let settings = variables.map { strdup($0) }

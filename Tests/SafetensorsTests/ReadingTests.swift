@@ -187,7 +187,7 @@ import Testing
         #expect(throws: SafetensorsError.headerNotUTF8) { try open(littleEndian(UInt64(text.count)) + text) }
     }
 
-    @Test(arguments: ["", " {}", "[]", "null", "\u{feff}{}"])
+    @Test(arguments: ["", " ", " []", "[]", "null", "\u{feff}{}"])
     func headersThatAreNotObjects(text: String) throws {
         #expect(throws: SafetensorsError.headerNotObject) { try open(safetensors(text, dataBytes: 0)) }
     }
@@ -199,7 +199,9 @@ import Testing
         #"{"a":tru}"#, #"{"a":NaN}"#, #"{"a":"b}"#, "{\"a\":\"\n\"}", #"{"a":"\x"}"#, #"{"a":"\u12g4"}"#,
         #"{"a":"\ud800"}"#,
         #"{"a":"\ud800\u0041"}"#, #"{"a":"\udc00"}"#, #"{"a":"\"#, "{\"a\":1}\0", "{/**/}",
-        #"{"a":"# + String(repeating: "[", count: 100_000),
+        #"{"a":"# + String(repeating: "[", count: 100_000), #"{"a":1e400}"#, #"{"a":[null,"x",true,-1e999]}"#,
+        // The fault of the JSON goes before that of the tensor, wherever it stands.
+        #"{"a":1,"b":2"#, #"{"a":{"dtype":"F99"},"b":{"dtype":1},}"#,
     ])
     func headersThatAreNotJSON(text: String) throws {
         let error = try #require(throws: SafetensorsError.self) { try open(safetensors(text, dataBytes: 0)) }
@@ -257,7 +259,7 @@ import Testing
     ]
 
     static let integerFaults: [Fault] = [
-        "-2", "2.0", "2e0", "-0", "\"2\"", "null", "[2]", "9223372036854775808", "1e400",
+        "-2", "2.0", "2e0", "-0", "\"2\"", "null", "[2]", "9223372036854775808", "1e300",
     ].flatMap {
         let message = "holds something else than integers from 0 to \(Int.max)"
         return [
@@ -323,11 +325,11 @@ import Testing
 
     static let metadataFaults: [Fault] = [
         Fault("metadata an array", header: #"{"__metadata__":[]}"#, dataBytes: 0, .invalidMetadata(key: nil)),
-        Fault("metadata null", header: #"{"__metadata__":null}"#, dataBytes: 0, .invalidMetadata(key: nil)),
+        Fault("metadata a string", header: #"{"__metadata__":"null"}"#, dataBytes: 0, .invalidMetadata(key: nil)),
         Fault("metadata of a number", header: #"{"__metadata__":{"a":1}}"#, dataBytes: 0, .invalidMetadata(key: "a")),
         Fault("metadata key twice", header: #"{"__metadata__":{"a":"","a":""}}"#, dataBytes: 0, .duplicateName("a")),
         Fault(
-            "metadata twice", header: #"{"__metadata__":{},"__metadata__":{}}"#, dataBytes: 0,
+            "metadata twice", header: #"{"__metadata__":null,"__metadata__":{}}"#, dataBytes: 0,
             .duplicateName("__metadata__")),
     ]
 
@@ -346,6 +348,13 @@ import Testing
         let description = String(describing: error)
         #expect(description.count < 300)
         #expect(!description.unicodeScalars.contains { $0.value < 0x20 })
+        // C1 controls, the override that turns text round, a line separator, a byte order mark, a tag of plane 14.
+        let misleading = #"\u009b31m\u202egnp\u2028\ufeff\udb40\udc41"#
+        let other = try #require(throws: SafetensorsError.self) {
+            try open(safetensors(#"{"\#(misleading)":1}"#, dataBytes: 0))
+        }
+        let escaped = #"\u{9b}31m\u{202e}gnp\u{2028}\u{feff}\u{e0041}"#
+        #expect(String(describing: other).contains(escaped), "\(other)")
     }
 
     // MARK: - What is no file
@@ -370,59 +379,5 @@ import Testing
         #expect(throws: SafetensorsError.cannotRead(path: path, reason: "the file ends too early")) {
             try file.floats(named: "w")
         }
-    }
-
-    // MARK: - Fuzzing
-
-    /// No mutation of a valid file crashes the reader; where it still opens, all of it can be read.
-    @Test(arguments: 0..<8 as Range<UInt64>)
-    func mutationsNeverCrash(seed: UInt64) throws {
-        let header =
-            #"{"__metadata__":{"a":"b"},"q":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"#
-            + #""k":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]},"v":{"dtype":"F16","shape":[0],"data_offsets":[32,32]}} "#
-        let valid = safetensors(header, dataBytes: 32)
-        _ = try open(valid)
-        var generator = Mutations(state: seed)
-        var opened = 0
-        for _ in 0..<500 {
-            let path = try folder.file(generator.mutate(valid))
-            guard let file = try? SafetensorsFile(path: path) else { continue }
-            opened += 1
-            for tensor in file.tensors where ElementType.readable.contains(tensor.elementType) {
-                #expect(try file.floats(named: tensor.name).count == tensor.count)
-            }
-        }
-        #expect(opened > 0, "every mutation was refused: the mutations are too coarse to test anything")
-    }
-}
-
-/// Random edits of a file: bytes changed, removed, repeated and swapped for what has meaning in a header.
-private struct Mutations {
-    var state: UInt64
-
-    /// Knuth's linear congruential generator; the high bits are good enough to choose by.
-    mutating func next(below bound: Int) -> Int {
-        state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-        return Int((state >> 33) % UInt64(bound))
-    }
-
-    mutating func mutate(_ file: [UInt8]) -> [UInt8] {
-        var file = file
-        for _ in 0...next(below: 4) where !file.isEmpty {
-            let place = next(below: file.count)
-            switch next(below: 6) {
-            case 0: file[place] ^= 1 << next(below: 8)
-            case 1: file[place] = UInt8(next(below: 256))
-            case 2: file[place] = Array("{}[]\",:0123456789-e.\\ ".utf8)[next(below: 22)]
-            case 3: file.removeSubrange(place..<min(file.count, place + 1 + next(below: 8)))
-            case 4: file.insert(contentsOf: file[place..<min(file.count, place + 1 + next(below: 30))], at: place)
-            default: file.removeLast(next(below: file.count))
-            }
-        }
-        // Half of the time the length is made to fit again, so that mutations reach beyond the first check.
-        if file.count >= 8, next(below: 2) == 0, let end = file.lastIndex(of: UInt8(ascii: "}")), end >= 8 {
-            file.replaceSubrange(0..<8, with: littleEndian(UInt64(end - 7)))
-        }
-        return file
     }
 }
