@@ -11,7 +11,7 @@ enum {
      * 6 * 4 of 32 registers (AVX-512), 6 * 2 of 16 (AVX2), 6 * 4 of 32 (NEON). Lost: 4 rows, which take as long per row
      * (571 and 569 cycles at d 64) and read every block of keys and values half as often again. QATTN_QUERY_BLOCK is
      * 22 of them: with 16, 128 rows take two calls (2 % slower at d 32); with 32, d 256 loses 2 %; else no difference.
-     * More in Documentation/Kernels.md. */
+     * More in Documentation/Experiments.md. */
     TILE_ROWS = 6,
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
