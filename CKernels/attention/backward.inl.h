@@ -106,23 +106,20 @@ QATTN_INLINE void panel_key_sums(const gradient_call *call, block_sight sight, s
     const ptrdiff_t key = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
     for (size_t i = 0; i < call->count; i += QATTN_KEY_BLOCK) {
         product_task task = {.weights = call->weights + i * QATTN_KEY_BLOCK,
-                             .rows = call->out_gradients.base + i * call->out_gradients.stride,
-                             .row_stride = call->out_gradients.stride,
+                             .rows = &call->out_gradients,
+                             .first = i,
                              .inner = qattn_min(call->count - i, QATTN_KEY_BLOCK),
                              .columns = args->value_dim,
                              .out_rows = qattn_min(args->problem.seq_kv - (size_t)key, QATTN_KEY_BLOCK),
                              .out = args->value_gradients + key * args->value_gradient_stride,
                              .out_stride = args->value_gradient_stride,
-                             .visible = sight == SEES_ALL ? NULL : call->visible + i,
-                             .finite = call->out_gradients.finite[i / QATTN_KEY_BLOCK]};
+                             .visible = sight == SEES_ALL ? NULL : call->visible + i};
         QATTN_FUNCTION(add_key_products)(&task);
         task.weights = call->products + i * QATTN_KEY_BLOCK;
-        task.rows = call->queries.base + i * call->queries.stride;
-        task.row_stride = call->queries.stride;
+        task.rows = &call->queries;
         task.columns = args->head_dim;
         task.out = args->key_gradients + key * args->key_gradient_stride;
         task.out_stride = args->key_gradient_stride;
-        task.finite = call->queries.finite[i / QATTN_KEY_BLOCK];
         QATTN_FUNCTION(add_key_products)(&task);
     }
 }
@@ -130,18 +127,16 @@ QATTN_INLINE void panel_key_sums(const gradient_call *call, block_sight sight, s
 /* 3. of dq. */
 QATTN_INLINE void panel_query_sums(const gradient_call *call, block_sight sight, size_t block) {
     const qattn_backward_args *const args = call->args;
-    const size_t slot = block - call->block_begin;
     const product_task task = {.weights = call->products,
-                               .rows = call->key_rows.base + slot * QATTN_KEY_BLOCK * call->key_rows.stride,
-                               .row_stride = call->key_rows.stride,
+                               .rows = &call->key_rows,
+                               .first = (block - call->block_begin) * QATTN_KEY_BLOCK,
                                .inner = QATTN_KEY_BLOCK,
                                .columns = args->head_dim,
                                .out_rows = call->count,
                                .out = args->query_gradients +
                                       row_offset(args->query_gradient_strides, call->rows[0].place),
                                .out_stride = args->query_gradient_strides.query,
-                               .visible = sight == SEES_ALL ? NULL : call->visible,
-                               .finite = call->key_rows.finite[slot]};
+                               .visible = sight == SEES_ALL ? NULL : call->visible};
     QATTN_FUNCTION(add_query_products)(&task);
 }
 

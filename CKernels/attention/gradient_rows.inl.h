@@ -9,14 +9,6 @@
 #include "tile/gradient_layout.h"
 #include "tile/gradient_products.inl.h"
 
-/* Rows of floats that are read in whole vectors: the caller's own, or copies. finite[b] of rows [64 b, 64 b + 64). */
-typedef struct float_rows {
-    const float *base;
-    size_t stride;
-    bool finite[GRADIENT_GROUP];
-} float_rows;
-_Static_assert(GRADIENT_GROUP >= PANEL_BLOCKS, "float_rows serves both");
-
 typedef struct gradient_call {
     const qattn_backward_args *args;
     gradient_layout layout;
@@ -37,10 +29,10 @@ typedef struct gradient_call {
     float_rows key_rows;
 } gradient_call;
 
-/* Whether a tensor can be read as rows of floats in whole vectors. Rows with gaps between them are copied: a stride of
- * a power of two would put them all into the same few places of the cache. */
+/* Whether a tensor is float_rows of one panel as it stands. Rows with gaps between them are not: at a stride of a power
+ * of two, the 64 that a tile meets fall into few sets of the cache. At 128 channels that took 9 % of the time. */
 QATTN_INLINE bool reads_in_place(ptrdiff_t stride, size_t dim, qattn_storage storage) {
-    return storage == QATTN_FLOAT32 && dim % QATTN_LANES == 0 && stride == (ptrdiff_t)dim;
+    return storage == QATTN_FLOAT32 && dim % QATTN_LANES == 0 && dim == panel_lanes(dim) && stride == (ptrdiff_t)dim;
 }
 
 /* Rows of a tensor: where they are, and where they go. */
@@ -50,40 +42,44 @@ typedef struct rows_task {
     qattn_storage storage;
     size_t count, dim;
     float *tiles;         /* times factors, or NULL */
-    float *copies;        /* or NULL */
-    const float *factors; /* by row */
+    const float *factors; /* by row, or NULL: 1 */
+    float *copies;        /* float_rows of `height`, or NULL */
+    size_t height;
     float_rows *result;
 } rows_task;
 
-/* One row, into row i of a tile and a copy; returns its largest magnitude. */
-QATTN_INLINE u32x16 take_row(const void *row, qattn_storage storage, size_t dim, float factor, float *tile,
-                             float *copy) {
+/* Row i, into a tile and a copy; returns its largest magnitude. */
+QATTN_INLINE u32x16 take_row(const rows_task *task, size_t i, qattn_storage storage) {
+    const size_t dim = task->dim, lanes = qattn_round_up(dim, QATTN_LANES);
+    const void *const row = storage_at(task->rows, (ptrdiff_t)i * task->stride, storage);
+    float *const tile =
+        task->tiles ? task->tiles + i / TILE_ROWS * TILE_ROWS * lanes + i % TILE_ROWS * QATTN_CHAINS : NULL;
+    const f32x16 factor = f32x16_splat(task->factors ? task->factors[i] : 1);
     u32x16 largest = {0};
-    for (size_t d = 0; d < dim; d += QATTN_LANES) {
-        const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage);
-        largest = u32x16_larger_magnitude(largest, x);
-        if (copy) f32x16_store(copy + d, x);
-        if (tile) f32x16_store_fours(tile + d / QATTN_CHAINS * TILE_STEP, TILE_STEP, x * factor);
+    for (size_t column = 0, panel; column < lanes; column += panel) {
+        panel = panel_lanes(lanes - column);
+        float *const copy = task->copies ? task->copies + column * task->height + i * panel : NULL;
+        for (size_t c = 0; c < panel; c += QATTN_LANES) {
+            const size_t d = column + c;
+            const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage);
+            largest = u32x16_larger_magnitude(largest, x);
+            if (copy) f32x16_store(copy + c, x);
+            if (tile) f32x16_store_fours(tile + d / QATTN_CHAINS * TILE_STEP, TILE_STEP, x * factor);
+        }
     }
     return largest;
 }
 
 QATTN_INLINE void take_rows_of(const rows_task *task, qattn_storage storage) {
-    const size_t lanes = qattn_round_up(task->dim, QATTN_LANES);
     u32x16 largest = {0};
     for (size_t i = 0; i < task->count; i++) {
-        float *const tile =
-            task->tiles ? task->tiles + i / TILE_ROWS * TILE_ROWS * lanes + i % TILE_ROWS * QATTN_CHAINS : NULL;
-        const u32x16 row =
-            take_row(storage_at(task->rows, (ptrdiff_t)i * task->stride, storage), storage, task->dim,
-                     task->factors ? task->factors[i] : 1, tile, task->copies ? task->copies + i * lanes : NULL);
-        largest = __builtin_elementwise_max(largest, row);
+        largest = __builtin_elementwise_max(largest, take_row(task, i, storage));
         if ((i + 1) % QATTN_KEY_BLOCK != 0 && i + 1 < task->count) continue;
         task->result->finite[i / QATTN_KEY_BLOCK] = __builtin_reduce_max(largest) < 0x7f800000u;
         largest = (u32x16){0};
     }
     task->result->base = task->copies ? task->copies : task->rows;
-    task->result->stride = lanes;
+    task->result->height = task->height;
 }
 
 static __attribute__((noinline)) void QATTN_FUNCTION(take_gradient_rows)(const rows_task *task) {
@@ -123,6 +119,7 @@ QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t blo
                             .count = count,
                             .dim = args->head_dim,
                             .copies = call->in_place ? NULL : args->workspace + call->layout.key_rows,
+                            .height = call->layout.group * QATTN_KEY_BLOCK,
                             .result = &call->key_rows};
     QATTN_FUNCTION(take_gradient_rows)(&task);
 }
@@ -148,6 +145,7 @@ QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, siz
         .dim = args->head_dim,
         .tiles = call->query_tiles,
         .copies = call->in_place ? NULL : args->workspace + call->layout.query_rows,
+        .height = call->layout.panel,
         .factors = factors,
         .result = &call->queries,
     };
@@ -161,6 +159,7 @@ QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, siz
         .dim = args->value_dim,
         .tiles = call->gradient_tiles,
         .copies = call->in_place ? NULL : args->workspace + call->layout.gradient_rows,
+        .height = call->layout.panel,
         .result = &call->out_gradients,
     };
     QATTN_FUNCTION(take_gradient_rows)(&task);

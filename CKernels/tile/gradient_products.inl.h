@@ -13,7 +13,7 @@
 
 #include "memory/blocks.inl.h"
 #include "simd/storage.h"
-#include "tile/tile_size.h"
+#include "tile/gradient_layout.h"
 
 enum {
     TILE_STEP = TILE_ROWS * QATTN_CHAINS, /* floats of a tile of rows [dim / 4][6][4] with four channels */
@@ -70,15 +70,23 @@ static __attribute__((noinline)) void QATTN_FUNCTION(pair_products)(const float 
     for (size_t i = 0; i < TILE_ROWS; i++) f32x16_store(out + i * QATTN_KEY_BLOCK, t[i]);
 }
 
-/* One block of weights and what they are summed with. */
+/* Rows of floats, read in whole vectors, whose columns are cut into panels after blocks.inl.h:
+ * [panels][height][columns of the panel]. finite[b] of rows [64 b, 64 b + 64). */
+typedef struct float_rows {
+    const float *base;
+    size_t height;
+    bool finite[GRADIENT_GROUP];
+} float_rows;
+_Static_assert(GRADIENT_GROUP >= PANEL_BLOCKS, "float_rows serves keys and queries");
+
+/* One block of weights and the rows [first, first + inner) that they are summed with. */
 typedef struct product_task {
     const float *weights; /* [queries][64] */
-    const float *rows;    /* [n], read in whole vectors */
-    size_t row_stride, inner, columns, out_rows;
+    const float_rows *rows;
+    size_t first, inner, columns, out_rows;
     float *out; /* [out_rows][columns] */
     ptrdiff_t out_stride;
     const uint64_t *visible; /* of the queries; or NULL: every pair counts */
-    bool finite;             /* the rows */
 } product_task;
 
 /* out[r][c] += sum over n < count, of a tile. */
@@ -192,49 +200,56 @@ QATTN_INLINE void product_tile_at_edge(product_function function, const float *w
         memcpy(out + (ptrdiff_t)r * out_stride, whole + r * lanes, columns * sizeof(float));
 }
 
-/* The same sums, where rows are not finite: pairs that are not seen are left out. */
-QATTN_INLINE void add_seen_products(const product_task *task, bool transposed) {
+/* The same sums, where rows are not finite: pairs that are not seen are left out. x is row `first` of a panel. */
+QATTN_INLINE void add_seen_products(const product_task *task, const float *x, size_t column, size_t lanes,
+                                    bool transposed) {
     for (size_t r = 0; r < task->out_rows; r++) {
-        float *const out = task->out + (ptrdiff_t)r * task->out_stride;
-        for (size_t c = 0; c < task->columns; c += QATTN_LANES) {
+        for (size_t c = 0; c < lanes; c += QATTN_LANES) {
             f32x16 sum = f32x16_splat(0);
             for (size_t n = 0; n < task->inner; n++) {
                 const size_t query = transposed ? n : r, key = transposed ? r : n;
                 if (!(task->visible[query] >> key & 1)) continue;
                 const f32x16 weight = f32x16_splat(task->weights[query * QATTN_KEY_BLOCK + key]);
-                sum = f32x16_fma(weight, f32x16_load(task->rows + n * task->row_stride + c), sum);
+                sum = f32x16_fma(weight, f32x16_load(x + n * lanes + c), sum);
             }
-            const size_t left = task->columns - c;
-            f32x16_store_first(out + c, left, f32x16_load_first(out + c, left, QATTN_FLOAT32) + sum, QATTN_FLOAT32);
+            float *const out = task->out + (ptrdiff_t)r * task->out_stride + column + c;
+            const size_t left = task->columns - column - c;
+            f32x16_store_first(out, left, f32x16_load_first(out, left, QATTN_FLOAT32) + sum, QATTN_FLOAT32);
         }
     }
 }
 
-/* out += the products of a block; columns outside, so that their part of the rows stays in L1. */
-QATTN_INLINE void add_products(const product_task *task, bool transposed) {
-    if (!task->finite && task->visible) {
-        add_seen_products(task, transposed);
-        return;
-    }
+/* The same in tiles, of `lanes` columns of a panel whose rows are `row_stride` apart. */
+QATTN_INLINE void add_tile_products(const product_task *task, const float *x, size_t row_stride, size_t column,
+                                    size_t lanes, bool transposed) {
     const size_t inner_step = transposed ? QATTN_KEY_BLOCK : 1, row_step = transposed ? 1 : QATTN_KEY_BLOCK;
+    for (size_t r = 0, height; r < task->out_rows; r += height) {
+        const size_t rows = task->out_rows - r, columns = task->columns - column;
+        const product_function function = product_function_of(lanes / QATTN_LANES, rows, transposed, &height);
+        const inner_range seen = seen_range(task, r, height, transposed);
+        if (seen.begin == seen.end) continue;
+        const float *const weights = task->weights + seen.begin * inner_step + r * row_step;
+        float *const out = task->out + (ptrdiff_t)r * task->out_stride + column;
+        const size_t count = seen.end - seen.begin;
+        if (rows >= height && columns >= lanes)
+            function(weights, x + seen.begin * row_stride, row_stride, count, out, task->out_stride);
+        else
+            product_tile_at_edge(function, weights, x + seen.begin * row_stride, row_stride, count, out,
+                                 task->out_stride, qattn_min(rows, height), qattn_min(columns, lanes), lanes);
+    }
+}
+
+/* out += the products of a block; panels outside, so that their part of the rows stays in L1. */
+QATTN_INLINE void add_products(const product_task *task, bool transposed) {
     const size_t all_lanes = qattn_round_up(task->columns, QATTN_LANES);
+    const bool dense = !task->visible || task->rows->finite[task->first / QATTN_KEY_BLOCK];
     for (size_t column = 0, lanes; column < all_lanes; column += lanes) {
-        lanes = QATTN_VECTORS == 4 ? panel_lanes(all_lanes - column) : QATTN_LANES;
-        for (size_t r = 0, height; r < task->out_rows; r += height) {
-            const size_t rows = task->out_rows - r, columns = task->columns - column;
-            const product_function function = product_function_of(lanes / QATTN_LANES, rows, transposed, &height);
-            const inner_range seen = seen_range(task, r, height, transposed);
-            if (seen.begin == seen.end) continue;
-            const float *const weights = task->weights + seen.begin * inner_step + r * row_step;
-            const float *const x = task->rows + seen.begin * task->row_stride + column;
-            float *const out = task->out + (ptrdiff_t)r * task->out_stride + column;
-            const size_t count = seen.end - seen.begin;
-            if (rows >= height && columns >= lanes)
-                function(weights, x, task->row_stride, count, out, task->out_stride);
-            else
-                product_tile_at_edge(function, weights, x, task->row_stride, count, out, task->out_stride,
-                                     qattn_min(rows, height), qattn_min(columns, lanes), lanes);
-        }
+        lanes = panel_lanes(all_lanes - column);
+        const float *const x = task->rows->base + column * task->rows->height + task->first * lanes;
+        const size_t at_once = QATTN_VECTORS == PANEL_VECTORS ? lanes : QATTN_LANES;
+        if (!dense) add_seen_products(task, x, column, lanes, transposed);
+        for (size_t c = 0; dense && c < lanes; c += at_once)
+            add_tile_products(task, x + c, lanes, column + c, at_once, transposed);
     }
 }
 
