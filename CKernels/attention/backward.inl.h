@@ -51,12 +51,13 @@ QATTN_INLINE uint64_t tile_sight(const gradient_call *call, block_sight sight, s
 }
 
 /* 1. of rows [begin, end) against one operand of a block: out[row][64]. */
-QATTN_INLINE void strip_products(const gradient_call *call, block_sight sight, size_t begin, size_t end,
-                                 const float *tiles, const float *keys, size_t dim, float *out) {
+QATTN_INLINE void strip_products(gradient_call *call, block_sight sight, size_t begin, size_t end, const float *tiles,
+                                 const float *keys, size_t dim, float *out) {
     const size_t lanes = qattn_round_up(dim, QATTN_LANES);
     for (size_t group = 0; group < QATTN_KEY_BLOCK; group += QATTN_LANES) {
         for (size_t i = begin; i < end; i += TILE_ROWS) {
             if (!(tile_sight(call, sight, i) >> group & 0xffff)) continue;
+            prefetch_lines(&call->upcoming, call->upcoming_share);
             QATTN_FUNCTION(pair_products)(tiles + i * lanes, keys + group * dim, dim,
                                           out + i * QATTN_KEY_BLOCK + group);
         }
@@ -83,8 +84,7 @@ QATTN_INLINE void tile_gradients(const gradient_call *call, block_sight sight, s
 }
 
 /* 1. and 2. of the panel: as far as the weights, or for clipped softmax's `lanes`, [row][16], as far as D. */
-QATTN_INLINE void panel_weights(const gradient_call *call, block_sight sight, size_t block, bool finished,
-                                float *lanes) {
+QATTN_INLINE void panel_weights(gradient_call *call, block_sight sight, size_t block, bool finished, float *lanes) {
     const qattn_backward_args *const args = call->args;
     const size_t slot = (block - call->block_begin) * QATTN_KEY_BLOCK, block_first = block * QATTN_KEY_BLOCK;
     for (size_t begin = 0; begin < call->count; begin += STRIP_ROWS) {
@@ -181,27 +181,68 @@ QATTN_INLINE void panel_gradients(gradient_call *call) {
     }
 }
 
+/* Where a call stands: a group of blocks and a panel of queries of a head. */
+typedef struct panel_place {
+    size_t block, block_end, head;
+    query_range queries; /* those that are left of the head */
+} panel_place;
+
+/* Moves on to queries that may see a block, from `place` itself on; false at the end. */
+QATTN_INLINE bool find_panel(const qattn_backward_args *args, const gradient_layout *layout, panel_place *place) {
+    const size_t last_head = (args->row_end - 1) / args->problem.queries;
+    const size_t block_end = (args->key_end + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
+    while (place->queries.begin >= place->queries.end) {
+        if (place->head++ == last_head) {
+            place->head = args->row_begin / args->problem.queries;
+            place->block = place->block_end;
+            place->block_end = qattn_min(place->block + layout->group, block_end);
+            if (place->block == block_end) return false;
+        }
+        place->queries =
+            queries_of_blocks(&args->problem, place->block, place->block_end, queries_of_head(args, place->head));
+    }
+    return true;
+}
+
+/* While a panel is at work, the next one's rows come nearer. */
+QATTN_INLINE void ask_for_panel(gradient_call *call, const panel_place *place, size_t blocks) {
+    const qattn_backward_args *const args = call->args;
+    const row_place row = {.head = place->head, .query = place->queries.begin};
+    const size_t rows = qattn_min(place->queries.end - place->queries.begin, call->layout.panel);
+    const size_t query_size = storage_size(args->query_storage), size = storage_size(args->out_gradient_storage);
+    call->tensors[0] =
+        (qattn_upcoming_rows){storage_at(args->queries, row_offset(args->query_strides, row), args->query_storage),
+                              args->query_strides.query * (ptrdiff_t)query_size, rows, args->head_dim * query_size};
+    call->tensors[1] = (qattn_upcoming_rows){
+        storage_at(args->out_gradients, row_offset(args->out_gradient_strides, row), args->out_gradient_storage),
+        args->out_gradient_strides.query * (ptrdiff_t)size, rows, args->value_dim * size};
+    call->tensors[2] = (qattn_upcoming_rows){args->query_gradients + row_offset(args->query_gradient_strides, row),
+                                             args->query_gradient_strides.query * (ptrdiff_t)sizeof(float), rows,
+                                             args->head_dim * sizeof(float)};
+    const size_t tiles = 2 * BLOCK_VECTORS * blocks * ((rows + TILE_ROWS - 1) / TILE_ROWS);
+    call->upcoming = prefetch_begin(call->tensors, 3);
+    call->upcoming_share = (prefetch_line_count(call->tensors, 3) + tiles - 1) / tiles;
+}
+
 static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
     assert(args->row_begin <= args->row_end && args->row_end <= args->problem.heads * args->problem.queries);
     assert(args->key_begin % QATTN_KEY_BLOCK == 0 && args->key_end <= args->problem.seq_kv);
     if (args->row_begin == args->row_end || args->key_begin >= args->key_end) return;
     gradient_call call = begin_call(args);
-    const size_t first_head = args->row_begin / args->problem.queries;
-    const size_t last_head = (args->row_end - 1) / args->problem.queries;
-    const size_t block_end = (args->key_end + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
-    for (size_t block = args->key_begin / QATTN_KEY_BLOCK; block < block_end; block += call.layout.group) {
-        const size_t group_end = qattn_min(block + call.layout.group, block_end);
-        bool taken = false;
-        for (size_t head = first_head; head <= last_head; head++) {
-            const query_range queries =
-                queries_of_blocks(&args->problem, block, group_end, queries_of_head(args, head));
-            for (size_t query = queries.begin; query < queries.end; query += call.layout.panel) {
-                if (!taken) take_group(&call, block, group_end);
-                taken = true;
-                take_panel(&call, head, query, qattn_min(queries.end - query, call.layout.panel));
-                panel_gradients(&call);
-            }
-        }
+    const size_t first_block = args->key_begin / QATTN_KEY_BLOCK;
+    panel_place place = {
+        .block = first_block, .block_end = first_block, .head = (args->row_end - 1) / args->problem.queries};
+    bool more = find_panel(args, &call.layout, &place);
+    while (more) {
+        const panel_place here = place;
+        const size_t count = qattn_min(place.queries.end - place.queries.begin, call.layout.panel);
+        if (call.block_begin != here.block || call.block_end != here.block_end)
+            take_group(&call, here.block, here.block_end);
+        take_panel(&call, here.head, here.queries.begin, count);
+        place.queries.begin += count;
+        more = find_panel(args, &call.layout, &place);
+        if (more) ask_for_panel(&call, &place, here.block_end - here.block);
+        panel_gradients(&call);
     }
 }
 

@@ -27,6 +27,9 @@ typedef struct gradient_call {
     size_t block_begin, block_end;
     float *keys, *values;
     float_rows key_rows;
+    qattn_upcoming_rows tensors[3]; /* of the next panel, asked for while this one is at work */
+    prefetch_cursor upcoming;
+    size_t upcoming_share; /* lines with each tile */
 } gradient_call;
 
 /* Whether a tensor is float_rows of one panel as it stands. Rows with gaps between them are not: at a stride of a power
