@@ -8,8 +8,9 @@ extension Attention {
     public func forward(
         queries: [Float], keys: [Float], values: [Float], recording record: inout ForwardRecord
     ) throws(AttentionError) -> AttentionResult {
-        var output = [Float](repeating: 0, count: shape.outputCount)
-        var logSumExp = [Float](repeating: 0, count: normaliser.hasSink ? shape.rowCount : 0)
+        var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
+        var logSumExp = try [Float](
+            for: "logSumExp", repeating: 0, count: normaliser.hasSink ? shape.rowCount : 0)
         try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
             try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
                 try values.withUnsafeBufferPointer { values throws(AttentionError) in
@@ -37,7 +38,7 @@ extension Attention {
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
         recording record: inout ForwardRecord
     ) throws(AttentionError) {
-        record.resize(rows: shape.rowCount, hasSink: normaliser.hasSink)
+        try record.resize(rows: shape.rowCount, hasSink: normaliser.hasSink)
         try record.references.withUnsafeMutableBufferPointer { references throws(AttentionError) in
             try record.factors.withUnsafeMutableBufferPointer { factors throws(AttentionError) in
                 try record.sinkShares.withUnsafeMutableBufferPointer { shares throws(AttentionError) in

@@ -28,12 +28,12 @@ public struct ForwardRecord: Sendable {
         (references.count + factors.count + sinkShares.count) * MemoryLayout<Float>.stride
     }
 
-    mutating func resize(rows: Int, hasSink: Bool) {
-        func fit(_ array: inout [Float], _ count: Int) {
-            if array.count != count { array = [Float](repeating: 0, count: count) }
+    mutating func resize(rows: Int, hasSink: Bool) throws(AttentionError) {
+        func fit(_ array: inout [Float], _ count: Int) throws(AttentionError) {
+            if array.count != count { array = try [Float](for: "record", repeating: 0, count: count) }
         }
-        fit(&references, rows)
-        fit(&factors, rows)
-        fit(&sinkShares, hasSink ? rows : 0)
+        try fit(&references, rows)
+        try fit(&factors, rows)
+        try fit(&sinkShares, hasSink ? rows : 0)
     }
 }
