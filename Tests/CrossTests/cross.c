@@ -15,6 +15,40 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The register of the thread's floating-point mode, and the bits for rounding upwards without subnormal numbers. */
+#if defined(__x86_64__)
+enum { OTHER_MODE = 0xc040 };
+static uint64_t mode(void) { return __builtin_ia32_stmxcsr(); }
+static void set_mode(uint64_t mode) { __builtin_ia32_ldmxcsr((unsigned)mode); }
+#elif defined(__aarch64__)
+enum { OTHER_MODE = 1 << 24 | 1 << 22 };
+static uint64_t mode(void) {
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode) : : "memory");
+    return mode;
+}
+static void set_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
+#else
+enum { OTHER_MODE = 0 };
+static uint64_t mode(void) { return 0; }
+static void set_mode(uint64_t mode) { (void)mode; }
+#endif
+
+/* Every other call of a kernel comes from a caller in that mode, which it finds as it was. */
+static unsigned calls;
+#define CALL(call)                                                                                                     \
+    do {                                                                                                               \
+        const uint64_t usual = mode(), caller = usual | (calls++ % 2 ? OTHER_MODE : 0);                                \
+        set_mode(caller);                                                                                              \
+        call;                                                                                                          \
+        const uint64_t after = mode();                                                                                 \
+        set_mode(usual);                                                                                               \
+        if (after != caller) {                                                                                         \
+            fprintf(stderr, "cross: a kernel changed the floating-point mode\n");                                      \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
 /* SplitMix64 and eight 16-bit parts per normal number, as in SeededGenerator.swift. */
 static uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -193,7 +227,7 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels, bo
         .key_end = c->seq_kv,
         .blocks = {.base = packed, .storage = packed_storage, .head_dim = c->head_dim, .value_dim = c->value_dim},
     };
-    if (!unpacked) kernels->pack(&pack);
+    if (!unpacked) CALL(kernels->pack(&pack));
     for (size_t begin = 0; begin < c->seq_q; begin += QATTN_QUERY_BLOCK) {
         qattn_forward_args forward = {
             .queries_base = in.queries,
@@ -223,7 +257,7 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels, bo
             .workspace = workspace,
         };
         set_scores(c, &forward, factors, &constant);
-        kernels->forward(&forward);
+        CALL(kernels->forward(&forward));
     }
     uint64_t hash = digest(EMPTY_DIGEST, out, c->seq_q * c->value_dim);
     hash = digest(digest(hash, lse, c->seq_q), sink_share, c->seq_q);
@@ -246,7 +280,7 @@ static uint64_t run_function(const char *name, const qattn_kernels *kernels) {
         else if (is_tanh) x[i] = (float)i * 0x1p-11f - 10;
         else memcpy(x + i, &bits, sizeof bits);
     }
-    (is_exp2 ? kernels->exp2 : is_tanh ? kernels->tanh : kernels->log2)(x, y, n);
+    CALL((is_exp2 ? kernels->exp2 : is_tanh ? kernels->tanh : kernels->log2)(x, y, n));
     const uint64_t hash = digest(EMPTY_DIGEST, y, n);
     free(x), free(y);
     return hash;
@@ -278,7 +312,7 @@ static uint64_t run_prepare(const qattn_kernels *kernels) {
             .out = out,
             .out_stride = DIM,
         };
-        kernels->prepare(&prepare);
+        CALL(kernels->prepare(&prepare));
         hash = digest(hash, out, ROWS * DIM);
     }
     free(rows), free(tables), free(gain), free(shift), free(out);

@@ -25,12 +25,13 @@
 /// | logSumExp, sinkShare | `[B, H, L]` | `[H, total]` |
 ///
 /// All arithmetic is in Float. The bits of a row do not depend on the kernel set, on threads, on other rows, heads and
-/// batch items, or on what lies in masked places.
+/// batch items, on what lies in masked places, or on the caller's floating-point mode, which calls leave as it was.
 ///
 /// *Edge cases*: a row that sees no key puts out 0, with log-sum-exp s and sink share 1 (0 for softmax, s = -inf). NaN or
 /// +inf in a visible score, or NaN in a visible value, makes that row NaN and no other. A score of -inf weighs 0.
 ///
-/// Safe to use from several tasks at once.
+/// Safe to use from several tasks at once, and in a child process after fork(). Threads are lent to calls where the system
+/// has some to give; where not, calls go on alone.
 ///
 /// *Sources*: softmax_1: Miller, "Attention Is Off By One", 2023. Learned sinks: OpenAI, gpt-oss, 2025. Running maximum and
 /// sum: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018. Tiles: Dao et al., "FlashAttention", 2022.
