@@ -85,7 +85,7 @@ struct PlaceRules: Sendable, CustomStringConvertible {
     ///
     /// - Parameter counts: n of each query; nil: the keys that it sees.
     private func reference(
-        _ problem: CacheProblem, _ places: [Int], counts: [Int]?
+        _ problem: CacheProblem, _ places: [Int], counts: [Int]?, allowed: [Bool]? = nil
     ) throws -> ReferenceProblem {
         let heads = problem.queryHeads
         var reference = ReferenceProblem(
@@ -96,6 +96,7 @@ struct PlaceRules: Sendable, CustomStringConvertible {
         reference.firstKeyOffset = before.map { diagonal - $0 }
         reference.lastKeyOffset = after.map { diagonal + $0 + 1 }
         reference.places = places
+        reference.allowed = allowed.map { ReferenceBroadcast($0, extents: [1, 1, places.count, problem.tokens]) }
         reference.alibiSlopes = try alibi.map { _ in try ALiBi.slopes(queryHeads: heads) }
         let counts = counts.map { given in (0..<heads).flatMap { _ in given } } ?? reference.visibleKeyCounts
         reference.rowFactors = counts.enumerated().map { row, count in
@@ -113,13 +114,15 @@ struct PlaceRules: Sendable, CustomStringConvertible {
 
     /// Bit for bit, of queries `range`.
     func expected(
-        _ problem: CacheProblem, _ range: Range<Int>, places: [Int], counts: [Int]? = nil
+        _ problem: CacheProblem, _ range: Range<Int>, places: [Int], counts: [Int]? = nil, keyPositions: [Int]? = nil,
+        allowed: [Bool]? = nil
     ) throws -> AttentionResult {
-        let result = try reference(problem, places, counts: counts).forward(
+        let reference = try reference(problem, places, counts: counts, allowed: allowed)
+        let result = reference.forward(
             queries: rows(problem.queries(range), places, problem) {
                 positions.prepared($0, positions: $1, headDimension: $2, length: 0, .queries)
             },
-            keys: rows(problem.keys, Array(0..<problem.tokens), problem) {
+            keys: rows(problem.keys, keyPositions ?? Array(0..<problem.tokens), problem) {
                 positions.prepared($0, positions: $1, headDimension: $2, length: 0, .keys)
             },
             values: problem.values)

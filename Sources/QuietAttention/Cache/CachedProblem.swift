@@ -42,7 +42,7 @@ struct CachedProblem {
         self.caches = caches
         allowed = mask.allowed
         self.bias = bias
-        sequences = shape.rowCount == 0 ? [] : try Self.sequences(shape, caches, queryOffsets, places, mask)
+        sequences = shape.rowCount == 0 ? [] : try Self.sequences(attention, shape, caches, queryOffsets, places, mask)
         scores = try attention.rules(headDimension: shape.headDimension).kernelScores(
             shape, plans: sequences, isUniform: false, mask: mask, bias: bias)
         queryTables = try Self.queryTables(caches, sequences)
@@ -76,17 +76,22 @@ struct CachedProblem {
     }
 
     private static func sequences(
-        _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ places: QueryPlaces?,
-        _ mask: AttentionMask
+        _ attention: CachedAttention, _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?,
+        _ places: QueryPlaces?, _ mask: AttentionMask
     ) throws(AttentionError) -> [SequencePlan] {
         var sequences: [SequencePlan] = []
         for (item, cache) in caches.enumerated() {
             let start = queryOffsets?[item] ?? item * shape.queries
             let queries = queryOffsets.map { $0[item + 1] - start } ?? shape.queries
             if queries == 0 { continue }
+            let mask = mask.within(window: cache.window)
             let sequence = SequencePlan(
                 item: item, queryStart: start, keyStart: 0, queries: queries, keys: cache.count,
-                places: places, mask: mask.within(window: cache.window))
+                positions: places?.positions(start: start, count: queries)
+                    ?? cache.positionsOfTokens(
+                        from: mask.diagonal(item: item, queries: queries, keys: cache.count), queries),
+                keyCounts: places?.keyCounts(start: start, count: queries), mask: mask)
+            if !cache.tokenPositions.isEmpty { try cache.checkPlaces(sequence.positions, mask, attention.alibi) }
             guard sequence.blocks.isEmpty || sequence.pages.lowerBound >= cache.freedPages else {
                 throw AttentionError(
                     .cacheRange, "caches[\(item)]",

@@ -152,7 +152,7 @@ extension KeyValueCache {
                 let page = begin / Self.pageTokens
                 let end = min((page + 1) * Self.pageTokens, tokens.upperBound)
                 angles?.fill(
-                    memory.baseAddress!, positions: begin + encoding.offset..<end + encoding.offset, .keys)
+                    memory.baseAddress!, positions: (begin..<end).map { tokenPositions[$0] + encoding.offset }, .keys)
                 let row = begin - tokens.lowerBound
                 for head in 0..<keyValueHeads {
                     var arguments = qattn_pack_args()

@@ -21,7 +21,8 @@ import CKernels
 ///
 ///     scale = amax / 127,    integer = round(x 127 / amax),    |x - scale integer| <= scale / 2, up to rounding in Float
 ///
-/// *Positions*. The token appended first has position 0, the next one position ``count``. A cache made with a position
+/// *Positions*. The token appended first has position 0, the next one position ``count``, unless positions are appended with
+/// tokens: those of a tree of drafts. A cache made with a position
 /// encoding normalises and turns keys as they are appended, and ``CachedAttention`` its queries; without one, keys are
 /// stored as they come. Rotations whose base changes with the length of the sequence (dynamic NTK scaling) would give every
 /// old key a new angle: state the length of the longest sequence to come, and all tokens are turned as for that one.
@@ -74,6 +75,8 @@ public struct KeyValueCache: Sendable {
     var spares: [KeyValuePage] = []
     /// Pages that the window has left behind.
     var freedPages = 0
+    /// Where tokens stand that do not stand at their place among all.
+    var tokenPositions = TokenPositions()
     let blockBytes: Int
     let allocate: AlignedMemory.Allocate
     /// nil where keys are stored as they come.
@@ -195,6 +198,7 @@ public struct KeyValueCache: Sendable {
         if length == 0 { (freedPages, spares) = (0, []) }
         pages.removeLast(pages.count - (SequencePlan.blocks(of: length) - freedPages))
         count = length
+        tokenPositions.truncate(to: length)
     }
 
     /// Whole pages before the first token that a token at this position sees.

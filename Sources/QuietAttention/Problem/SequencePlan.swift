@@ -31,23 +31,21 @@ struct SequencePlan: Sendable {
 
     /// - Parameters:
     ///   - keys: of the sequence, padding included.
-    ///   - places: of the queries; nil: they end with the keys.
+    ///   - positions: at which the queries stand; nil: they end with the keys.
+    ///   - keyCounts: that the queries see in all; nil: those that they see here.
     init(
-        item: Int, queryStart: Int, keyStart: Int, queries: Int, keys: Int, places: QueryPlaces? = nil,
-        mask: AttentionMask
+        item: Int, queryStart: Int, keyStart: Int, queries: Int, keys: Int, positions: ArraySlice<Int>? = nil,
+        keyCounts: ArraySlice<Int>? = nil, mask: AttentionMask
     ) {
         self.item = item
         self.queryStart = queryStart
         self.keyStart = keyStart
         self.queries = queries
-        let positions = places?.positions(start: queryStart, count: queries)
-        keyCounts = places?.keyCounts(start: queryStart, count: queries).map(Array.init)
-        self.places = positions.flatMap(RowPlaces.init)
-        diagonal =
-            self.places == nil
-            ? positions?.first ?? mask.diagonal(item: item, queries: queries, keys: keys) : 0
+        self.keyCounts = keyCounts.map(Array.init)
+        places = positions.flatMap(RowPlaces.init)
+        diagonal = places == nil ? positions?.first ?? mask.diagonal(item: item, queries: queries, keys: keys) : 0
         let (first, last) = (diagonal + mask.offsets.first, diagonal + mask.offsets.last)
-        let (least, most) = self.places?.extremes ?? (0, queries - 1)
+        let (least, most) = places?.extremes ?? (0, queries - 1)
         // The first row by its place sees the first key of all, the last one the last key.
         let begin = max(0, least + first)
         let end = min(mask.keyLength(item: item, keys: keys), most + last)
@@ -60,7 +58,7 @@ struct SequencePlan: Sendable {
         firstKeyOffset = first - keyOrigin
         lastKeyOffset = last - keyOrigin
         blocks = (begin - keyOrigin) / Self.block..<Self.blocks(of: self.keys)
-        if let places = self.places {
+        if let places {
             let seen = self.keys
             visiblePairs = (0..<queries).reduce(0.0) { [keyOrigin] pairs, row in
                 let below = { (offset: Int) in min(max(places[row] + offset - keyOrigin, 0), seen) }
