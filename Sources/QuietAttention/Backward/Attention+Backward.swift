@@ -15,7 +15,9 @@ extension Attention {
     /// - Parameters:
     ///   - outputGradient: in the order of the output.
     ///   - logSumExpGradient: `[B, H, L]`, where a loss uses the log-sum-exp too; nil: it does not.
-    ///   - queries, keys, values: those of the forward pass.
+    ///   - queries: those of the forward pass.
+    ///   - keys: those of the forward pass.
+    ///   - values: those of the forward pass.
     ///   - output: what the forward pass returned.
     ///   - record: what the forward pass kept.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `record` (kept for another shape or normaliser), `composition` (a
@@ -77,7 +79,9 @@ extension Attention {
     /// - Parameters:
     ///   - outputGradient: in the order of the output, of any storage type.
     ///   - logSumExpGradient: `[B, H, L]`; nil: the loss does not use the log-sum-exp.
-    ///   - queries, keys, values: those of the forward pass.
+    ///   - queries: those of the forward pass.
+    ///   - keys: those of the forward pass.
+    ///   - values: those of the forward pass.
     ///   - output: what the forward pass wrote, in its storage type.
     ///   - record: what the forward pass kept.
     ///   - gradients: where the gradients go.

@@ -30,7 +30,11 @@ extension Attention {
     /// Computes the output and, if asked, the log-sum-exp, and keeps what backward needs.
     ///
     /// - Parameters:
-    ///   - queries, keys, values, output, logSumExp: as of the forward pass without a record.
+    ///   - queries: as of the forward pass without a record.
+    ///   - keys: likewise.
+    ///   - values: likewise.
+    ///   - output: likewise.
+    ///   - logSumExp: likewise.
     ///   - record: filled; its memory is reused if it was filled for this shape before.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` or `memory`; the outputs are untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(

@@ -63,8 +63,11 @@ public final class CachedAttention: Sendable {
     ///   - sink: the logit, per query head, of weight that goes to no key, as of ``Attention``: `.softmax` for models trained
     ///     without a sink.
     ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
-    ///   - scaling, softcap, alibi, normaliser: as of ``Attention``. Clipped softmax needs a row's whole sum before its first
-    ///     weight: the keys of a head are then one work item, whatever their number.
+    ///   - scaling: what the scale is multiplied by, row by row.
+    ///   - softcap: scores become `softcap * tanh(score / softcap)`, before ALiBi; nil: they stay.
+    ///   - alibi: linear biases; nil: none.
+    ///   - normaliser: how scores become weights. Clipped softmax needs a row's whole sum before its first weight: the keys of
+    ///     a head are then one work item, whatever their number.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` with `queryOffsets`.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.

@@ -8,7 +8,7 @@ extension Attention {
     ///
     /// For plots and tests of moderate size. It is a forward pass with the unit matrix as values, in parts of 1024 keys, so
     /// masks, positions, score rules and normalisers are those of ``forward(queries:keys:values:)``, and so are the bits on
-    /// every kernel set and any number of threads. ``diagnostics(queries:keys:epsilon:)`` needs no such matrix.
+    /// every kernel set and any number of threads. ``RowDiagnostics`` need no such matrix.
     ///
     /// - Parameters:
     ///   - queries: `[B, H, L, D]`, in the layout of the attention.

@@ -37,7 +37,11 @@ public struct RecurrentAttention: Sendable {
     public let isCausal: Bool
     public let layout: AttentionLayout
 
-    /// - Parameter layout: nil: as for ``Attention``.
+    /// - Parameters:
+    ///   - kind: linear attention or retention.
+    ///   - shape: the dimensions.
+    ///   - isCausal: whether a row sees the keys up to its own, or all.
+    ///   - layout: nil: as for ``Attention``.
     public init(_ kind: Kind, _ shape: AttentionShape, isCausal: Bool, layout: AttentionLayout? = nil) {
         (self.kind, self.shape, self.isCausal) = (kind, shape, isCausal)
         self.layout = layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence)

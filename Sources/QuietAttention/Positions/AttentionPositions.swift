@@ -49,7 +49,9 @@ public struct AttentionPositions: Sendable, Hashable {
 
     /// Collinear constrained attention: keys carry the non-negative lengths t instead of vectors of their own.
     ///
-    /// - Parameter embedding: turns all channels of a head: ``Attention`` refuses fewer.
+    /// - Parameters:
+    ///   - form: which of the two.
+    ///   - embedding: turns all channels of a head: ``Attention`` refuses fewer.
     public static func collinear(
         _ form: CollinearForm, _ embedding: RotaryEmbedding = RotaryEmbedding()
     ) -> AttentionPositions {
