@@ -253,8 +253,10 @@ QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, 
     args->deltas[at] = args->lse_gradients ? sum - args->lse_gradients[at] : sum;
 }
 
+/* The output of a row whose factor is 0 is 0 whatever dout is, which may be padding. */
 QATTN_INLINE f32x16 delta_lanes(const qattn_backward_args *args, row_place place) {
     f32x16 lanes = f32x16_splat(0);
+    if (args->factors[(ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query] == 0) return lanes;
     const void *const gradient =
         storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), args->out_gradient_storage);
     const void *const out = storage_at(args->out, row_offset(args->out_strides, place), args->out_storage);

@@ -65,8 +65,8 @@ QATTN_INLINE pair_gradient sigmoid_gradient(const gradient_row *row, f32x16 t, f
 
 QATTN_INLINE pair_gradient softpick_gradient(const gradient_row *row, f32x16 t, f32x16 dp) {
     const f32x16 d = softpick_difference(t, f32x16_splat(row->reference)), zero = f32x16_splat(0);
-    const f32x16 e = f32x16_exp2(t - row->reference), delta = f32x16_splat(row->delta);
-    const f32x16 u = (e * row->factor) * ((d > 0 ? dp : zero) - (d < 0 ? -delta : delta));
+    const f32x16 e = f32x16_exp2(t - row->reference), negative = d < 0 ? f32x16_splat(row->delta) : zero;
+    const f32x16 u = (e * row->factor) * (d > 0 ? dp - row->delta : negative);
     return (pair_gradient){not_negative(d) * row->factor, u};
 }
 

@@ -2,6 +2,7 @@
 // AttentionCase+Gradients.swift - the loss of a case, and comparisons of gradients.
 
 import AttentionReference
+import QuietAttention
 import SeededInputs
 
 extension AttentionCase {
@@ -21,6 +22,19 @@ extension AttentionCase {
         referenceProblem(inputs).backward(
             queries: inputs.queries, keys: inputs.keys, values: inputs.values, loss, storedOutput: storage.rounded,
             addedTo: start)
+    }
+
+    /// Through the public API, of a case with its heads first and in Float.
+    public func gradients(
+        _ inputs: AttentionInputs, _ loss: ReferenceLoss, kernels: KernelSet, threads: Int = 1
+    ) throws -> AttentionGradients {
+        let attention = try attention(inputs, kernels: kernels, threads: threads)
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
+        return try attention.backward(
+            outputGradient: loss.outputGradient, logSumExpGradient: loss.logSumExpGradient, queries: inputs.queries,
+            keys: inputs.keys, values: inputs.values, output: result.output, record: record)
     }
 
     /// What is true.
@@ -46,5 +60,34 @@ public func requireSameBits(
 ) throws {
     for (actual, expected) in zip(actual.named, expected.named) {
         try requireSameBits(actual.name, actual.values, expected.values, context())
+    }
+}
+
+extension AttentionCase {
+    /// NaN in rows that see no key, in the gradients of their outputs, and in keys and values that no row sees.
+    public func spoiled(
+        _ inputs: AttentionInputs, _ loss: ReferenceLoss
+    ) -> (inputs: AttentionInputs, loss: ReferenceLoss) {
+        var (inputs, loss) = (inputs, loss)
+        for item in 0..<batch {
+            var isSeen = [Bool](repeating: false, count: keys * keyValueHeads)
+            for head in 0..<queryHeads {
+                let problem = headProblem(inputs, item: item, head: head)
+                for query in 0..<queries {
+                    let visible = problem.visibleKeys(query)
+                    for key in visible { isSeen[head / group * keys + key] = true }
+                    guard visible.isEmpty else { continue }
+                    let row = (item * queryHeads + head) * queries + query
+                    for d in 0..<headDimension { inputs.queries[row * headDimension + d] = .nan }
+                    for c in 0..<valueDimension { loss.outputGradient[row * valueDimension + c] = .nan }
+                }
+            }
+            for (index, isSeen) in isSeen.enumerated() where !isSeen {
+                let row = item * keys * keyValueHeads + index
+                for d in 0..<headDimension { inputs.keys[row * headDimension + d] = .nan }
+                for c in 0..<valueDimension { inputs.values[row * valueDimension + c] = .nan }
+            }
+        }
+        return (inputs, loss)
     }
 }

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// GradientTests.swift - the gradients of every kernel set have the bits of the reference, on random problems.
+
+import AttentionReference
+import QuietAttention
+import SeededInputs
+import TestSupport
+import Testing
+
+@Suite struct GradientTests {
+    /// Throws unless every kernel set gives the reference's bits, by any number of threads.
+    private func requireReference(_ shape: AttentionCase, _ inputs: AttentionInputs, _ loss: ReferenceLoss) throws {
+        let expected = shape.referenceGradients(inputs, loss)
+        for kernels in KernelSet.available {
+            for threads in [1, 3] {
+                let actual = try shape.gradients(inputs, loss, kernels: kernels, threads: threads)
+                let context = "\(shape), \(kernels), \(threads) threads"
+                try requireSameBits("dq", actual.queries, expected.queries, context)
+                try requireSameBits("dk", actual.keys, expected.keys, context)
+                try requireSameBits("dv", actual.values, expected.values, context)
+                if shape.normaliser.hasSink { try requireSameBits("dsink", actual.sinks, expected.sinks, context) }
+            }
+        }
+    }
+
+    @Test func kernelsHaveTheReferencesBits() throws {
+        try forAll(AttentionCase.self, cases: 40) { shape in
+            var shape = shape
+            shape.layout = .headsFirst
+            try requireReference(shape, shape.inputs, shape.loss)
+        }
+    }
+
+    /// Every normaliser with softcap, ALiBi and row factors, over several blocks of rows and keys.
+    @Test(
+        arguments: AttentionCase.NormaliserChoice.allCases,
+        [InputFamily.unitNormal, .wide, .minusInfinity, .subnormal, .notANumber, .infinity])
+    func normalisers(normaliser: AttentionCase.NormaliserChoice, family: InputFamily) throws {
+        for option in 0..<3 {
+            var shape = AttentionCase(queries: 70, keys: 140, headDimension: 5, valueDimension: 3) {
+                ($0.group, $0.sink, $0.geometry) = (2, .mixed, .causal)
+                if option == 1 { ($0.softcap, $0.hasALiBi) = (2, true) }
+                if option == 1 && normaliser != .normalisedReluSquared { $0.scaling = .table }
+                if option == 2 { ($0.allowed, $0.bias, $0.geometry) = (.rowsWithout, .excluding, .none) }
+            }
+            (shape.normaliser, shape.family) = (normaliser, family)
+            try requireReference(shape, shape.inputs, shape.loss)
+        }
+    }
+
+    /// Scores of exactly 0 lie on softpick's edge.
+    @Test(arguments: AttentionCase.NormaliserChoice.allCases)
+    func scoresOfZero(normaliser: AttentionCase.NormaliserChoice) throws {
+        var shape = AttentionCase(queries: 7, keys: 66, headDimension: 4)
+        (shape.normaliser, shape.scale) = (normaliser, .zero)
+        try requireReference(shape, shape.inputs, shape.loss)
+    }
+
+    /// NaN where nothing looks: rows of queries that see no key, with their gradients, and keys that no row sees.
+    @Test(arguments: AttentionCase.NormaliserChoice.allCases)
+    func hiddenPlaces(normaliser: AttentionCase.NormaliserChoice) throws {
+        var shape = AttentionCase(queries: 90, keys: 70, headDimension: 4) {
+            ($0.batch, $0.geometry, $0.keyLengths, $0.sink) = (2, .causal, .partial, .amid)
+        }
+        shape.normaliser = normaliser
+        let (inputs, loss) = (shape.inputs, shape.loss)
+        let spoiled = shape.spoiled(inputs, loss)
+        try requireReference(shape, spoiled.inputs, spoiled.loss)
+        let (clean, dirty) = (
+            shape.referenceGradients(inputs, loss), shape.referenceGradients(spoiled.inputs, spoiled.loss)
+        )
+        try requireSameBits(dirty, clean, "\(shape)")
+    }
+}
