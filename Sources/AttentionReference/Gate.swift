@@ -9,4 +9,26 @@ extension ReferenceMath {
         let z = exp2(-abs(logit) * log2eFloat)
         return output * ((logit >= 0 ? 1 : z) / (1 + z))
     }
+
+    /// The gradients of the output and of the logit of ``gated(_:logit:)``, of the output's gradient:
+    ///
+    ///     gradient * sigmoid(logit),    (gradient * output) * (z / ((1 + z) (1 + z)))
+    public static func gateGradient(_ output: Float, logit: Float, of gradient: Float) -> (output: Float, logit: Float)
+    {
+        (gated(gradient, logit: logit), (gradient * output) * gateSlope(logit))
+    }
+
+    /// The gradient of the logit of a gate on a whole row: the sum of gradient output, channel c joining lane c mod 16 by fma
+    /// from +0, the lanes added in a tree, times z / ((1 + z) (1 + z)).
+    public static func gateGradient(_ output: [Float], logit: Float, of gradient: [Float]) -> Float {
+        var sums = LaneSums()
+        for c in output.indices { sums.add(gradient[c], times: output[c], at: c) }
+        return sums.total * gateSlope(logit)
+    }
+
+    /// sigmoid'(logit), without the cancellation of 1 - sigmoid.
+    private static func gateSlope(_ logit: Float) -> Float {
+        let z = exp2(-abs(logit) * log2eFloat)
+        return z / ((1 + z) * (1 + z))
+    }
 }

@@ -23,16 +23,22 @@ public struct ReferenceNorm: Sendable {
 
     /// The row normalised, operation by operation as every kernel set computes it.
     public func normalised(_ row: [Float]) -> [Float] {
-        let count = Float(row.count)
-        let mean = kind == .layer ? sum(of: row) / count : 0
-        let variance = sumOfSquares(of: row.map { $0 - mean }) / count
-        let factor = 1 / (variance + epsilon).squareRoot()
+        let z = standardised(row).row
         return row.indices.map { d in
-            var y = (row[d] - mean) * factor
+            var y = z[d]
             if let gain { y = y * gain[d] }
             if let bias { y = y + bias[d] }
             return y
         }
+    }
+
+    /// The row before gain and bias, (x - mean) * factor, and the factor.
+    func standardised(_ row: [Float]) -> (row: [Float], factor: Float) {
+        let count = Float(row.count)
+        let mean = kind == .layer ? sum(of: row) / count : 0
+        let variance = sumOfSquares(of: row.map { $0 - mean }) / count
+        let factor = 1 / (variance + epsilon).squareRoot()
+        return (row.map { ($0 - mean) * factor }, factor)
     }
 
     private func sum(of row: [Float]) -> Float {

@@ -196,8 +196,7 @@ public struct ReferencePositions: Sendable {
         for j in 0..<dimensions / 2 {
             let (first, second) = channels(ofPair: j)
             let (x1, x2) = (row[first], row[second])
-            let angle = Double(position) * oracleTheta(j)
-            let (c, s) = (cos(angle) * oracleFactor(position, j, side), sin(angle) * oracleFactor(position, j, side))
+            let (c, s) = oracleCosineAndSine(position: position, pair: j, side)
             let t = max(0, (x1 + x2) / 2)
             let (y1, y2) = (x1 * c - x2 * s, x2 * c + x1 * s)
             (result[first], result[second]) =
@@ -210,5 +209,12 @@ public struct ReferencePositions: Sendable {
                 }
         }
         return result
+    }
+
+    /// The cosine and sine of a pair's angle times its factor: what is true.
+    func oracleCosineAndSine(position: Int, pair j: Int, _ side: Side) -> (cosine: Double, sine: Double) {
+        let angle = Double(position) * oracleTheta(j)
+        let factor = oracleFactor(position, j, side)
+        return (cos(angle) * factor, sin(angle) * factor)
     }
 }
