@@ -24,24 +24,27 @@ extension ReferenceProblem {
     }
 
     private func output(of row: Row, _ recurrence: ReferenceRecurrence) -> [Double] {
+        let (pairs, divisor) = recurrentPairs(row, recurrence)
+        var sum = [Double](repeating: 0, count: valueDimension)
+        for pair in pairs {
+            for e in sum.indices { sum[e] += pair.weight * Double(row.values[pair.key * valueDimension + e]) }
+        }
+        return sum.map { divisor == 0 ? 0 : $0 / divisor }
+    }
+
+    /// The keys that a row sees, their weights kept * feature(q).feature(k[j]), and what their sum is divided by.
+    func recurrentPairs(
+        _ row: Row, _ recurrence: ReferenceRecurrence
+    ) -> (pairs: [(key: Int, weight: Double, kept: Double)], divisor: Double) {
         let head = row.index / queries % queryHeads
         let decay = 1 - Double(sign: .plus, exponent: -5 - head, significand: 1)
-        var (sum, norm) = ([Double](repeating: 0, count: valueDimension), 0.0)
-        for j in 0..<keys where row.isVisible[j] {
-            let weight: Double
-            switch recurrence {
-            case .linear:
-                weight = product(row, j) { $0 > 0 ? $0 + 1 : Double.exponential($0) }
-                norm += weight
-            case .retention:
-                let kept = (0..<abs(row.position - j)).reduce(1.0) { kept, _ in kept * decay }
-                weight = kept * product(row, j) { $0 }
-                norm += kept
-            }
-            for e in sum.indices { sum[e] += weight * Double(row.values[j * valueDimension + e]) }
+        let pairs = (0..<keys).filter { row.isVisible[$0] }.map { j in
+            let distance = recurrence == .retention ? abs(row.position - j) : 0
+            let kept = (0..<distance).reduce(1.0) { kept, _ in kept * decay }
+            return (j, kept * product(row, j, recurrence.feature), kept)
         }
-        let divisor = recurrence == .linear ? norm : (norm * Double(headDimension)).squareRoot()
-        return sum.map { divisor == 0 ? 0 : $0 / divisor }
+        let sum = pairs.reduce(0) { $0 + (recurrence == .linear ? $1.1 : $1.2) }
+        return (pairs, recurrence == .linear ? sum : (sum * Double(headDimension)).squareRoot())
     }
 
     /// feature(q).feature(k[j]).
