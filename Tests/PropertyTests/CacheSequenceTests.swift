@@ -23,6 +23,7 @@ private struct CacheCase: PropertyCase {
     var keyValueHeads, group, headDimension, valueDimension: Int
     var storage: KeyValueCache.Storage
     var window: Int?
+    var rollback: Int
     var maximumTokens: Int?
     var threads: Int
 
@@ -53,6 +54,7 @@ private struct CacheCase: PropertyCase {
             headDimension: generator.next(in: 1...9), valueDimension: generator.next(in: 1...20),
             storage: generator.element(of: KeyValueCache.Storage.allCases),
             window: generator.chance(1, outOf: 3) ? tokens(&generator) : nil,
+            rollback: generator.chance(1, outOf: 2) ? tokens(&generator) : 0,
             maximumTokens: generator.chance(1, outOf: 6) ? tokens(&generator) : nil, threads: generator.next(in: 1...2))
     }
 
@@ -79,6 +81,7 @@ private struct CacheCase: PropertyCase {
             for smaller in self[keyPath: size].shrunk(toward: 1) { add { $0[keyPath: size] = smaller } }
         }
         if window != nil { add { $0.window = nil } }
+        for less in rollback.shrunk() { add { $0.rollback = less } }
         if maximumTokens != nil { add { $0.maximumTokens = nil } }
         if storage != .float32 { add { $0.storage = .float32 } }
         return candidates
@@ -86,7 +89,7 @@ private struct CacheCase: PropertyCase {
 
     var description: String {
         "\(steps), heads \(keyValueHeads * group)/\(keyValueHeads), d\(headDimension), dv\(valueDimension), \(storage),"
-            + " window \(window.map(String.init) ?? "-"), maximum \(maximumTokens.map(String.init) ?? "-"), \(threads) threads"
+            + " window \(window.map(String.init) ?? "-") and \(rollback), maximum \(maximumTokens.map(String.init) ?? "-"), \(threads) threads"
     }
 }
 
@@ -94,22 +97,28 @@ private struct CacheCase: PropertyCase {
 private struct TokenList {
     var tokens: [Int] = []
     var held = 0
+    /// Most tokens since the cache was empty.
+    var most = 0
 
     /// Whether there is room; if so, the numbers are added.
-    mutating func append(_ numbers: Range<Int>, window: Int?, maximumTokens: Int?) -> Bool {
-        let begin = window.map { max(held, max(0, tokens.count - $0 + 1) / 64 * 64) } ?? 0
+    mutating func append(_ numbers: Range<Int>, window: Int?, rollback: Int, maximumTokens: Int?) -> Bool {
+        let begin = window.map { max(held, max(0, tokens.count - rollback - $0 + 1) / 64 * 64) } ?? 0
         if let maximumTokens, tokens.count - begin + numbers.count > maximumTokens { return false }
         held = begin
         tokens += numbers
+        most = max(most, tokens.count)
         return true
     }
 
     /// Whether what is left is of use; if so, the rest goes.
-    mutating func takeBack(_ count: Int, window: Int?) -> Bool {
+    mutating func takeBack(_ count: Int, window: Int?, rollback: Int) throws -> Bool {
         let length = max(0, tokens.count - count)
-        if length > 0, held > max(0, length - (window ?? length) + 1) { return false }
+        if length > 0, held > max(0, length - (window ?? length) + 1) {
+            try require(length < most - rollback, "the rollback margin is not kept")
+            return false
+        }
         tokens.removeLast(tokens.count - length)
-        if length == 0 { held = 0 }
+        if length == 0 { (held, most) = (0, 0) }
         return true
     }
 }
@@ -124,7 +133,7 @@ private struct TokenList {
         let empty = try KeyValueCache(
             keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
             valueDimension: shape.valueDimension, storage: shape.storage, window: shape.window,
-            maximumTokens: shape.maximumTokens, kernels: kernels)
+            rollbackTokens: shape.rollback, maximumTokens: shape.maximumTokens, kernels: kernels)
         var caches = [KeyValueCache](repeating: empty, count: CacheCase.caches)
         var lists = [TokenList](repeating: TokenList(), count: CacheCase.caches)
         var next = 0
@@ -134,7 +143,8 @@ private struct TokenList {
                 let new = Array(next..<next + count)
                 next += count
                 let fits = lists[cache].append(
-                    new[0]..<new[0] + count, window: shape.window, maximumTokens: shape.maximumTokens)
+                    new[0]..<new[0] + count, window: shape.window, rollback: shape.rollback,
+                    maximumTokens: shape.maximumTokens)
                 let keys = tensor(new, shape, .keys)
                 let values = tensor(new, shape, .values)
                 try requireSuccess(fits, .cacheLimit, index) { try caches[cache].append(keys: keys, values: values) }
@@ -142,7 +152,10 @@ private struct TokenList {
                 (caches[to], lists[to]) = (caches[from], lists[from])
             case .takeBack(let cache, let count):
                 let length = max(0, lists[cache].tokens.count - count)
-                let valid = lists[cache].takeBack(count, window: shape.window)
+                let valid = try lists[cache].takeBack(count, window: shape.window, rollback: shape.rollback)
+                try require(
+                    valid == (length == 0 || caches[cache].truncationRange.contains(length)),
+                    "step \(index): \(caches[cache].truncationRange), \(length)")
                 try requireSuccess(valid, .cacheRange, index) { try caches[cache].truncate(to: length) }
             case .attend(let cache, let queries):
                 try attend(shape, caches[cache], lists[cache], queries: queries, kernels, step: index)
@@ -153,6 +166,11 @@ private struct TokenList {
                 try require(
                     cache.byteCount >= pages * pageBytes(shape) && cache.byteCount % pageBytes(shape) == 0,
                     "step \(index): \(cache.byteCount) bytes for \(pages) pages")
+                if (shape.window ?? 1024) < 1024 {
+                    try require(
+                        cache.byteCount <= (pages + 1) * pageBytes(shape),
+                        "step \(index): \(cache.byteCount) bytes for \(pages) pages under a window")
+                }
             }
         }
     }
@@ -162,6 +180,12 @@ private struct TokenList {
         _ shape: CacheCase, _ cache: KeyValueCache, _ list: TokenList, queries: Int, _ kernels: KernelSet, step: Int
     ) throws {
         let queryHeads = shape.keyValueHeads * shape.group
+        guard queries <= list.tokens.count else {
+            let data = tensor(Array(0..<queries), shape, .queries)
+            let attention = try CachedAttention(queryHeads: queryHeads, sink: .softmax1, kernels: kernels)
+            try requireSuccess(false, .cacheRange, step) { _ = try attention.attend(queries: data, cache: cache) }
+            return
+        }
         // The first of the queries may see no token that is gone.
         let first = max(0, list.tokens.count - queries - (shape.window ?? list.tokens.count) + 1)
         let attention = try CachedAttention(

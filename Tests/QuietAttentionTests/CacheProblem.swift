@@ -50,22 +50,30 @@ struct CacheProblem {
         part(queries, range, heads: queryHeads, layout: layout)
     }
 
-    func append(
-        _ range: Range<Int>, to cache: inout KeyValueCache, layout: AttentionLayout = .batchHeadsSequence
-    ) throws {
-        try cache.append(
-            keys: part(keys, range, heads: keyValueHeads, layout: layout),
-            values: part(values, range, heads: keyValueHeads, layout: layout), layout: layout)
+    func append(_ range: Range<Int>, to cache: inout KeyValueCache) throws {
+        let (keys, values) = tokens(range, layout: cache.layout)
+        try cache.append(keys: keys, values: values)
+    }
+
+    /// Keys and values of some tokens.
+    func tokens(
+        _ range: Range<Int>, layout: AttentionLayout = .batchHeadsSequence
+    ) -> (keys: [Float], values: [Float]) {
+        (
+            part(keys, range, heads: keyValueHeads, layout: layout),
+            part(values, range, heads: keyValueHeads, layout: layout)
+        )
     }
 
     func cache(
-        _ storage: KeyValueCache.Storage = .float32, window: Int? = nil, maximumTokens: Int? = nil,
-        kernels: KernelSet? = nil, appending range: Range<Int>? = nil,
-        allocate: @escaping AlignedMemory.Allocate = AlignedMemory.allocate
+        _ storage: KeyValueCache.Storage = .float32, window: Int? = nil, rollbackTokens: Int = 0,
+        maximumTokens: Int? = nil, layout: AttentionLayout = .batchHeadsSequence, kernels: KernelSet? = nil,
+        appending range: Range<Int>? = nil, allocate: @escaping AlignedMemory.Allocate = ExtentMemory.allocate
     ) throws -> KeyValueCache {
         var cache = try KeyValueCache(
             keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
-            storage: storage, window: window, maximumTokens: maximumTokens, kernels: kernels, allocate: allocate)
+            storage: storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
+            layout: layout, kernels: kernels, allocate: allocate)
         if let range { try append(range, to: &cache) }
         return cache
     }
@@ -158,7 +166,7 @@ extension AttentionResult {
 
 /// Memory that is NaN in every storage, and whose scales are.
 let memoryOfNaN: AlignedMemory.Allocate = { byteCount in
-    let address = AlignedMemory.allocate(byteCount)
+    let address = ExtentMemory.allocate(byteCount)
     address?.initializeMemory(as: UInt8.self, repeating: 0xff, count: byteCount)
     return address
 }

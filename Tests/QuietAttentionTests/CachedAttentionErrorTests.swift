@@ -55,6 +55,47 @@ import Testing
         }
     }
 
+    @Test func moreQueriesThanTokens() throws {
+        let attention = try problem.attention()
+        let cache = try problem.cache(appending: 0..<3)
+        _ = try attention.attend(queries: problem.queries(0..<3), cache: cache)
+        let error = expectRefusal(.cacheRange, "caches[0]") {
+            _ = try attention.attend(queries: problem.queries(0..<4), cache: cache)
+        }
+        #expect(error?.description == "caches[0]: expected at least 4 tokens, those of the queries, got 3")
+        expectRefusal(.cacheRange, "caches[0]") {
+            _ = try attention.attend(queries: problem.queries(0..<1), cache: problem.cache())
+        }
+        // Packed queries: the second cache has one token too few, the third is empty and has no query.
+        let queries = problem.queries(0..<5, layout: .batchSequenceHeads)
+        let caches = try [cache, problem.cache(appending: 0..<1), problem.cache()]
+        expectRefusal(.cacheRange, "caches[1]") {
+            _ = try attention.attend(queries: queries, caches: caches, queryOffsets: [0, 3, 5, 5])
+        }
+        let none = [Float](problem.queries(0..<4, layout: .batchSequenceHeads))
+        _ = try attention.attend(queries: none, caches: caches, queryOffsets: [0, 3, 4, 4])
+    }
+
+    @Test func layouts() throws {
+        let attention = try problem.attention()
+        let caches = try [
+            problem.cache(appending: 0..<9), problem.cache(layout: .batchSequenceHeads, appending: 0..<9),
+        ]
+        let queries = problem.queries(7..<9)
+        expectRefusal(.cacheShape, "caches[1]") {
+            _ = try attention.attend(queries: queries + queries, caches: caches)
+        }
+        let stated = try problem.attention(layout: .batchHeadsSequence)
+        let both = try stated.attend(queries: queries + queries, caches: caches)
+        #expect(both.output == (0..<2).flatMap { _ in both.output.prefix(both.output.count / 2) })
+        // Queries are read, and outputs written, in the order of the cache's tokens.
+        let rows = try attention.attend(
+            queries: problem.queries(7..<9, layout: .batchSequenceHeads), cache: caches[1])
+        let same = try problem.attention(layout: .batchSequenceHeads)
+            .attend(queries: problem.queries(7..<9, layout: .batchSequenceHeads), cache: caches[0])
+        #expect(rows.bits == same.bits)
+    }
+
     @Test func masks() throws {
         let cache = try problem.cache(appending: 0..<70)
         let attention = try problem.attention()
@@ -81,9 +122,6 @@ import Testing
         expectRefusal(.elementCount, "queries") { _ = try attention.attend(queries: [1], caches: []) }
         let cache = try problem.cache(appending: 0..<70)
         #expect(try attention.attend(queries: [], cache: cache).output.isEmpty)
-        let nothing = try attention.attend(queries: problem.queries(0..<1), cache: problem.cache())
-        #expect(nothing.output.allSatisfy { $0 == 0 } && nothing.sinkShare.allSatisfy { $0 == 1 })
-        #expect(nothing.logSumExp.allSatisfy { $0 == 0 })
         let headless = try CachedAttention(queryHeads: 0, sink: .softmax1)
         #expect(try headless.attend(queries: [], cache: cache).output.isEmpty)
         expectRefusal(.elementCount, "queries") { _ = try headless.attend(queries: [1], cache: cache) }

@@ -43,9 +43,15 @@ import Testing
     @Test func memoryCountsUntilItIsFreed() throws {
         var cache = try problem.cache(window: 100, appending: 0..<400)
         try problem.append(0..<1, to: &cache)
-        // Seven pages were allocated together: four are behind the window, and go with the last of the others.
+        // Of seven pages four are behind the window, of which one is kept for tokens to come.
         #expect(cache.positions == 256..<401)
-        #expect(cache.byteCount == 7 * cache.pageBytes)
+        #expect(cache.byteCount == 4 * cache.pageBytes)
+        // A window of 2048 tokens has extents of four pages. Of two pages behind it one took new tokens in, one is a spare.
+        let problem = CacheProblem(tokens: 2560)
+        var long = try problem.cache(window: 2048, appending: 0..<2200)
+        try problem.append(2200..<2300, to: &long)
+        #expect(long.positions == 128..<2300)
+        #expect(long.byteCount == 35 * long.pageBytes)
     }
 
     @Test func storagesTakeTheirBytes() throws {
@@ -107,12 +113,14 @@ import Testing
         #expect(cache.count == 5)
     }
 
-    @Test func anEighthIsAllocatedAhead() throws {
+    @Test func anEighthIsReservedAhead() throws {
         let problem = CacheProblem(tokens: 5000)
         var cache = try problem.cache(appending: 0..<4096)
         #expect(cache.byteCount == 64 * cache.pageBytes)
         try problem.append(4096..<4097, to: &cache)
-        #expect(cache.byteCount == (64 + 8) * cache.pageBytes)
+        // What is only reserved takes no memory.
+        #expect(cache.byteCount == (64 + 1) * cache.pageBytes)
+        #expect(cache.spares.count == 7)
         var branch = cache
         // Spare pages of both are used by the one that comes last to them.
         for begin in stride(from: 4097, to: 4961, by: 96) {
@@ -148,7 +156,7 @@ import Testing
         // Token 163 sees keys from 64 on.
         try problem.append(163..<164, to: &cache)
         #expect(cache.positions == 64..<164)
-        // The page left behind is for tokens to come.
+        // The page left behind took the new token in.
         #expect(cache.byteCount == 3 * cache.pageBytes)
         try problem.append(164..<226, to: &cache)
         #expect(cache.positions == 64..<226)
@@ -187,6 +195,45 @@ import Testing
             error?.description == "caches[0]: expected tokens from position 128 on, got tokens from position 192 on")
         _ = try attention.attend(queries: problem.queries(291..<301), cache: cache)
         _ = try attention.attend(queries: problem.queries(200..<301), cache: cache, mask: .window(8))
+    }
+
+    @Test(arguments: [0, 1, 16, 64, 100])
+    func aRollbackAlwaysWorks(_ rollback: Int) throws {
+        let problem = CacheProblem(tokens: 700)
+        for storage in [KeyValueCache.Storage.float32, .int8] {
+            var cache = try problem.cache(storage, window: 70, rollbackTokens: rollback)
+            for token in 0..<600 {
+                try problem.append(token..<token + 1, to: &cache)
+                var back = cache
+                #expect(back.truncationRange.contains(max(0, back.count - max(1, rollback))))
+                try back.truncate(to: max(0, back.count - max(1, rollback)))
+                #expect(back.positions.lowerBound <= max(0, back.count - 69))
+            }
+            // No more is held than that needs.
+            #expect(cache.positions.count < 70 + rollback + 64)
+            try cache.truncate(to: 600 - rollback)
+            try problem.append(600 - rollback..<700, to: &cache)
+            let rows = 700 - 30..<700
+            let attention = try problem.attention()
+            let expected =
+                try storage == .int8
+                ? problem.int8Reference(rows, window: 70).bits : problem.forward(rows, mask: .window(70)).bits
+            #expect(try attention.attend(queries: problem.queries(rows), cache: cache).bits == expected)
+        }
+    }
+
+    @Test func whatIsTakenBackIsAppendedInPlace() throws {
+        let problem = CacheProblem(tokens: 2200)
+        var cache = try problem.cache(appending: 0..<2048)
+        try problem.append(2048..<2050, to: &cache)
+        let bytes = cache.byteCount
+        for _ in 0..<10 {
+            try cache.truncate(to: 2047)
+            try problem.append(2047..<2050, to: &cache)
+            try problem.append(2050..<2130, to: &cache)
+            try cache.truncate(to: 2050)
+        }
+        #expect(cache.byteCount <= bytes + 2 * cache.pageBytes)
     }
 
     // MARK: - Limits
@@ -231,7 +278,8 @@ import Testing
         let page = try KeyValueCache(keyValueHeads: 1 << 37, headDimension: 1024)
         #expect(page.pageBytes >= 1 << 56)
         expectRefusal(.memory, "cache") {
-            _ = try KeyValuePage.pages(1, heads: 1, blockBytes: page.pageBytes, AlignedMemory.allocate)
+            _ = try KeyValuePage.pages(
+                1, heads: 1, blockBytes: page.pageBytes, filled: true, ExtentMemory.allocate)
         }
     }
 
@@ -252,6 +300,9 @@ import Testing
             }
         }
         expectRefusal(.overflow, "keyValueHeads") { _ = try KeyValueCache(keyValueHeads: Int.max, headDimension: 8) }
+        expectRefusal(.dimension, "rollbackTokens") {
+            _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, window: 8, rollbackTokens: -1)
+        }
         expectRefusal(.window, "window") { _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, window: 0) }
         expectRefusal(.dimension, "maximumTokens") {
             _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, maximumTokens: -1)
@@ -294,7 +345,7 @@ private final class LimitedMemory: Sendable {
                 left -= 1
                 return left >= 0
             }
-            return some ? AlignedMemory.allocate(byteCount) : nil
+            return some ? ExtentMemory.allocate(byteCount) : nil
         }
     }
 }

@@ -34,21 +34,7 @@ extension CachedAttention {
         mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil
     ) throws(AttentionError) -> AttentionResult {
         let problem = try problem(queries.count, caches, queryOffsets, places, mask, bias)
-        var output = try [Float](for: "output", repeating: 0, count: problem.shape.outputCount)
-        var logSumExp = try [Float](
-            for: "logSumExp", repeating: 0, count: normaliser.hasSink ? problem.shape.rowCount : 0)
-        var sinkShare = logSumExp
-        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
-                try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
-                    try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
-                        let hasSink = normaliser.hasSink
-                        try run(problem, queries, output, hasSink ? logSumExp : nil, hasSink ? sinkShare : nil)
-                    }
-                }
-            }
-        }
-        return AttentionResult(output: output, logSumExp: logSumExp, sinkShare: sinkShare)
+        return try queries.withUnsafeBufferPointer { queries throws(AttentionError) in try results(problem, queries) }
     }
 
     /// Computes the output of the last tokens of several caches into an array of its size.
@@ -134,7 +120,7 @@ extension CachedAttention {
 
     // MARK: - Run
 
-    private func problem(
+    func problem(
         _ queryCount: Int, _ caches: [KeyValueCache], _ queryOffsets: [Int]?, _ places: QueryPlaces?,
         _ mask: AttentionMask, _ bias: BroadcastTensor<Float>?
     ) throws(AttentionError) -> CachedProblem {
@@ -145,7 +131,25 @@ extension CachedAttention {
         }
     }
 
-    private func run<Input: AttentionScalar, Output: AttentionScalar>(
+    /// Runs a call into new arrays.
+    func results<Input: AttentionScalar>(
+        _ problem: CachedProblem, _ queries: UnsafeBufferPointer<Input>
+    ) throws(AttentionError) -> AttentionResult {
+        let hasSink = normaliser.hasSink
+        var output = try [Float](for: "output", repeating: 0, count: problem.shape.outputCount)
+        var logSumExp = try [Float](for: "logSumExp", repeating: 0, count: hasSink ? problem.shape.rowCount : 0)
+        var sinkShare = logSumExp
+        try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+            try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
+                try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
+                    try run(problem, queries, output, hasSink ? logSumExp : nil, hasSink ? sinkShare : nil)
+                }
+            }
+        }
+        return AttentionResult(output: output, logSumExp: logSumExp, sinkShare: sinkShare)
+    }
+
+    func run<Input: AttentionScalar, Output: AttentionScalar>(
         _ problem: CachedProblem, _ queries: UnsafeBufferPointer<Input>, _ output: UnsafeMutableBufferPointer<Output>,
         _ logSumExp: UnsafeMutableBufferPointer<Float>?, _ sinkShare: UnsafeMutableBufferPointer<Float>?
     ) throws(AttentionError) {
@@ -163,7 +167,7 @@ extension CachedAttention {
         }
     }
 
-    private func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
+    func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
         guard found == expected else {
             throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
         }

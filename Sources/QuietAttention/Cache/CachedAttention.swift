@@ -24,8 +24,8 @@
 ///
 /// Keys and values are read once for all query heads that share them, in work items of whole chunks of 1024 keys, so that
 /// one sequence uses all threads. The bits of a row depend on neither threads nor items, nor on other rows and sequences:
-/// step by step, in parts and all at once give the same. Edge cases are those of ``Attention``; a cache without tokens is
-/// a row that sees no key.
+/// step by step, in parts and all at once give the same. Edge cases are those of ``Attention``. More queries than the cache
+/// has tokens are refused, and so is any over an empty cache: it was not appended to before.
 ///
 /// Safe to use from several tasks at once.
 public final class CachedAttention: Sendable {
@@ -41,8 +41,8 @@ public final class CachedAttention: Sendable {
     public var alibi: ALiBi? { rules.alibi }
     /// How scores become weights.
     public var normaliser: AttentionNormaliser { rules.normaliser }
-    /// The order of dimensions of queries and output; nil: `[batch, heads, sequence, dimension]`, or
-    /// `[total, heads, dimension]` where a call has `queryOffsets`.
+    /// The order of dimensions of queries and output; nil: that of the caches, or `[total, heads, dimension]` where a call
+    /// has `queryOffsets`.
     public let layout: AttentionLayout?
     /// Most threads that a call uses.
     public let threads: Int
@@ -68,7 +68,7 @@ public final class CachedAttention: Sendable {
     ///   - alibi: linear biases; nil: none.
     ///   - normaliser: how scores become weights. Clipped softmax needs a row's whole sum before its first weight: the keys of
     ///     a head are then one work item, whatever their number.
-    ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` with `queryOffsets`.
+    ///   - layout: nil: that of the caches, or `[total, heads, dimension]` with `queryOffsets`.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
     ///   - workspace: memory to share with others; nil: its own.

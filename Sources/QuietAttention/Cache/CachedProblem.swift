@@ -38,7 +38,7 @@ struct CachedProblem {
         try places?.check(fits: shape)
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
-        rows = TensorRows(shape, attention.layout ?? (shape.isPacked ? .batchSequenceHeads : .batchHeadsSequence))
+        rows = try TensorRows(shape, Self.layout(attention, shape, caches))
         self.caches = caches
         allowed = mask.allowed
         self.bias = bias
@@ -75,6 +75,21 @@ struct CachedProblem {
             valueDimension: first.valueDimension)
     }
 
+    /// The attention's own; or, where sequences are not packed, that of the caches.
+    private static func layout(
+        _ attention: CachedAttention, _ shape: AttentionShape, _ caches: [KeyValueCache]
+    ) throws(AttentionError) -> AttentionLayout {
+        if let layout = attention.layout { return layout }
+        guard !shape.isPacked, let first = caches.first else { return .batchSequenceHeads }
+        for (index, cache) in caches.enumerated() where cache.layout != first.layout {
+            throw AttentionError(
+                .cacheShape, "caches[\(index)]",
+                expected: "the layout \(first.layout) of the others, or one of the call",
+                found: "\(cache.layout)")
+        }
+        return first.layout
+    }
+
     private static func sequences(
         _ attention: CachedAttention, _ shape: AttentionShape, _ caches: [KeyValueCache], _ queryOffsets: [Int]?,
         _ places: QueryPlaces?, _ mask: AttentionMask
@@ -84,6 +99,14 @@ struct CachedProblem {
             let start = queryOffsets?[item] ?? item * shape.queries
             let queries = queryOffsets.map { $0[item + 1] - start } ?? shape.queries
             if queries == 0 { continue }
+            // Queries with places of their own need not be tokens of the cache.
+            let least = places == nil ? queries : 1
+            guard cache.count >= least else {
+                throw AttentionError(
+                    .cacheRange, "caches[\(item)]",
+                    expected: places == nil ? "at least \(queries) tokens, those of the queries" : "tokens",
+                    found: "\(cache.count)")
+            }
             let mask = mask.within(window: cache.window)
             let sequence = SequencePlan(
                 item: item, queryStart: start, keyStart: 0, queries: queries, keys: cache.count,

@@ -7,15 +7,21 @@ extension KeyValueCache {
     /// Appends tokens.
     ///
     /// - Parameters:
-    ///   - keys: `[G, tokens, D]`, or `[tokens, G, D]` in the layout `batchSequenceHeads`; G ``keyValueHeads``,
-    ///     D ``headDimension``. Their count tells the number of tokens; 0 is none.
+    ///   - keys: `[G, tokens, D]`, or `[tokens, G, D]` if the cache's ``layout`` is `batchSequenceHeads`; G
+    ///     ``keyValueHeads``, D ``headDimension``. Their count tells the number of tokens; 0 is none.
     ///   - values: `[G, tokens, E]` likewise, E ``valueDimension``.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
     ///   unchanged then.
-    public mutating func append(
-        keys: [Float], values: [Float], layout: AttentionLayout = .batchHeadsSequence
-    ) throws(AttentionError) {
-        try append(keys: keys.span, values: values.span, layout: layout)
+    public mutating func append(keys: [Float], values: [Float]) throws(AttentionError) {
+        try append(keys: keys.span, values: values.span)
+    }
+
+    /// Appends tokens, from arrays of any storage type.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
+    ///   unchanged then.
+    public mutating func append<Input: AttentionScalar>(keys: [Input], values: [Input]) throws(AttentionError) {
+        try append(keys: keys.span, values: values.span)
     }
 
     /// Appends tokens, from memory of any storage type.
@@ -23,11 +29,11 @@ extension KeyValueCache {
     /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
     ///   unchanged then.
     public mutating func append<Input: AttentionScalar>(
-        keys: Span<Input>, values: Span<Input>, layout: AttentionLayout = .batchHeadsSequence
+        keys: Span<Input>, values: Span<Input>
     ) throws(AttentionError) {
         try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
             try values.withUnsafeBufferPointer { values throws(AttentionError) in
-                try append(keys: keys, values: values, layout: layout)
+                try append(keys: keys, values: values)
             }
         }
     }
@@ -37,8 +43,7 @@ extension KeyValueCache {
     /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheLimit`, `position` or `memory`; the cache is
     ///   unchanged then.
     public mutating func append<Input: AttentionScalar>(
-        keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
-        layout: AttentionLayout = .batchHeadsSequence
+        keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>
     ) throws(AttentionError) {
         let tokens = try checkedTokens(keys.count, values.count)
         guard tokens > 0, let keys = keys.baseAddress, let values = values.baseAddress else { return }
@@ -48,11 +53,11 @@ extension KeyValueCache {
         inFloatMode {
             pack(
                 keys: keys, values: values, storage: Input.storage, tokens: begin..<begin + tokens,
-                keyRows: rows(layout, tokens, headDimension), valueRows: rows(layout, tokens, valueDimension))
+                keyRows: rows(tokens, headDimension), valueRows: rows(tokens, valueDimension))
         }
     }
 
-    private func rows(_ layout: AttentionLayout, _ tokens: Int, _ dimension: Int) -> RowStrides {
+    private func rows(_ tokens: Int, _ dimension: Int) -> RowStrides {
         RowStrides(
             layout, packed: false, heads: keyValueHeads, sequence: tokens, total: tokens, dimension: dimension)
     }
@@ -73,10 +78,12 @@ extension KeyValueCache {
         return tokens
     }
 
+    // MARK: - Room
+
     /// Frees what the window leaves behind, and makes the pages for so many more tokens this cache's own; or changes
     /// nothing.
     private mutating func makeRoom(_ tokens: Int) throws(AttentionError) {
-        let freed = max(freedPages, pagesBehindWindow(ofToken: count))
+        let freed = keepsWindow ? freedPages : max(freedPages, pagesBehindWindow(ofToken: count - rollbackTokens))
         let held = count - freed * Self.pageTokens + tokens
         guard held <= maximumTokens, count + tokens <= AttentionShape.longestSequence else {
             throw AttentionError(
@@ -84,52 +91,80 @@ extension KeyValueCache {
         }
         let sharesLast = count % Self.pageTokens != 0 && !isKnownUniquelyReferenced(&pages[pages.count - 1])
         let grown = SequencePlan.blocks(of: count + tokens) - SequencePlan.blocks(of: count)
-        let added = try takePages(grown + (sharesLast ? 1 : 0))
+        // What the window leaves behind is of use for tokens to come.
+        var behind = Array(pages.prefix(freed - freedPages))
+        pages.removeFirst(behind.count)
+        let added: [KeyValuePage]
+        do {
+            added = try takePages(grown + (sharesLast ? 1 : 0), behind: &behind)
+        } catch {
+            pages.insert(contentsOf: behind, at: 0)
+            throw error
+        }
         if sharesLast {
             let shared = pages.removeLast()
             added[0].copyBlocks(from: shared)
-        }
-        if freed > freedPages {
-            // What the window leaves behind is of use for tokens to come.
-            let room = max(0, pagesAhead - spares.count)
-            spares += pages.prefix(min(freed - freedPages, room))
-            pages.removeFirst(freed - freedPages)
         }
         pages += added
         freedPages = freed
         count += tokens
     }
 
-    /// Spare pages worth holding: allocating many together is what makes long runs of a head's blocks.
-    private var pagesAhead: Int { max(1, pages.count / 8) }
+    /// Frees what no token to come sees, and what no rollback brings back: after ``keepsWindow``.
+    mutating func freeBehindWindow() {
+        let freed = max(freedPages, pagesBehindWindow(ofToken: count - rollbackTokens))
+        pages.removeFirst(freed - freedPages)
+        freedPages = freed
+    }
 
-    /// Pages that are this cache's own: spares that no copy of the cache has too, and new ones.
-    private mutating func takePages(_ count: Int) throws(AttentionError) -> [KeyValuePage] {
+    /// Pages that are this cache's own: spares that no copy of the cache has too, some that the window left behind, and
+    /// new ones. One more of those left behind is kept as a spare.
+    private mutating func takePages(
+        _ count: Int, behind: inout [KeyValuePage]
+    ) throws(AttentionError) -> [KeyValuePage] {
         var taken: [KeyValuePage] = []
         while taken.count < count, var spare = spares.popLast() {
             // The copy that comes last to a spare page finds it its own.
             if isKnownUniquelyReferenced(&spare) { taken.append(spare) }
         }
-        if taken.count == count { return taken }
-        let missing = count - taken.count
-        // As many as make a large page of memory, and as hold the chunk that attention reads at once.
-        let together = max(
-            (AlignedMemory.largePage - 1) / pageBytes + 1, SequencePlan.blocks(of: SequencePlan.chunk))
-        let ahead = max(missing, min(pagesAhead, together))
+        let own = behind.indices.filter { isKnownUniquelyReferenced(&behind[$0]) }
+        let reused = own.prefix(count - taken.count)
+        let missing = count - taken.count - reused.count
+        do {
+            let allocated = missing == 0 ? [] : try allocatePages(missing)
+            spares += allocated.dropFirst(missing).reversed()
+            if spares.isEmpty, own.count > reused.count { spares = [behind[own[reused.count]]] }
+            taken += reused.map { behind[$0] } + allocated.prefix(missing)
+        } catch {
+            spares += taken.reversed()
+            throw error
+        }
+        for page in taken { page.beginUse() }
+        return taken
+    }
+
+    /// New pages, and room for some more. Room takes no memory before it is written to; allocating many pages together
+    /// makes long runs of a head's blocks.
+    private func allocatePages(_ missing: Int) throws(AttentionError) -> [KeyValuePage] {
+        let most = pagesPerExtent
+        let ahead = max(missing, min(max(1, pages.count / 8), most))
         var allocated: [KeyValuePage] = []
         while allocated.count < ahead {
-            let extent = min(together, ahead - allocated.count)
-            do {
-                allocated += try KeyValuePage.pages(
-                    extent, heads: keyValueHeads, blockBytes: blockBytes, allocate)
-            } catch {
-                spares = taken
-                throw error
-            }
+            let count = min(most, ahead - allocated.count)
+            allocated += try KeyValuePage.pages(
+                count, heads: keyValueHeads, blockBytes: blockBytes, filled: allocated.count + count <= missing,
+                allocate)
         }
-        taken += allocated.prefix(missing)
-        spares = Array(allocated.dropFirst(missing).reversed())
-        return taken
+        return allocated
+    }
+
+    /// As many pages as make a large page of memory, and as hold the chunk that attention reads at once. An extent is freed
+    /// with the last of its pages: under a window, an eighth of what that holds, so that little is kept for nothing.
+    private var pagesPerExtent: Int {
+        let together = max(
+            (AlignedMemory.largePage - 1) / pageBytes + 1, SequencePlan.blocks(of: SequencePlan.chunk))
+        guard let window else { return together }
+        return max(1, min(together, window / Self.pageTokens / 8))
     }
 
     // MARK: - Packing

@@ -13,8 +13,9 @@ import CKernels
 ///
 /// A value: copies are independent. It is stored in pages of ``pageTokens`` tokens that copies share, so a copy takes a
 /// pointer per page and no keys; when two copies that share a partly filled last page both go on, one of them copies that
-/// page. Pages never move and are never copied to grow; room for an eighth more than is held, up to 1024 tokens or
-/// 2 MB, is allocated ahead. Several tasks may read one cache, or write to copies of it.
+/// page. So a copy costs the memory of what it appends, and at most one page more. Pages never move and are never copied
+/// to grow; addresses for an eighth more than is held are reserved ahead, which takes memory only as tokens come. Several
+/// tasks may read one cache, or write to copies of it.
 ///
 /// *Storage*. 16-bit storage rounds each element to nearest even; what comes in that type is kept exactly. int8 has one
 /// scale per token, head, and of keys and values: with `amax` the largest magnitude of the token's key (value),
@@ -27,9 +28,14 @@ import CKernels
 /// stored as they come. Rotations whose base changes with the length of the sequence (dynamic NTK scaling) would give every
 /// old key a new angle: state the length of the longest sequence to come, and all tokens are turned as for that one.
 ///
-/// *Sliding window*. With a ``window`` of w tokens, appending first frees the pages that no new token sees: all but the
-/// last w - 1 tokens before it, and the rest of their first page. So what was appended last can be attended to by all its
-/// own tokens, and taken back by ``truncate(to:)``.
+/// *Sliding window*. With a ``window`` of w tokens, appending first frees the pages that no new token sees, nor any token
+/// after the last ``rollbackTokens`` were taken back: all but the last w - 1 + rollbackTokens tokens before it, and the rest
+/// of their first page. So what was appended last can be attended to by all its own tokens, and ``truncate(to:)`` always
+/// reaches back ``rollbackTokens``, wherever pages begin. A window of fewer than 1024 tokens keeps the pages of its tokens
+/// and at most one more; a longer one at most an eighth more.
+///
+/// *Layout*. ``layout`` is the order of dimensions of everything that is appended; queries and outputs of
+/// ``CachedAttention`` have it too, unless that has a layout of its own.
 ///
 /// *Bits*. However tokens are appended, together or one by one, and whatever was forked and truncated in between,
 /// attention over a cache gives the same bits; over float32 storage those of ``Attention``.
@@ -58,8 +64,12 @@ public struct KeyValueCache: Sendable {
     public let storage: Storage
     /// Tokens that a token sees, itself included; nil: all before it.
     public let window: Int?
+    /// With a window: the tokens that can always be taken back, counted from the most that there were.
+    public let rollbackTokens: Int
     /// Most tokens held at once.
     public let maximumTokens: Int
+    /// The order of dimensions of appended keys and values.
+    public let layout: AttentionLayout
     /// How keys are turned by their positions when they are appended, and queries when they attend.
     public let encoding: AttentionPositions
     /// How keys and queries are normalised before that; nil: not at all.
@@ -71,6 +81,8 @@ public struct KeyValueCache: Sendable {
     public internal(set) var count = 0
     /// Those that hold tokens from `freedPages * pageTokens` on.
     var pages: [KeyValuePage] = []
+    /// Whether appending frees nothing for now, so that all that is appended can be taken back.
+    var keepsWindow = false
     /// Pages for tokens to come: allocated with others, or left behind by the window.
     var spares: [KeyValuePage] = []
     /// Pages that the window has left behind.
@@ -86,6 +98,8 @@ public struct KeyValueCache: Sendable {
 
     /// Tokens of a page.
     public static let pageTokens = QATTN_KEY_BLOCK
+    /// Tokens that a draft usually has at most: what can be taken back unless told otherwise.
+    public static let usualRollback = 16
 
     /// An empty cache.
     ///
@@ -95,8 +109,12 @@ public struct KeyValueCache: Sendable {
     ///   - valueDimension: length of a value, 1...1024; nil: as a key.
     ///   - storage: how elements are stored.
     ///   - window: tokens that a token sees, itself included, 1 and up; nil: all before it.
+    ///   - rollbackTokens: with a window, the tokens that ``truncate(to:)`` can always take back, 0 and up. Without one all
+    ///     can be.
     ///   - maximumTokens: most tokens held at once, 0 and up; nil: as many as there is memory for. A window frees whole
-    ///     pages, so with one up to `window + pageTokens - 2` older tokens are held beside those being appended.
+    ///     pages, so with one up to `window + rollbackTokens + pageTokens - 2` older tokens are held beside those being
+    ///     appended.
+    ///   - layout: the order of dimensions of keys and values that are appended.
     ///   - positions: how keys and queries are turned by their positions, which count from the first token; an offset
     ///     moves them. Dynamic NTK scaling needs a length.
     ///   - queryKeyNorm: how keys and queries are normalised before that; nil: not at all.
@@ -105,21 +123,25 @@ public struct KeyValueCache: Sendable {
     ///   `queryKeyNorm` or `kernelSet`.
     public init(
         keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, storage: Storage = .float32,
-        window: Int? = nil, maximumTokens: Int? = nil, positions: AttentionPositions = .none,
+        window: Int? = nil, rollbackTokens: Int = Self.usualRollback, maximumTokens: Int? = nil,
+        layout: AttentionLayout = .batchHeadsSequence, positions: AttentionPositions = .none,
         queryKeyNorm: QueryKeyNorm? = nil, kernels: KernelSet? = nil
     ) throws(AttentionError) {
         self = try inFloatMode { () throws(AttentionError) in
             try KeyValueCache(
                 keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
-                storage: storage, window: window, maximumTokens: maximumTokens, positions: positions,
-                queryKeyNorm: queryKeyNorm, kernels: kernels, allocate: AlignedMemory.allocate)
+                storage: storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
+                layout: layout, positions: positions,
+                queryKeyNorm: queryKeyNorm, kernels: kernels, allocate: ExtentMemory.allocate)
         }
     }
 
     /// With memory from elsewhere, which tests let fail.
     init(
         keyValueHeads: Int, headDimension: Int, valueDimension: Int?, storage: Storage, window: Int?,
-        maximumTokens: Int?, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        rollbackTokens: Int = Self.usualRollback, maximumTokens: Int?,
+        layout: AttentionLayout = .batchHeadsSequence, positions: AttentionPositions = .none,
+        queryKeyNorm: QueryKeyNorm? = nil,
         kernels: KernelSet?, allocate: @escaping AlignedMemory.Allocate
     ) throws(AttentionError) {
         let most = AttentionShape.longestSequence
@@ -133,6 +155,9 @@ public struct KeyValueCache: Sendable {
         if let window, window < 1 {
             throw AttentionError(.window, "window", expected: "1 token or more", found: "\(window)")
         }
+        guard rollbackTokens >= 0 else {
+            throw AttentionError(.dimension, "rollbackTokens", expected: "0 or more", found: "\(rollbackTokens)")
+        }
         if let maximumTokens, maximumTokens < 0 {
             throw AttentionError(.dimension, "maximumTokens", expected: "0 or more", found: "\(maximumTokens)")
         }
@@ -141,6 +166,8 @@ public struct KeyValueCache: Sendable {
         self.valueDimension = head.valueDimension
         self.storage = storage
         self.window = window
+        self.rollbackTokens = min(rollbackTokens, most)
+        self.layout = layout
         self.maximumTokens = min(maximumTokens ?? most, most)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.allocate = allocate
@@ -162,12 +189,17 @@ public struct KeyValueCache: Sendable {
     /// behind, up to ``count``.
     public var positions: Range<Int> { freedPages * Self.pageTokens..<count }
 
-    /// Bytes of memory that this cache keeps from being freed: all pages held, those shared with copies, those for
-    /// tokens to come, and freed ones that were allocated together with some that are still held.
-    public var byteCount: Int {
+    /// Bytes of memory that this cache keeps from being freed: of all pages that tokens were written to, those shared with
+    /// copies included, and those that were allocated together with some that are held.
+    public var byteCount: Int { Self.byteCount(CollectionOfOne(self)) }
+
+    /// Bytes of memory that these caches keep from being freed, where what they share counts once.
+    public static func byteCount(_ caches: some Sequence<KeyValueCache>) -> Int {
         var extents: [ObjectIdentifier: Int] = [:]
-        for page in pages { extents[ObjectIdentifier(page.extent)] = page.extent.byteCount }
-        for page in spares { extents[ObjectIdentifier(page.extent)] = page.extent.byteCount }
+        for cache in caches {
+            for page in cache.pages { extents[ObjectIdentifier(page.extent)] = page.extent.byteCount }
+            for page in cache.spares { extents[ObjectIdentifier(page.extent)] = page.extent.byteCount }
+        }
         return extents.values.reduce(0, +)
     }
 
@@ -181,22 +213,38 @@ public struct KeyValueCache: Sendable {
         }
     }
 
+    /// The lengths that ``truncate(to:)`` accepts beside 0. Without a window 0 is the first of them.
+    public var truncationRange: ClosedRange<Int> {
+        guard let window, freedPages > 0 else { return 0...count }
+        // What the token at the new end sees begins with the pages held.
+        return min(count, freedPages * Self.pageTokens + window - 1)...count
+    }
+
     /// Takes back the tokens from position `length` on.
     ///
-    /// - Parameter length: 0...``count``. With a window, what the next token sees must still be held: at least back to
-    ///   where the last call to `append` began it is. 0 empties the cache.
+    /// - Parameter length: within ``truncationRange``, or 0, which empties the cache. With a window, what the next token sees
+    ///   must still be held. It always is at ``rollbackTokens`` before the most tokens that there were, and where the last
+    ///   call to `append` began.
     /// - Throws: ``AttentionError`` of kind `cacheRange`; the cache is unchanged then.
     public mutating func truncate(to length: Int) throws(AttentionError) {
         guard (0...count).contains(length) else {
             throw AttentionError(.cacheRange, "length", expected: "0 to \(count)", found: "\(length)")
         }
-        guard length == 0 || freedPages <= pagesBehindWindow(ofToken: length) else {
+        guard length == 0 || truncationRange.contains(length) else {
             throw AttentionError(
-                .cacheRange, "length", expected: "0, or as many tokens as leave the window of \(window ?? 0) whole",
-                found: "\(length), where tokens are held from position \(positions.lowerBound) on")
+                .cacheRange, "length",
+                expected:
+                    "0, or \(truncationRange.lowerBound) to \(count), which leave the window of \(window ?? 0) whole",
+                found: "\(length)")
         }
         if length == 0 { (freedPages, spares) = (0, []) }
-        pages.removeLast(pages.count - (SequencePlan.blocks(of: length) - freedPages))
+        let kept = SequencePlan.blocks(of: length) - freedPages
+        // Those whose memory stays anyway are of use for tokens to come.
+        if kept > 0 {
+            let extents = [pages[kept - 1].extent] + spares.map(\.extent)
+            spares += pages[kept...].filter { page in extents.contains { $0 === page.extent } }.reversed()
+        }
+        pages.removeLast(pages.count - kept)
         count = length
         tokenPositions.truncate(to: length)
     }

@@ -2,6 +2,7 @@
 // KeyValuePage.swift - the unit in which a key/value cache grows, is shared and is copied.
 
 import CKernels
+import Synchronization
 
 /// Packed keys and values of one block of tokens: a block of each key/value head.
 ///
@@ -14,6 +15,8 @@ final class KeyValuePage: @unchecked Sendable {
     let extent: KeyValueExtent
     /// Of the extent's pages.
     private let index: Int
+    /// Whether tokens were written here. Only the page's only owner changes it.
+    private var isUsed = false
 
     fileprivate init(_ extent: KeyValueExtent, index: Int) {
         self.extent = extent
@@ -25,6 +28,13 @@ final class KeyValuePage: @unchecked Sendable {
         extent.address + (head * extent.pages + index) * extent.blockBytes
     }
 
+    /// Says that tokens will be written here: by the page's only owner, before it does.
+    func beginUse() {
+        if isUsed { return }
+        isUsed = true
+        extent.beginPage()
+    }
+
     func copyBlocks(from other: KeyValuePage) {
         for head in 0..<extent.heads {
             block(head: head).copyMemory(from: other.block(head: head), byteCount: extent.blockBytes)
@@ -32,34 +42,56 @@ final class KeyValuePage: @unchecked Sendable {
     }
 
     /// Pages of one extent, whose contents are unknown: what was never packed is never read into a result.
+    ///
+    /// - Parameter filled: whether all of them are filled at once, and not token by token.
     static func pages(
-        _ count: Int, heads: Int, blockBytes: Int, _ allocate: AlignedMemory.Allocate
+        _ count: Int, heads: Int, blockBytes: Int, filled: Bool, _ allocate: AlignedMemory.Allocate
     ) throws(AttentionError) -> [KeyValuePage] {
         let (bytes, overflow) = count.multipliedReportingOverflow(by: heads * blockBytes)
         guard !overflow, let address = allocate(bytes) else {
             throw AttentionError(
                 .memory, "cache", expected: "memory for \(count) pages of \(heads * blockBytes) bytes", found: "none")
         }
-        let extent = KeyValueExtent(address, pages: count, heads: heads, blockBytes: blockBytes)
+        let extent = KeyValueExtent(address, pages: count, heads: heads, blockBytes: blockBytes, filled: filled)
         return (0..<count).map { KeyValuePage(extent, index: $0) }
     }
 }
 
 /// The memory of pages that were allocated together. It goes with the last of them.
-final class KeyValueExtent {
-    fileprivate let address: UnsafeMutableRawPointer
+final class KeyValueExtent: @unchecked Sendable {
+    let address: UnsafeMutableRawPointer
     fileprivate let pages, heads, blockBytes: Int
+    /// Pages that tokens were written to: the others take no memory.
+    private let usedPages = Atomic(0)
+    private let filled: Bool
 
-    fileprivate init(_ address: UnsafeMutableRawPointer, pages: Int, heads: Int, blockBytes: Int) {
+    fileprivate init(_ address: UnsafeMutableRawPointer, pages: Int, heads: Int, blockBytes: Int, filled: Bool) {
         self.address = address
         self.pages = pages
         self.heads = heads
         self.blockBytes = blockBytes
+        self.filled = filled
+        if filled {
+            ExtentMemory.useLargePages(address, byteCount: reservedBytes, isWritten: false)
+        } else {
+            ExtentMemory.expectTokens(address, byteCount: reservedBytes)
+        }
     }
 
-    var byteCount: Int { pages * heads * blockBytes }
+    /// Bytes of addresses.
+    var reservedBytes: Int { pages * heads * blockBytes }
+
+    /// Bytes of the pages in use.
+    var byteCount: Int { usedPages.load(ordering: .relaxed) * heads * blockBytes }
+
+    fileprivate func beginPage() {
+        let used = usedPages.wrappingAdd(1, ordering: .relaxed).newValue
+        if used == pages, !filled {
+            ExtentMemory.useLargePages(address, byteCount: reservedBytes, isWritten: true)
+        }
+    }
 
     deinit {
-        AlignedMemory.free(address)
+        ExtentMemory.free(address, byteCount: reservedBytes)
     }
 }

@@ -14,13 +14,12 @@ struct Decode {
 
         // The prompt, in two parts: each attends to all before it.
         var prompt = try KeyValueCache(
-            keyValueHeads: keyValueHeads, headDimension: dimension, storage: .bfloat16, maximumTokens: 4096)
+            keyValueHeads: keyValueHeads, headDimension: dimension, storage: .bfloat16, maximumTokens: 4096,
+            layout: .batchSequenceHeads)
         for part in [0..<700, 700..<1000] {
             let tokens = part.map { layer(token: $0 % 97, position: $0) }
-            try prompt.append(
-                keys: tokens.flatMap(\.keys), values: tokens.flatMap(\.values), layout: .batchSequenceHeads)
-            let rows = try CachedAttention(queryHeads: queryHeads, sink: .softmax1, layout: .batchSequenceHeads)
-            let result = try rows.attend(queries: tokens.flatMap(\.queries), cache: prompt)
+            try prompt.append(keys: tokens.flatMap(\.keys), values: tokens.flatMap(\.values))
+            let result = try attention.attend(queries: tokens.flatMap(\.queries), cache: prompt)
             print("prompt, tokens \(part): mean sink share \(mean(result.sinkShare))")
         }
         print("the prompt's cache holds \(prompt.count) tokens in \(prompt.byteCount) bytes")
@@ -38,12 +37,13 @@ struct Decode {
             }
         }
 
+        print("all three take \(KeyValueCache.byteCount(branches + [prompt])) bytes")
+
         // A draft of four tokens is verified at once, and two of them are taken back.
         var draft = branches[0]
         let tokens = (0..<4).map { layer(token: 5 + $0, position: draft.count + $0) }
-        let rows = try CachedAttention(queryHeads: queryHeads, sink: .softmax1, layout: .batchSequenceHeads)
-        try draft.append(keys: tokens.flatMap(\.keys), values: tokens.flatMap(\.values), layout: .batchSequenceHeads)
-        let verified = try rows.attend(queries: tokens.flatMap(\.queries), cache: draft)
+        try draft.append(keys: tokens.flatMap(\.keys), values: tokens.flatMap(\.values))
+        let verified = try attention.attend(queries: tokens.flatMap(\.queries), cache: draft)
         try draft.truncate(to: draft.count - 2)
 
         // The same tokens one by one: the same bits.
