@@ -5,7 +5,7 @@
 struct CachedProblem {
     /// Keys of the longest cache; of its tensors only those with rows exist.
     let shape: AttentionShape
-    let rows: TensorRows
+    var rows: TensorRows
     let scores: KernelScores
     let caches: [KeyValueCache]
     /// One per cache that has queries.

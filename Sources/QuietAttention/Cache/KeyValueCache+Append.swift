@@ -47,13 +47,23 @@ extension KeyValueCache {
     ) throws(AttentionError) {
         let tokens = try checkedTokens(keys.count, values.count)
         guard tokens > 0, let keys = keys.baseAddress, let values = values.baseAddress else { return }
+        try append(
+            tokens, keys: keys, values: values, storage: Input.storage, keyRows: rows(tokens, headDimension),
+            valueRows: rows(tokens, valueDimension))
+    }
+
+    /// Appends one token or more, wherever their rows are.
+    mutating func append(
+        _ tokens: Int, keys: UnsafeRawPointer, values: UnsafeRawPointer, storage input: AttentionStorage,
+        keyRows: RowStrides, valueRows: RowStrides
+    ) throws(AttentionError) {
         let begin = count
         try checkPositions(begin..<begin + tokens)
         try makeRoom(tokens)
         inFloatMode {
             pack(
-                keys: keys, values: values, storage: Input.storage, tokens: begin..<begin + tokens,
-                keyRows: rows(tokens, headDimension), valueRows: rows(tokens, valueDimension))
+                keys: keys, values: values, storage: input, tokens: begin..<begin + tokens, keyRows: keyRows,
+                valueRows: valueRows)
         }
     }
 
@@ -83,12 +93,13 @@ extension KeyValueCache {
     /// Frees what the window leaves behind, and makes the pages for so many more tokens this cache's own; or changes
     /// nothing.
     private mutating func makeRoom(_ tokens: Int) throws(AttentionError) {
-        let freed = keepsWindow ? freedPages : max(freedPages, pagesBehindWindow(ofToken: count - rollbackTokens))
-        let held = count - freed * Self.pageTokens + tokens
+        let unseen = max(freedPages, pagesBehindWindow(ofToken: count - rollbackTokens))
+        let held = count - unseen * Self.pageTokens + tokens
         guard held <= maximumTokens, count + tokens <= AttentionShape.longestSequence else {
             throw AttentionError(
                 .cacheLimit, "keys", expected: "at most \(maximumTokens) tokens in the cache", found: "\(held)")
         }
+        let freed = keepsWindow ? freedPages : unseen
         let sharesLast = count % Self.pageTokens != 0 && !isKnownUniquelyReferenced(&pages[pages.count - 1])
         let grown = SequencePlan.blocks(of: count + tokens) - SequencePlan.blocks(of: count)
         // What the window leaves behind is of use for tokens to come.
@@ -110,9 +121,12 @@ extension KeyValueCache {
         count += tokens
     }
 
-    /// Frees what no token to come sees, and what no rollback brings back: after ``keepsWindow``.
-    mutating func freeBehindWindow() {
-        let freed = max(freedPages, pagesBehindWindow(ofToken: count - rollbackTokens))
+    /// Ends ``keepsWindow``: frees what would have been freed had the tokens from `position` on been appended together.
+    mutating func freeBehindWindow(ofToken position: Int) {
+        keepsWindow = false
+        guard count > position else { return }
+        let freed = max(freedPages, pagesBehindWindow(ofToken: position - rollbackTokens))
+        if freed > freedPages, spares.isEmpty { spares = [pages[0]] }
         pages.removeFirst(freed - freedPages)
         freedPages = freed
     }
@@ -131,7 +145,7 @@ extension KeyValueCache {
         let reused = own.prefix(count - taken.count)
         let missing = count - taken.count - reused.count
         do {
-            let allocated = missing == 0 ? [] : try allocatePages(missing)
+            let allocated = missing == 0 ? [] : try allocatePages(missing, ahead: max(1, pages.count / 8))
             spares += allocated.dropFirst(missing).reversed()
             if spares.isEmpty, own.count > reused.count { spares = [behind[own[reused.count]]] }
             taken += reused.map { behind[$0] } + allocated.prefix(missing)
@@ -145,9 +159,9 @@ extension KeyValueCache {
 
     /// New pages, and room for some more. Room takes no memory before it is written to; allocating many pages together
     /// makes long runs of a head's blocks.
-    private func allocatePages(_ missing: Int) throws(AttentionError) -> [KeyValuePage] {
+    private func allocatePages(_ missing: Int, ahead: Int) throws(AttentionError) -> [KeyValuePage] {
         let most = pagesPerExtent
-        let ahead = max(missing, min(max(1, pages.count / 8), most))
+        let ahead = max(missing, min(ahead, most))
         var allocated: [KeyValuePage] = []
         while allocated.count < ahead {
             let count = min(most, ahead - allocated.count)
@@ -156,6 +170,13 @@ extension KeyValueCache {
                 allocate)
         }
         return allocated
+    }
+
+    /// New pages that are filled at once.
+    func newPages(_ count: Int) throws(AttentionError) -> [KeyValuePage] {
+        let pages = try allocatePages(count, ahead: 0)
+        for page in pages { page.beginUse() }
+        return pages
     }
 
     /// As many pages as make a large page of memory, and as hold the chunk that attention reads at once. An extent is freed

@@ -237,6 +237,12 @@ public struct KeyValueCache: Sendable {
                     "0, or \(truncationRange.lowerBound) to \(count), which leave the window of \(window ?? 0) whole",
                 found: "\(length)")
         }
+        takeBack(to: length)
+    }
+
+    /// The same of a length that was checked.
+    mutating func takeBack(to length: Int) {
+        keepsWindow = false
         if length == 0 { (freedPages, spares) = (0, []) }
         let kept = SequencePlan.blocks(of: length) - freedPages
         // Those whose memory stays anyway are of use for tokens to come.

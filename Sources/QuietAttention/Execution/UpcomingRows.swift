@@ -19,10 +19,10 @@ extension ForwardRun {
         let start = next.group.sequence.queryStart
         let head = next.group.keyValueHead * schedule.groupHeads + next.head
         arguments.upcoming.0 = upcoming(
-            tensors.queries, tensors.inputStorage, attention.rows.queries, start: start, head: head, rows: next.rows,
+            tensors.queries, tensors.inputStorage, self.rows.queries, start: start, head: head, rows: next.rows,
             dimension: attention.shape.headDimension)
         arguments.upcoming.1 = upcoming(
-            UnsafeRawPointer(tensors.output), tensors.outputStorage, attention.rows.output, start: start, head: head,
+            UnsafeRawPointer(tensors.output), tensors.outputStorage, self.rows.output, start: start, head: head,
             rows: next.rows, dimension: attention.shape.valueDimension)
     }
 
@@ -34,10 +34,10 @@ extension ForwardRun {
         let count = sequence.keyOrigin + sequence.keys - first
         let rows = first + count * part / parts..<first + count * (part + 1) / parts
         arguments.upcoming.2 = upcoming(
-            tensors.keys, tensors.inputStorage, attention.rows.keys, start: sequence.keyStart, head: next.keyValueHead,
+            tensors.keys, tensors.inputStorage, self.rows.keys, start: sequence.keyStart, head: next.keyValueHead,
             rows: rows, dimension: attention.shape.headDimension)
         arguments.upcoming.3 = upcoming(
-            tensors.values, tensors.inputStorage, attention.rows.values, start: sequence.keyStart,
+            tensors.values, tensors.inputStorage, self.rows.values, start: sequence.keyStart,
             head: next.keyValueHead, rows: rows, dimension: attention.shape.valueDimension)
     }
 

@@ -121,9 +121,7 @@ extension Attention {
         factors: UnsafeMutablePointer<Float>?
     ) throws(AttentionError) {
         try checkInputCounts(queries.count, keys.count, values.count)
-        try checkCount("output", output.count, shape.outputCount)
-        if let logSumExp { try normaliser.checkSums("logSumExp", logSumExp.count, shape.rowCount) }
-        if let sinkShare { try normaliser.checkSums("sinkShare", sinkShare.count, shape.rowCount) }
+        try checkOutputs(output.count, logSumExp?.count, sinkShare?.count)
         // Without rows there is nothing to write; without keys there may be no addresses of keys and values.
         guard let queries = queries.baseAddress, let output = output.baseAddress, shape.rowCount > 0 else { return }
         try run(
@@ -142,6 +140,12 @@ extension Attention {
         try checkCount("values", values, shape.valueCount)
     }
 
+    func checkOutputs(_ output: Int, _ logSumExp: Int?, _ sinkShare: Int?) throws(AttentionError) {
+        try checkCount("output", output, shape.outputCount)
+        if let logSumExp { try normaliser.checkSums("logSumExp", logSumExp, shape.rowCount) }
+        if let sinkShare { try normaliser.checkSums("sinkShare", sinkShare, shape.rowCount) }
+    }
+
     func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
         guard found == expected else {
             throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
@@ -150,7 +154,7 @@ extension Attention {
 
     // MARK: - Run
 
-    private func run(_ tensors: ForwardTensors) throws(AttentionError) {
+    func run(_ tensors: ForwardTensors) throws(AttentionError) {
         let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
         defer { workspace.give(back: buffer) }
         inFloatMode {

@@ -12,6 +12,8 @@ struct ForwardTensors {
     let logSumExp, sinkShare: UnsafeMutablePointer<Float>?
     /// What backward needs of each row, or nil, both.
     var references, factors: UnsafeMutablePointer<Float>?
+    /// Where their rows are; nil: as the layout says.
+    var rows: TensorRows?
 }
 
 /// One forward call. Its parts write to places of their own, so workers share it without locks.
@@ -26,6 +28,8 @@ struct ForwardRun: @unchecked Sendable {
     var diagnosis: RowDiagnosis?
 
     typealias Group = ForwardSchedule.Group
+
+    var rows: TensorRows { tensors.rows ?? attention.rows }
 
     var schedule: ForwardSchedule { diagnosis?.schedule ?? attention.schedule }
 
@@ -89,8 +93,8 @@ struct ForwardRun: @unchecked Sendable {
     private func packArguments(_ group: Group, blocks: Range<Int>, slot: Int) -> qattn_pack_args {
         let sequence = group.sequence
         let size = tensors.inputStorage.byteCount
-        let keyRows = attention.rows.keys
-        let valueRows = diagnosis == nil ? attention.rows.values : keyRows
+        let keyRows = rows.keys
+        let valueRows = diagnosis == nil ? rows.values : keyRows
         let begin = blocks.lowerBound * SequencePlan.block
         let row = sequence.keyOrigin + begin
         let keyOffset = keyRows.offset(start: sequence.keyStart, head: group.keyValueHead) + row * keyRows.row
@@ -153,7 +157,7 @@ struct ForwardRun: @unchecked Sendable {
                     prepareQueries(of: &arguments, queries: queries, preparation, group, worker: worker)
                 }
                 if let diagnosis {
-                    let sums = attention.rows.sums.offset(start: group.sequence.queryStart, head: queryHead)
+                    let sums = self.rows.sums.offset(start: group.sequence.queryStart, head: queryHead)
                     diagnosis.run(
                         arguments, kernels: attention.kernels, sink: sinks[0], worker: worker,
                         result: diagnosis.results + sums)
@@ -168,7 +172,6 @@ struct ForwardRun: @unchecked Sendable {
     private func forwardArguments(
         _ sequence: SequencePlan, queryHead: Int, slot: Int, worker: Int
     ) -> qattn_forward_args {
-        let rows = attention.rows
         let queryOffset = rows.queries.offset(start: sequence.queryStart, head: queryHead)
         let outputOffset = rows.output.offset(start: sequence.queryStart, head: queryHead)
         let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)

@@ -44,7 +44,7 @@ extension ForwardRun {
         _ group: Group, worker: Int
     ) {
         let prepared = preparedRows(worker: worker)
-        let (first, stride) = (arguments.row_begin, attention.rows.queries.row)
+        let (first, stride) = (arguments.row_begin, rows.queries.row)
         preparation.queries.prepare(
             queries + first * stride * tensors.inputStorage.byteCount, stride: stride, storage: tensors.inputStorage,
             count: arguments.row_end - first,

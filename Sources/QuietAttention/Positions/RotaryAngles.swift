@@ -14,7 +14,7 @@ struct RotaryAngles: Sendable {
     let attentionFactor: Double
     /// ln zeta[j] / scaleBase of xPos, otherwise empty.
     let growth: [Double]
-    private let centre: Int
+    let centre: Int
     /// Positions are at most so far from the centre.
     private let reach: Int
 

@@ -54,6 +54,12 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case cacheShape
         /// The cache would hold more tokens than its stated maximum.
         case cacheLimit
+        /// Bytes are not those of a saved cache: damaged, cut off, or of another version.
+        case savedCache
+        /// The system does not read or write a file.
+        case file
+        /// Rows within a buffer have a negative offset or stride, or lead outside it.
+        case rowPlace
         /// Tokens are asked for that the cache does not hold: not yet, or no longer.
         case cacheRange
         /// A range of keys does not lie on chunk boundaries, or does not begin where the one before it ends.

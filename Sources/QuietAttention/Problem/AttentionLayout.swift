@@ -35,7 +35,9 @@ struct RowStrides: Sendable {
 
 /// Where the rows of all tensors are.
 struct TensorRows: Sendable {
-    let queries, keys, values, output: RowStrides
+    let output: RowStrides
+    /// As the layout says, or at places within a buffer.
+    var queries, keys, values: RowStrides
     /// Of the log-sum-exp and the sink share, which have the same order in every layout.
     let sums: RowStrides
 

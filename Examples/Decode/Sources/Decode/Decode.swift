@@ -37,7 +37,7 @@ struct Decode {
             }
         }
 
-        print("all three take \(KeyValueCache.byteCount(branches + [prompt])) bytes")
+        print("prompt and branches together take \(KeyValueCache.byteCount(branches + [prompt])) bytes")
 
         // A draft of four tokens is verified at once, and two of them are taken back.
         var draft = branches[0]
