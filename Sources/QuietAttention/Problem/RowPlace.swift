@@ -179,13 +179,15 @@ extension CachedAttention {
     ///   - count: L, queries of each head.
     /// - Throws: ``AttentionError`` of kind `rowPlace`, or as the other forms of `attend`; the output is untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
-        in buffer: Span<Input>, queries: RowPlace, count: Int, cache: KeyValueCache, mask: AttentionMask = .causal,
+        in buffer: Span<Input>, queries: RowPlace, count: Int, cache: KeyValueCache, places: QueryPlaces? = nil,
+        mask: AttentionMask = .causal,
         bias: BroadcastTensor<Float>? = nil, into output: inout MutableSpan<Output>
     ) throws(AttentionError) {
         try buffer.withUnsafeBufferPointer { buffer throws(AttentionError) in
             try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
                 try attend(
-                    in: buffer, queries: queries, count: count, caches: [cache], mask: mask, bias: bias, into: output)
+                    in: buffer, queries: queries, count: count, caches: [cache], places: places, mask: mask, bias: bias,
+                    into: output)
             }
         }
     }
@@ -199,7 +201,7 @@ extension CachedAttention {
     /// - Throws: ``AttentionError`` of kind `rowPlace`, or as the other forms of `attend`; the outputs are untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
         in buffer: UnsafeBufferPointer<Input>, queries: RowPlace, count: Int, caches: [KeyValueCache],
-        mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
+        places: QueryPlaces? = nil, mask: AttentionMask = .causal, bias: BroadcastTensor<Float>? = nil,
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
         sinkShare: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
@@ -210,7 +212,7 @@ extension CachedAttention {
         }
         try queries.check("queries", tokens: rows, heads: queryHeads, dimension: dimension, within: buffer.count)
         let elements = try CheckedMemory.product("count", rows, queryHeads, dimension)
-        var problem = try problem(elements, caches, nil, mask, bias)
+        var problem = try problem(elements, caches, nil, places, mask, bias)
         problem.rows.queries = RowStrides(queries)
         // Without rows their place is nowhere.
         let start = problem.shape.rowCount > 0 ? queries.offset : 0
