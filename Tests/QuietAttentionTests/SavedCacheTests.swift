@@ -48,6 +48,20 @@ import Testing
         }
     }
 
+    @Test func treesOfDraftsAreNotSaved() throws {
+        var cache = try problem.cache(appending: 0..<9)
+        let bytes = try cache.savedBytes()
+        let (keys, values) = problem.tokens(9..<11)
+        try cache.append(keys: keys, values: values, positions: [9, 9])
+        expectRefusal(.composition, "cache") { _ = try cache.savedBytes() }
+        // What was restored stands where it lies.
+        var restored = cache
+        try restored.restore(from: bytes)
+        #expect(restored.tokenPositions.isEmpty && restored.count == 9)
+        try cache.truncate(to: 9)
+        #expect(try cache.savedBytes() == bytes)
+    }
+
     @Test func damageIsNoticed() throws {
         let bytes = try problem.cache(.int8, window: 30, appending: 0..<70).savedBytes()
         var cache = try problem.cache(.int8, window: 30, appending: 0..<3)

@@ -9,7 +9,8 @@ extension KeyValueCache {
     /// The tokens of this cache as bytes, which ``restore(from:)`` reads on any machine.
     ///
     /// - Returns: what ``write(to:)`` writes: the pages held, and 96 bytes.
-    /// - Throws: ``AttentionError`` of kind `memory`.
+    /// - Throws: ``AttentionError`` of kind `memory`, or `composition` (tokens with positions of their own, a tree of drafts:
+    ///   take it back first).
     public func savedBytes() throws(AttentionError) -> [UInt8] {
         let count = SavedCacheHeader.byteCount + pages.count * pageBytes + 8
         try CheckedMemory.check("bytes", count: count, of: UInt8.self)
@@ -23,6 +24,11 @@ extension KeyValueCache {
     func forEachSavedPart(
         _ body: (UnsafeRawBufferPointer) throws(AttentionError) -> Void
     ) throws(AttentionError) {
+        guard tokenPositions.isEmpty else {
+            throw AttentionError(
+                .composition, "cache", expected: "tokens that stand where they lie, to be saved",
+                found: "tokens with positions of their own")
+        }
         var checksum = Checksum()
         func write(_ part: UnsafeRawBufferPointer) throws(AttentionError) {
             checksum.add(part)
@@ -107,6 +113,7 @@ extension KeyValueCache {
             }
         }
         (pages, spares, freedPages, self.count) = (restored, [], freed, count)
+        tokenPositions = TokenPositions()
     }
 
     /// Takes the tokens of a saved cache in the place of those held, as the method for spans does.
@@ -119,7 +126,8 @@ extension KeyValueCache {
     /// Writes the tokens of this cache into a file, in the place of one that may be there: it is the old one or the new
     /// one, whole, at all times. Its mode is kept, and a symbolic link is followed.
     ///
-    /// - Throws: ``AttentionError`` of kind `file` (with the system's reason) or `memory`; the old file is unchanged then.
+    /// - Throws: ``AttentionError`` of kind `file` (with the system's reason), `composition` or `memory`; the old file is
+    ///   unchanged then.
     public func write(to path: String) throws(AttentionError) {
         try CacheFile.replace(path) { file throws(AttentionError) in
             try forEachSavedPart { part throws(AttentionError) in try file.write(part) }
