@@ -319,6 +319,121 @@ static uint64_t run_prepare(const qattn_kernels *kernels) {
     return hash;
 }
 
+/* What forward and backward share of one variant of run_backward. */
+enum { GRADIENT_HEADS = 2, GRADIENT_QUERIES = 70, GRADIENT_KEYS = 131, GRADIENT_DIM = 20, GRADIENT_VALUE_DIM = 33 };
+
+static qattn_problem gradient_problem(int variant, const double *factors, const float *constant) {
+    static const float sinks[GRADIENT_HEADS] = {0.5f, -1}, slopes[GRADIENT_HEADS] = {0.0625f, 0.125f};
+    const ptrdiff_t last = GRADIENT_KEYS - GRADIENT_QUERIES + 1;
+    qattn_problem problem = {
+        .heads = GRADIENT_HEADS,
+        .queries = GRADIENT_QUERIES,
+        .seq_kv = GRADIENT_KEYS,
+        .scale = 0.25,
+        .normaliser = (qattn_normaliser)variant,
+        .row_constants = variant ? constant : NULL,
+        .zeta = 1.0625f,
+        .sinks = sinks,
+        .first_key_offset = variant % 3 ? last - 40 : -GRADIENT_QUERIES,
+        .last_key_offset = last,
+    };
+    if (variant % 2) {
+        problem.row_factors = factors;
+        problem.row_factor_strides = (qattn_strides){.head = GRADIENT_QUERIES, .query = 1};
+        problem.softcap = 5;
+        problem.alibi_slopes = slopes;
+        problem.alibi_offset = last - 1;
+    }
+    return problem;
+}
+
+/* Digest of the gradients of two query heads on one key/value head, by every normaliser, with rules of scores for every
+ * other one, and of what their scores have against the second block. */
+static uint64_t run_backward(const qattn_kernels *kernels) {
+    enum { ROWS = GRADIENT_HEADS * GRADIENT_QUERIES, DIM = GRADIENT_DIM, VALUE_DIM = GRADIENT_VALUE_DIM };
+    static const float constants[] = {0, -0.03125f, -3, 0x1p-20f, 100, 1};
+    float *queries = normals(17, 0, ROWS * DIM), *keys = normals(17, 1, GRADIENT_KEYS * DIM);
+    float *values = normals(17, 2, GRADIENT_KEYS * VALUE_DIM), *out_gradients = normals(17, 3, ROWS * VALUE_DIM);
+    float *lse_gradients = normals(17, 4, ROWS), *scores = allocate(ROWS * QATTN_KEY_BLOCK, sizeof *scores);
+    float *out = allocate(ROWS * VALUE_DIM, sizeof *out), *sums = allocate(3 * ROWS, sizeof *sums);
+    float *dq = allocate(ROWS * DIM, sizeof *dq), *dk = allocate(GRADIENT_KEYS * DIM, sizeof *dk);
+    float *dv = allocate(GRADIENT_KEYS * VALUE_DIM, sizeof *dv);
+    void *packed = allocate(3, qattn_block_bytes(QATTN_FLOAT32, DIM, VALUE_DIM));
+    float *forward_workspace = allocate(qattn_forward_workspace(DIM, VALUE_DIM), 1);
+    float *workspace = allocate(qattn_backward_workspace(DIM, VALUE_DIM), 1);
+    double factors[ROWS];
+    for (size_t i = 0; i < ROWS; i++) factors[i] = 0.5 + (double)(i % 7) / 4;
+    const qattn_strides query_rows = {.head = GRADIENT_QUERIES * DIM, .query = DIM};
+    const qattn_strides value_rows = {.head = GRADIENT_QUERIES * VALUE_DIM, .query = VALUE_DIM};
+    const qattn_pack_args pack = {.keys = keys,
+                                  .values = values,
+                                  .key_stride = DIM,
+                                  .value_stride = VALUE_DIM,
+                                  .key_end = GRADIENT_KEYS,
+                                  .blocks = {.base = packed, .head_dim = DIM, .value_dim = VALUE_DIM}};
+    kernels->pack(&pack);
+    uint64_t hash = EMPTY_DIGEST;
+    for (int variant = 0; variant < 6; variant++) {
+        const qattn_problem problem = gradient_problem(variant, factors, constants + variant);
+        qattn_forward_args forward = {.problem = problem,
+                                      .queries_base = queries,
+                                      .query_strides = query_rows,
+                                      .blocks = pack.blocks,
+                                      .out = out,
+                                      .out_strides = value_rows,
+                                      .references = sums,
+                                      .factors = sums + ROWS,
+                                      .sum_head_stride = GRADIENT_QUERIES,
+                                      .workspace = forward_workspace};
+        for (size_t head = 0; head < GRADIENT_HEADS; head++) {
+            forward.row_begin = head * GRADIENT_QUERIES;
+            forward.row_end = forward.row_begin + GRADIENT_QUERIES;
+            kernels->forward(&forward);
+        }
+        memset(dq, 0, ROWS * DIM * sizeof *dq);
+        memset(dk, 0, GRADIENT_KEYS * DIM * sizeof *dk);
+        memset(dv, 0, GRADIENT_KEYS * VALUE_DIM * sizeof *dv);
+        const qattn_backward_args backward = {
+            .problem = problem,
+            .row_end = ROWS,
+            .key_end = GRADIENT_KEYS,
+            .queries = queries,
+            .query_strides = query_rows,
+            .keys = keys,
+            .values = values,
+            .key_stride = DIM,
+            .value_stride = VALUE_DIM,
+            .out_gradients = out_gradients,
+            .out_gradient_strides = value_rows,
+            .out = out,
+            .out_strides = value_rows,
+            .head_dim = DIM,
+            .value_dim = VALUE_DIM,
+            .lse_gradients = variant < 2 ? lse_gradients : NULL, /* the softmaxes have one */
+            .references = sums,
+            .factors = sums + ROWS,
+            .deltas = sums + 2 * ROWS,
+            .sum_head_stride = GRADIENT_QUERIES,
+            .query_gradients = dq,
+            .query_gradient_strides = query_rows,
+            .key_gradients = dk,
+            .value_gradients = dv,
+            .key_gradient_stride = DIM,
+            .value_gradient_stride = VALUE_DIM,
+            .workspace = workspace,
+        };
+        kernels->deltas(&backward);
+        kernels->backward(&backward);
+        hash = digest(digest(digest(hash, dq, ROWS * DIM), dk, GRADIENT_KEYS * DIM), dv, GRADIENT_KEYS * VALUE_DIM);
+        kernels->score_gradients(&backward, 1, scores);
+        for (size_t i = 0; i < ROWS * QATTN_KEY_BLOCK; i++) scores[i] += 0; /* the reference has them as a sum */
+        hash = digest(hash, scores, ROWS * QATTN_KEY_BLOCK);
+    }
+    free(queries), free(keys), free(values), free(out_gradients), free(lse_gradients), free(scores), free(out);
+    free(sums), free(dq), free(dk), free(dv), free(packed), free(forward_workspace), free(workspace);
+    return hash;
+}
+
 /* Prints the digest; returns whether it is the one expected. */
 static bool report(const char *name, const qattn_kernels *kernels, uint64_t hash, const char *expected) {
     char word[17];
@@ -337,9 +452,11 @@ static int run_line(const char *line) {
     test_case c;
     int wrong = 0;
     if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {
-        const bool is_prepare = !strcmp(c.name, "prepare");
+        const bool is_prepare = !strcmp(c.name, "prepare"), is_backward = !strcmp(c.name, "backward");
         for (size_t i = 0; i < sets; i++) {
-            const uint64_t hash = is_prepare ? run_prepare(available[i]) : run_function(c.name, available[i]);
+            const uint64_t hash = is_prepare    ? run_prepare(available[i])
+                                  : is_backward ? run_backward(available[i])
+                                                : run_function(c.name, available[i]);
             wrong += !report(c.name, available[i], hash, c.expected);
         }
         return wrong;

@@ -55,7 +55,7 @@ extension ReferenceStorage {
 }
 
 extension ReferenceNormaliser {
-    fileprivate var kernelNormaliser: (qattn_normaliser, zeta: Float, hasSink: Bool) {
+    var kernelNormaliser: (qattn_normaliser, zeta: Float, hasSink: Bool) {
         switch self {
         case .softmax: (QATTN_SOFTMAX, 0, true)
         case .clippedSoftmax(let zeta): (QATTN_CLIPPED_SOFTMAX, zeta, true)
@@ -67,9 +67,60 @@ extension ReferenceNormaliser {
     }
 }
 
+/// A problem of the C interface, with the memory that it points to.
+struct DirectProblem {
+    private(set) var arguments = qattn_problem()
+    private let floats: [GuardedBuffer<Float>]
+    private let mask: GuardedBuffer<UInt8>?
+    private let factors: GuardedBuffer<Double>?
+
+    /// For so many query heads alike.
+    init(_ problem: HeadProblem, _ call: DirectCall, heads: Int = 1) {
+        let sinks = call.floats([Float](repeating: problem.sink, count: heads))
+        let bias = problem.bias.map { call.floats(call.spread($0)) }
+        let slopes = problem.alibiSlope.map { call.floats([Float](repeating: $0, count: heads)) }
+        let constants = call.floats([problem.constant])
+        mask = problem.allowed.map { GuardedBuffer(call.spread($0.map { $0 ? 0x80 : 0 }), guard: call.guardSide) }
+        factors = problem.rowFactors.map {
+            GuardedBuffer<Double>($0, guard: call.guardSide == .after ? .after : .before)
+        }
+        floats = [sinks, constants] + [bias, slopes].compactMap { $0 }
+        (arguments.normaliser, arguments.zeta, _) = problem.normaliser.kernelNormaliser
+        arguments.heads = heads
+        arguments.queries = problem.queryCount
+        arguments.seq_kv = problem.keyLength
+        arguments.scale = problem.scale
+        arguments.sinks = UnsafePointer(sinks.start)
+        arguments.row_factors = factors.map { UnsafePointer($0.start) }
+        arguments.row_factor_strides.query = 1
+        arguments.softcap = problem.softcap ?? 0
+        arguments.alibi_slopes = slopes.map { UnsafePointer($0.start) }
+        arguments.alibi_offset = problem.keyCount - problem.queryCount
+        arguments.row_constants = arguments.normaliser == QATTN_SOFTMAX ? nil : UnsafePointer(constants.start)
+        arguments.first_key_offset = problem.firstKeyOffset
+        arguments.last_key_offset = problem.lastKeyOffset
+        arguments.mask = mask.map { UnsafePointer($0.start) }
+        arguments.bias = bias.map { UnsafePointer($0.start) }
+        let strides = qattn_strides(head: 0, query: problem.keyCount * call.keyStride, key: call.keyStride)
+        (arguments.mask_strides, arguments.bias_strides) = (strides, strides)
+    }
+}
+
+/// What forward keeps of rows for backward.
+final class WeightNumbers {
+    let references, factors: GuardedBuffer<Float>
+
+    init(rows: Int) {
+        references = GuardedBuffer(repeating: .nan, count: rows)
+        factors = GuardedBuffer(repeating: .nan, count: rows)
+    }
+}
+
 extension DirectCall {
     /// Runs `problem`; throws when something outside of the outputs was written.
-    func run(_ problem: HeadProblem, _ kernels: KernelTable) throws -> AttentionOutputs {
+    func run(
+        _ problem: HeadProblem, _ kernels: KernelTable, keeping numbers: WeightNumbers? = nil
+    ) throws -> AttentionOutputs {
         let keys = stored(problem.keys, problem, width: problem.headDimension)
         let values = stored(problem.values, problem, width: problem.valueDimension)
         let packed =
@@ -82,17 +133,10 @@ extension DirectCall {
         let out = StoredRows(
             [Float](repeating: 0x1.23p4, count: rows * dimension), width: dimension, padding: padding,
             storage: outStorage, guard: guardSide)
-        let sinks = floats([problem.sink])
-        let (normaliser, zeta, hasSink) = problem.normaliser.kernelNormaliser
+        let hasSink = problem.normaliser.kernelNormaliser.hasSink
+        let direct = DirectProblem(problem, self)
         let logSumExp = floats([Float](repeating: hasSink ? .nan : 0, count: rows))
         let sinkShare = floats([Float](repeating: hasSink ? .nan : 0, count: rows))
-        let mask = problem.allowed.map { GuardedBuffer(spread($0.map { $0 ? 0x80 : 0 }), guard: guardSide) }
-        let bias = problem.bias.map { floats(spread($0)) }
-        let factors = problem.rowFactors.map {
-            GuardedBuffer<Double>($0, guard: guardSide == .after ? .after : .before)
-        }
-        let slopes = problem.alibiSlope.map { floats([$0]) }
-        let constants = floats([problem.constant])
         let workspace = floats(
             [Float](
                 repeating: .nan,
@@ -103,31 +147,16 @@ extension DirectCall {
             arguments.query_strides.query = queries.stride
             arguments.query_storage = storage.kernelStorage
             arguments.blocks = blocks
-            arguments.problem.heads = 1
-            arguments.problem.queries = rows
+            arguments.problem = direct.arguments
             arguments.row_begin = first
             arguments.row_end = min(first + rowsPerCall, rows)
-            arguments.problem.seq_kv = problem.keyLength
-            arguments.problem.scale = problem.scale
-            arguments.problem.sinks = UnsafePointer(sinks.start)
-            arguments.problem.row_factors = factors.map { UnsafePointer($0.start) }
-            arguments.problem.row_factor_strides.query = 1
-            arguments.problem.softcap = problem.softcap ?? 0
-            arguments.problem.alibi_slopes = slopes.map { UnsafePointer($0.start) }
-            arguments.problem.alibi_offset = problem.keyCount - problem.queryCount
-            (arguments.problem.normaliser, arguments.problem.zeta) = (normaliser, zeta)
-            arguments.problem.row_constants = normaliser == QATTN_SOFTMAX ? nil : UnsafePointer(constants.start)
-            arguments.problem.first_key_offset = problem.firstKeyOffset
-            arguments.problem.last_key_offset = problem.lastKeyOffset
-            arguments.problem.mask = mask.map { UnsafePointer($0.start) }
-            arguments.problem.mask_strides = qattn_strides(head: 0, query: problem.keyCount * keyStride, key: keyStride)
-            arguments.problem.bias = bias.map { UnsafePointer($0.start) }
-            arguments.problem.bias_strides = qattn_strides(head: 0, query: problem.keyCount * keyStride, key: keyStride)
             arguments.out = out.start
             arguments.out_strides.query = out.stride
             arguments.out_storage = outStorage.kernelStorage
             arguments.lse = wantsSums && hasSink ? logSumExp.start : nil
             arguments.sink_share = wantsSums && hasSink ? sinkShare.start : nil
+            arguments.references = numbers?.references.start
+            arguments.factors = numbers?.factors.start
             arguments.beyond_caches = fromMemory
             if !fromMemory {
                 // Announced rows are fetched at most, never read: even those that are not there.
@@ -145,11 +174,12 @@ extension DirectCall {
         guard out.isIntactOutsideRows, logSumExp.slackIsIntact, sinkShare.slackIsIntact, workspace.slackIsIntact,
             packed.slackIsIntact, queries.isIntactOutsideRows
         else { throw TestFailure("\(kernels) wrote beside its outputs") }
+        withExtendedLifetime(direct) {}
         return AttentionOutputs(output: out.values, logSumExp: logSumExp.array, sinkShare: sinkShare.array)
     }
 
     /// The keys that rows may see, or their values.
-    private func stored(_ tensor: [Float], _ problem: HeadProblem, width: Int) -> StoredRows {
+    func stored(_ tensor: [Float], _ problem: HeadProblem, width: Int) -> StoredRows {
         StoredRows(
             tensor.rows(0, problem.keyLength, width), width: width, padding: padding, storage: storage, guard: guardSide
         )
@@ -194,13 +224,13 @@ extension DirectCall {
             head_dim: problem.headDimension, value_dim: problem.valueDimension)
     }
 
-    private func floats(_ values: [Float]) -> GuardedBuffer<Float> {
+    func floats(_ values: [Float]) -> GuardedBuffer<Float> {
         GuardedBuffer(values, guard: guardSide == .after ? .after : .before)
     }
 
     /// Entries `keyStride` apart. What lies between them would show: a mask of 1, a bias of NaN.
-    private func spread(_ mask: [UInt8]) -> [UInt8] { spread(mask, between: 1) }
-    private func spread(_ bias: [Float]) -> [Float] { spread(bias, between: .nan) }
+    func spread(_ mask: [UInt8]) -> [UInt8] { spread(mask, between: 1) }
+    func spread(_ bias: [Float]) -> [Float] { spread(bias, between: .nan) }
 
     private func spread<Element>(_ entries: [Element], between filler: Element) -> [Element] {
         guard keyStride > 1, !entries.isEmpty else { return entries }

@@ -47,20 +47,26 @@ extension AttentionCase {
 }
 
 extension HeadProblem {
-    public var reference: AttentionOutputs {
+    /// With so many query heads alike on the key/value head.
+    public func referenceProblem(heads: Int = 1) -> ReferenceProblem {
         var problem = ReferenceProblem(
-            queries: queryCount, keys: keyCount, headDimension: headDimension, valueDimension: valueDimension,
-            scale: scale, sinks: [sink])
+            queryHeads: heads, keyValueHeads: 1, queries: queryCount, keys: keyCount, headDimension: headDimension,
+            valueDimension: valueDimension, scale: scale, sinks: [Float](repeating: sink, count: heads))
         problem.firstKeyOffset = firstKeyOffset
         problem.lastKeyOffset = lastKeyOffset
         (problem.keyLengths, problem.padsQueries) = ([keyLength], true)
         problem.allowed = allowed.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
         problem.bias = bias.map { ReferenceBroadcast($0, extents: [1, 1, queryCount, keyCount]) }
-        (problem.rowFactors, problem.softcap, problem.normaliser) = (rowFactors, softcap, normaliser)
-        problem.alibiSlopes = alibiSlope.map { [$0] }
-        problem.rowConstants = [Float](repeating: constant, count: queryCount)
+        problem.rowFactors = rowFactors.map { [[Double]](repeating: $0, count: heads).flatMap { $0 } }
+        (problem.softcap, problem.normaliser) = (softcap, normaliser)
+        problem.alibiSlopes = alibiSlope.map { [Float](repeating: $0, count: heads) }
+        problem.rowConstants = [Float](repeating: constant, count: heads * queryCount)
         problem.storage = packedStorage
-        let result = problem.forward(queries: queries, keys: keys, values: values)
+        return problem
+    }
+
+    public var reference: AttentionOutputs {
+        let result = referenceProblem().forward(queries: queries, keys: keys, values: values)
         return AttentionOutputs(
             output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)
     }
