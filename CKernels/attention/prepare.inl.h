@@ -29,29 +29,47 @@ QATTN_INLINE f32x16 f32x16_first(f32x16 x, size_t n) {
     return n >= QATTN_LANES ? x : f32x16_select((1u << n) - 1, x, f32x16_splat(0));
 }
 
-/* out = the row of any type normalised; out may be the row itself. */
-QATTN_INLINE void normalise_row(const qattn_prepare_args *args, const void *row, float *out) {
+/* What a norm knows of a row times `scale`: (x scale - mean) factor is the row normalised. */
+typedef struct row_moments {
+    float scale, mean, variance; /* the last with epsilon */
+} row_moments;
+
+/* The moments of the row times a power of two. A scale that is the constant 1 costs nothing. */
+QATTN_INLINE row_moments moments_of_row(const qattn_prepare_args *args, const void *row, float scale) {
     const qattn_storage storage = args->storage;
     const size_t dim = args->dim;
     float mean = 0;
     if (args->norm == QATTN_LAYER_NORM) {
         f32x16 sum = f32x16_splat(0);
         for (size_t d = 0; d < dim; d += QATTN_LANES)
-            sum = sum + f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage);
+            sum = sum + f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage) * scale;
         mean = f32x16_sum(sum) / (float)dim;
     }
     f32x16 squares = f32x16_splat(0);
     for (size_t d = 0; d < dim; d += QATTN_LANES) {
-        const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage);
+        const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage) * scale;
         const f32x16 centred = f32x16_first(x - f32x16_splat(mean), dim - d);
         squares = f32x16_fma(centred, centred, squares);
     }
-    const float variance = f32x16_sum(squares) / (float)dim;
-    const f32x16 factor = f32x16_splat(1 / __builtin_elementwise_sqrt(variance + args->epsilon));
+    const float variance = f32x16_sum(squares) / (float)dim + args->epsilon * scale * scale;
+    return (row_moments){.scale = scale, .mean = mean, .variance = variance};
+}
+
+/* out = the row of any type normalised; out may be the row itself. */
+QATTN_INLINE void normalise_row(const qattn_prepare_args *args, const void *row, float *out) {
+    const qattn_storage storage = args->storage;
+    const size_t dim = args->dim;
+    row_moments moments = moments_of_row(args, row, 1);
+    /* Sums of squares of elements near 2^64 overflow, those of elements near 2^-64 lose bits: such rows are taken times
+     * a power of two, which is exact. */
+    if (moments.variance < 0x1p-80f) moments = moments_of_row(args, row, 0x1p90f);
+    else if (!(moments.variance < __builtin_inff())) moments = moments_of_row(args, row, 0x1p-80f);
+    const f32x16 mean = f32x16_splat(moments.mean);
+    const f32x16 factor = f32x16_splat(1 / __builtin_elementwise_sqrt(moments.variance));
     for (size_t d = 0; d < dim; d += QATTN_LANES) {
         const size_t n = dim - d;
-        f32x16 y = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), n, storage);
-        y = (y - f32x16_splat(mean)) * factor;
+        f32x16 y = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), n, storage) * moments.scale;
+        y = (y - mean) * factor;
         if (args->gain) y = y * f32x16_load_first(args->gain + d, n, QATTN_FLOAT32);
         if (args->shift) y = y + f32x16_load_first(args->shift + d, n, QATTN_FLOAT32);
         f32x16_store_first(out + d, n, y, QATTN_FLOAT32);

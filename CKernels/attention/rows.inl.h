@@ -107,7 +107,7 @@ QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forwar
             sinks[row_lane(r)] = args->problem.sinks[places[r].head];
         for (size_t r = 0; args->problem.normaliser == QATTN_SOFTMAX && args->problem.row_constants && r < count; r++)
             sinks[row_lane(r)] += row_constant(args, places[r]);
-        tile_totals(maximum, sum, sinks, &totals, args->lse, args->sink_share);
+        tile_totals(maximum, sum, sinks, &totals, args->problem.bias, args->lse, args->sink_share);
         for (size_t r = 0; args->lse && r < count; r++) {
             if (!state.started[first + r]) totals.lse[row_lane(r)] = sinks[row_lane(r)];
         }

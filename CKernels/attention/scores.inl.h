@@ -3,7 +3,7 @@
  *
  *     softcap   t = cap tanh(t / cap)                the division is part of q' already: products arrive as t / cap
  *     ALiBi     t = t - slope |place of i + alibi_offset - j|
- *     bias      t = t + bias
+ *     bias      t = t + bias                         beyond 2^127 as wide_scores.inl.h has it
  *     mask      t = -inf where row i does not see key j
  *
  * Scores are in the units of the normaliser: base 2 (times log2 e) where it takes powers, else as they are. */
@@ -11,6 +11,7 @@
 #define QATTN_SCORES_INL_H
 
 #include "attention/mask.inl.h"
+#include "attention/wide_scores.inl.h"
 #include "simd/exp2.h"
 
 /* Whether the normaliser takes the scores themselves instead of powers. */
@@ -93,8 +94,8 @@ QATTN_INLINE void place_scores(const score_finish *finish, row_finish row, size_
         for (size_t v = 0; v < count; v++) {
             const uint32_t bits = (uint32_t)(row.visible >> v * QATTN_LANES) & 0xffff;
             if (bits)
-                t[v] = f32x16_fma(bias_lanes(problem, row.place, row.block_first + v * QATTN_LANES, bits),
-                                  f32x16_splat(finish->unit), t[v]);
+                t[v] = biased_score(t[v], bias_lanes(problem, row.place, row.block_first + v * QATTN_LANES, bits),
+                                    finish->unit);
         }
     }
     if (row.visible == ~UINT64_C(0)) return;

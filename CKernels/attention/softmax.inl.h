@@ -10,6 +10,7 @@
 #define QATTN_SOFTMAX_INL_H
 
 #include "attention/mask.inl.h"
+#include "attention/wide_scores.inl.h"
 #include "simd/exp2.h"
 
 /* The rows' running state. maximum and rescale hold row i of a tile in lane row_lane(i). */
@@ -120,19 +121,23 @@ QATTN_INLINE f32x16 tile_lane_sums(const float *sum) {
 }
 
 /* The sinks join the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). lse and
- * sink_share are computed if asked for. */
-QATTN_INLINE void tile_totals(const float *maximum, const float *sum, const float *sinks, row_totals *totals, bool lse,
-                              bool sink_share) {
-    const f32x16 m = f32x16_load(maximum), s2 = f32x16_load(sinks) * QATTN_LOG2E_F, zero = f32x16_splat(0);
+ * sink_share are computed if asked for. Wide: scores are biased, and m is W(m). */
+QATTN_INLINE void tile_totals(const float *maximum, const float *sum, const float *sinks, row_totals *totals, bool wide,
+                              bool lse, bool sink_share) {
+    const f32x16 m = f32x16_load(maximum), zero = f32x16_splat(0);
+    f32x16 s2 = f32x16_load(sinks) * QATTN_LOG2E_F;
+    if (wide) s2 = wide_sink(s2);
     const f32x16 reference = finite_reference(f32x16_max(m, s2));
     const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
     const f32x16 l = f32x16_fma(tile_lane_sums(sum), e, es);
     f32x16_store(totals->maximum, finite_reference(m));
     /* l is 0 only where there is no sink and no score above -inf. */
     f32x16_store(totals->factor, l == 0 ? zero : e / l);
-    if (lse)
-        f32x16_store(totals->lse,
-                     l == 0 ? f32x16_splat(-__builtin_inff()) : (reference + f32x16_log2(l)) * QATTN_LN2_F);
+    if (lse) {
+        f32x16 x = (reference + f32x16_log2(l)) * QATTN_LN2_F;
+        if (wide) x = wide_lse(reference, x);
+        f32x16_store(totals->lse, l == 0 ? f32x16_splat(-__builtin_inff()) : x);
+    }
     if (sink_share) f32x16_store(totals->sink_share, l == 0 ? zero : es / l);
 }
 

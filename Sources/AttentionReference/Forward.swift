@@ -93,7 +93,7 @@ extension ReferenceProblem {
     private func chunkSums(
         _ row: Row, _ scores: [Float], _ normaliser: RowNormaliser, keys chunk: Range<Int>
     ) -> OnlineSums? {
-        var state = OnlineSums(normaliser, valueDimension: valueDimension)
+        var state = OnlineSums(normaliser, valueDimension: valueDimension, isBiased: row.bias != nil)
         var seesAny = false
         for first in stride(from: chunk.lowerBound, to: chunk.upperBound, by: keyBlock) {
             let block = first..<min(first + keyBlock, chunk.upperBound)
@@ -137,7 +137,7 @@ extension ReferenceProblem {
             if let softcap { score = ReferenceMath.tanh(score, scale: softcap * unit) }
             capped[j] = score
             if alibiSlopes != nil { score = fma(-(row.slope * unitFloat), distance(row.position, j), score) }
-            if let bias = row.bias { score = fma(bias[j], unitFloat, score) }
+            if let bias = row.bias { score = WideScores.biased(score, bias: bias[j], unit: unitFloat) }
             finished[j] = score
         }
         return (capped, finished)

@@ -34,11 +34,24 @@ public struct ReferenceNorm: Sendable {
 
     /// The row before gain and bias, (x - mean) * factor, and the factor.
     func standardised(_ row: [Float]) -> (row: [Float], factor: Float) {
+        var moments = moments(row, scale: 1)
+        // Squares of elements near 2^64 overflow, those of elements near 2^-64 lose bits. Times a power of two is exact.
+        if moments.variance < 0x1p-80 {
+            moments = self.moments(row, scale: 0x1p90)
+        } else if !(moments.variance < .infinity) {
+            moments = self.moments(row, scale: 0x1p-80)
+        }
+        let factor = 1 / moments.variance.squareRoot()
+        return (row.map { ($0 * moments.scale - moments.mean) * factor }, factor * moments.scale)
+    }
+
+    /// Mean and variance, epsilon included, of the row times a power of two.
+    private func moments(_ row: [Float], scale: Float) -> (scale: Float, mean: Float, variance: Float) {
         let count = Float(row.count)
+        let row = row.map { $0 * scale }
         let mean = kind == .layer ? sum(of: row) / count : 0
         let variance = sumOfSquares(of: row.map { $0 - mean }) / count
-        let factor = 1 / (variance + epsilon).squareRoot()
-        return (row.map { ($0 - mean) * factor }, factor)
+        return (scale, mean, variance + epsilon * scale * scale)
     }
 
     private func sum(of row: [Float]) -> Float {

@@ -26,6 +26,8 @@ enum BlockValues {
 /// normalisers (``RowNormaliser``) have other weights p; the maximum is 0 for those that need none.
 struct OnlineSums {
     let normaliser: RowNormaliser
+    /// Whether the maximum is one of ``WideScores``.
+    let isBiased: Bool
     /// The largest score; for softmax -infinity before there is one, or where all are -infinity; for others 0 and up.
     var maximum: Float
     /// Key j is counted in lane j mod 16: 16 short sums instead of a long one.
@@ -34,8 +36,8 @@ struct OnlineSums {
     var output: [Float]
 
     /// The empty state.
-    init(_ normaliser: RowNormaliser, valueDimension: Int) {
-        self.normaliser = normaliser
+    init(_ normaliser: RowNormaliser, valueDimension: Int, isBiased: Bool = false) {
+        (self.normaliser, self.isBiased) = (normaliser, isBiased)
         maximum = normaliser.isSoftmax ? -.infinity : 0
         output = [Float](repeating: 0, count: valueDimension)
     }
@@ -110,7 +112,7 @@ struct OnlineSums {
     ///
     /// Where the whole sum is 0, which takes scores and a sink of -infinity, factor and share are 0 and logSumExp -infinity.
     func totals(sink: Float) -> (factor: Float, logSumExp: Float, sinkShare: Float) {
-        let sink2 = sink * log2eFloat
+        let sink2 = isBiased ? WideScores.sink(sink * log2eFloat) : sink * log2eFloat
         let reference = finiteReference(max(maximum, sink2))
         let keysWeigh = ReferenceMath.exp2(maximum - reference)
         let sinkWeighs = ReferenceMath.exp2(sink2 - reference)
@@ -118,7 +120,8 @@ struct OnlineSums {
         if sum == 0 {
             return (0, -.infinity, 0)
         }
-        let logSumExp = (reference + ReferenceMath.log2(sum)) * ln2Float
+        var logSumExp = (reference + ReferenceMath.log2(sum)) * ln2Float
+        if isBiased { logSumExp = WideScores.logSumExp(reference: reference, logSumExp) }
         return (keysWeigh / sum, logSumExp, sinkWeighs / sum)
     }
 }

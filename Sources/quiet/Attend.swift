@@ -22,7 +22,7 @@ struct Attend: ParsableCommand {
 
             with H query heads, L queries and S keys of D channels, values of E channels. H is a multiple of G, the heads of \
             the keys and values. The sink logit s takes weight that no key deserves. Tensors are float32, float16 or \
-            bfloat16; `out` [batch, H, L, E] is written in float32.
+            bfloat16, or float64, rounded to float32; `out` [batch, H, L, E] is written in float32.
 
             The options below change the formula, step by step in their order. Prints shapes, kernel set, time, speed, and \
             for each head the mean share of weight that went to the sink.
@@ -62,7 +62,9 @@ struct Attend: ParsableCommand {
         var inputs = try problem.inputs(file)
         let shape = inputs.shape
         let kernels = try problem.machine.kernelSet
-        let gate = try outputs.gate.map { try GateTensor(file, $0, shape, kernels: kernels) }
+        let gate = try outputs.gate.map { name in
+            try inputs.checking { try GateTensor(file, name, inputs, kernels: kernels) }
+        }
         let norms = problem.norms
         try norms.apply(outputs.valueNorm, to: &inputs.values, dimension: shape.valueDimension, kernels: kernels)
         let method = try AttendMethod(recurrence.recurrent, problem, file, &inputs)
@@ -75,18 +77,23 @@ struct Attend: ParsableCommand {
         if case .scores(let attention) = method { further = try gradients.tensors(file, attention, inputs) }
 
         // The report goes first: where it cannot be printed, the run has failed, and a failed run leaves no output behind.
-        let prepared = try prepare(computed.result, shape, further)
+        let prepared = try prepare(computed.result, inputs, further)
         let report = AttendReport(command: self, method: method, inputs: inputs, gate: gate, computed: computed)
         try emit(json ? report.json : report.lines)
         try prepared.commit()
     }
 
     private func prepare(
-        _ result: AttentionResult, _ shape: AttentionShape, _ further: [NamedTensor]
+        _ result: AttentionResult, _ inputs: AttendInputs, _ further: [NamedTensor]
     ) throws -> PreparedFile {
-        let rows = [shape.batch, shape.queryHeads, shape.queries]
-        var tensors = [NamedTensor(name: "out", shape: rows + [shape.valueDimension], values: result.output)]
-        if outputs.lse { tensors.append(NamedTensor(name: "lse", shape: rows, values: result.logSumExp)) }
+        let shape = inputs.shape
+        let output = inputs.arranged(result.output, dimension: shape.valueDimension)
+        let rows = inputs.layout.rows(shape)
+        var tensors = [NamedTensor(name: "out", shape: rows + [shape.valueDimension], values: output)]
+        if outputs.lse {
+            // The same in every layout, as FlashAttention has it.
+            tensors.append(NamedTensor(name: "lse", shape: Layout.bhsd.rows(shape), values: result.logSumExp))
+        }
         return try SafetensorsFile.prepare(tensors + further, for: outputs.output)
     }
 }

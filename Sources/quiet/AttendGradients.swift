@@ -59,11 +59,14 @@ struct GradientOptions: ParsableArguments {
     ) throws -> [NamedTensor] {
         guard gradients else { return [] }
         let shape = inputs.shape
-        let rows = [shape.batch, shape.queryHeads, shape.queries]
-        let dout = try file.floats(
+        let rows = inputs.layout.rows(shape)
+        let given = try file.floats(
             named: outputGradient ?? "dout", shape: rows + [shape.valueDimension], "the gradient of each output")
+        let dout =
+            inputs.layout == .bhsd
+            ? given : exchanged(given, shape.queries, shape.queryHeads, dimension: shape.valueDimension)
         let dlse = try lseGradient.map {
-            try file.floats(named: $0, shape: rows, "the gradient of each log-sum-exp")
+            try file.floats(named: $0, shape: Layout.bhsd.rows(shape), "the gradient of each log-sum-exp")
         }
         var record = ForwardRecord()
         let result = try attention.forward(
@@ -71,11 +74,16 @@ struct GradientOptions: ParsableArguments {
         let gradients = try attention.backward(
             outputGradient: dout, logSumExpGradient: dlse, queries: inputs.queries, keys: inputs.keys,
             values: inputs.values, output: result.output, record: record)
-        let keys = [shape.batch, shape.keyValueHeads, shape.keys]
+        let keys = inputs.layout.keyRows(shape)
+        let (width, valueWidth) = (shape.headDimension, shape.valueDimension)
         var tensors = [
-            NamedTensor(name: "dq", shape: rows + [shape.headDimension], values: gradients.queries),
-            NamedTensor(name: "dk", shape: keys + [shape.headDimension], values: gradients.keys),
-            NamedTensor(name: "dv", shape: keys + [shape.valueDimension], values: gradients.values),
+            NamedTensor(
+                name: "dq", shape: rows + [width], values: inputs.arranged(gradients.queries, dimension: width)),
+            NamedTensor(
+                name: "dk", shape: keys + [width], values: inputs.arrangedKeys(gradients.keys, dimension: width)),
+            NamedTensor(
+                name: "dv", shape: keys + [valueWidth],
+                values: inputs.arrangedKeys(gradients.values, dimension: valueWidth)),
         ]
         if attention.normaliser.hasSink {
             tensors.append(NamedTensor(name: "dsink", shape: [shape.queryHeads], values: gradients.sinks))

@@ -33,7 +33,7 @@ struct RecurrenceOptions: ParsableArguments {
     /// Refuses what has no part in a recurrence.
     func check(_ kind: Kind, _ problem: FileProblem, lse: Bool) throws {
         let scores = problem.scores
-        if case .window = scores.mask {
+        guard [.none, .causal].contains(scores.mask) else {
             throw ValidationError(
                 "--mask: expected none or causal with \(kind.name), whose state cannot forget the keys behind a window")
         }
@@ -63,18 +63,18 @@ enum AttendMethod {
         _ kind: RecurrenceOptions.Kind?, _ problem: FileProblem, _ file: SafetensorsFile, _ inputs: inout AttendInputs
     ) throws {
         guard let kind else {
-            self = .scores(try problem.attention(file, inputs.shape))
+            self = .scores(try problem.attention(file, inputs))
             return
         }
         let shape = inputs.shape
         let (norms, kernels) = (problem.norms, try problem.machine.kernelSet)
-        let vectors = try problem.normTensors.vectors(file, headDimension: shape.headDimension)
+        let vectors = try problem.normTensors.vectors(file, shape)
         try norms.apply(
-            norms.qkNorm, to: &inputs.queries, dimension: shape.headDimension, gain: vectors.queryGain,
-            bias: vectors.queryBias, kernels: kernels)
+            norms.qkNorm, to: &inputs.queries, heads: shape.queryHeads, dimension: shape.headDimension,
+            gain: vectors.queryGain, bias: vectors.queryBias, batch: shape.batch, kernels: kernels)
         try norms.apply(
-            norms.qkNorm, to: &inputs.keys, dimension: shape.headDimension, gain: vectors.keyGain,
-            bias: vectors.keyBias, kernels: kernels)
+            norms.qkNorm, to: &inputs.keys, heads: shape.keyValueHeads, dimension: shape.headDimension,
+            gain: vectors.keyGain, bias: vectors.keyBias, batch: shape.batch, kernels: kernels)
         let isCausal = problem.scores.mask == .causal
         self = .recurrent(kind, RecurrentAttention(kind.library, shape, isCausal: isCausal))
     }

@@ -104,20 +104,27 @@ func usage<Result>(_ body: () throws -> Result) throws -> Result {
     }
 }
 
-/// `none`, `causal` or `window=<w>`.
+/// `none`, `causal`, `window=<w>` or `window=<before>,<after>`.
 enum MaskOption: Equatable {
     case none, causal
     case window(Int)
+    case around(before: Int, after: Int)
 
     init(parsing text: String) throws {
         switch text {
         case "none": self = .none
         case "causal": self = .causal
         default:
-            guard let width = text.value(of: "window").flatMap(Int.init), width >= 1 else {
-                throw ValidationError("expected none, causal or window=<w> with w of 1 or more")
+            let sides = text.value(of: "window")?.split(separator: ",", omittingEmptySubsequences: false)
+            let keys = (sides ?? []).compactMap { Int($0) }
+            if keys.count == sides?.count, keys.count == 1, keys[0] >= 1 {
+                self = .window(keys[0])
+            } else if keys.count == sides?.count, keys.count == 2, keys.allSatisfy({ $0 >= 0 }) {
+                self = .around(before: keys[0], after: keys[1])
+            } else {
+                throw ValidationError(
+                    "expected none, causal, window=<w> with w of 1 or more, or window=<before>,<after> with 0 or more")
             }
-            self = .window(width)
         }
     }
 
@@ -126,6 +133,7 @@ enum MaskOption: Equatable {
         case .none: .none
         case .causal: .causal
         case .window(let width): .window(width)
+        case .around(let before, let after): .window(before: before, after: after)
         }
     }
 }
@@ -136,6 +144,7 @@ extension MaskOption: CustomStringConvertible {
         case .none: "none"
         case .causal: "causal"
         case .window(let width): "window=\(width)"
+        case .around(let before, let after): "window=\(before),\(after)"
         }
     }
 }

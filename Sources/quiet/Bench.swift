@@ -227,18 +227,6 @@ struct KeyLengths: CustomStringConvertible {
     var description: String { lengths.map(String.init).joined(separator: ",") }
 }
 
-/// Orders of dimensions, by their initials.
-enum Layout: String, CaseIterable, ExpressibleByArgument {
-    case bhsd, bshd
-
-    var library: AttentionLayout {
-        switch self {
-        case .bhsd: .batchHeadsSequence
-        case .bshd: .batchSequenceHeads
-        }
-    }
-}
-
 /// What bench prints.
 struct BenchReport {
     let command: Bench

@@ -36,11 +36,15 @@ struct FileProblem: ParsableArguments {
     }
 
     func inputs(_ file: SafetensorsFile) throws -> AttendInputs {
-        try AttendInputs(file, queries: tensors.queries, keys: tensors.keys, values: tensors.values)
+        try AttendInputs(file, tensors)
     }
 
-    func attention(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> Attention {
-        let vectors = try normTensors.vectors(file, headDimension: shape.headDimension)
+    func attention(_ file: SafetensorsFile, _ inputs: AttendInputs) throws -> Attention {
+        try inputs.checking { try attention(file, inputs.shape) }
+    }
+
+    private func attention(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> Attention {
+        let vectors = try normTensors.vectors(file, shape)
         return try options.attention(
             shape, sink: try scoreTensors.sink?.sink { try file.floats(named: $0) },
             tensors: AttentionTensors(file, scoreTensors, positionTensors, shape),
@@ -82,6 +86,16 @@ struct FileProblem: ParsableArguments {
 
 /// What the tensors are called.
 struct TensorNames: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "Order of the dimensions of queries, keys, values, output and gate.",
+            discussion: """
+                bhsd              [batch, heads, sequence, dimension], the default
+                bshd              [batch, sequence, heads, dimension]
+                """,
+            valueName: "layout"))
+    var layout: Layout?
+
     @Option(help: ArgumentHelp("The queries [batch, H, L, D].", valueName: "name"))
     var queries = "q"
 

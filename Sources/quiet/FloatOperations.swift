@@ -25,7 +25,7 @@ struct FloatOperations {
         case .none: (counted, pairs) = (visible, "all")
         // As many queries as keys and no padding: half of the pairs, and of the diagonal the other half too.
         case .causal where visible == (all + rows) / 2: (counted, pairs) = (all / 2, "half")
-        case .causal, .window: (counted, pairs) = (visible, "visible")
+        case .causal, .window, .around: (counted, pairs) = (visible, "visible")
         }
         let (d, e) = (Double(shape.headDimension), Double(shape.valueDimension))
         count = 2 * counted * (isBackward ? 3 * d + 2 * e : d + e)

@@ -147,7 +147,7 @@ private struct MeasuredHeads {
     init(_ problem: FileProblem, _ file: SafetensorsFile, epsilon: Double) throws {
         (self.problem, self.epsilon) = (problem, epsilon)
         inputs = try problem.inputs(file)
-        attention = try problem.attention(file, inputs.shape)
+        attention = try problem.attention(file, inputs)
         heads = try attention.headDiagnostics(queries: inputs.queries, keys: inputs.keys, epsilon: epsilon)
     }
 

@@ -59,6 +59,29 @@ struct NormOptions: ParsableArguments {
         }
     }
 
+    /// Normalises the rows `[batch, heads, sequence, dimension]` in place, with gains and biases of each head if there are so many.
+    func apply(
+        _ norm: Norm, to rows: inout [Float], heads: Int, dimension: Int, gain: [Float]?, bias: [Float]?,
+        batch: Int, kernels: KernelSet?
+    ) throws {
+        let vectors = max(gain?.count ?? 0, bias?.count ?? 0)
+        guard vectors > dimension, !rows.isEmpty else {
+            try apply(norm, to: &rows, dimension: dimension, gain: gain, bias: bias, kernels: kernels)
+            return
+        }
+        func vector(_ all: [Float]?, _ head: Int) -> [Float]? {
+            all.map { $0.count == dimension ? $0 : Array($0[head * dimension..<(head + 1) * dimension]) }
+        }
+        let size = rows.count / (batch * heads)
+        for index in 0..<batch * heads {
+            var part = Array(rows[index * size..<(index + 1) * size])
+            try apply(
+                norm, to: &part, dimension: dimension, gain: vector(gain, index % heads),
+                bias: vector(bias, index % heads), kernels: kernels)
+            rows.replaceSubrange(index * size..<(index + 1) * size, with: part)
+        }
+    }
+
     /// Normalises rows of this length in place.
     func apply(
         _ norm: Norm, to rows: inout [Float], dimension: Int, gain: [Float]? = nil, bias: [Float]? = nil,
@@ -78,16 +101,16 @@ struct NormOptions: ParsableArguments {
 
 /// What was learned of the norms of queries and keys, by the names of tensors of a file.
 struct NormTensors: ParsableArguments {
-    @Option(help: ArgumentHelp("Gain [D] of the queries' norm. Default: 1.", valueName: "name"))
+    @Option(help: ArgumentHelp("Gain [D] or [H, D] of the queries' norm. Default: 1.", valueName: "name"))
     var queryGain: String?
 
-    @Option(help: ArgumentHelp("Bias [D] of the queries' norm, if layer. Default: 0.", valueName: "name"))
+    @Option(help: ArgumentHelp("Bias [D] or [H, D] of the queries' norm, if layer. Default: 0.", valueName: "name"))
     var queryBias: String?
 
-    @Option(help: ArgumentHelp("Gain [D] of the keys' norm. Default: 1.", valueName: "name"))
+    @Option(help: ArgumentHelp("Gain [D] or [G, D] of the keys' norm. Default: 1.", valueName: "name"))
     var keyGain: String?
 
-    @Option(help: ArgumentHelp("Bias [D] of the keys' norm, if layer. Default: 0.", valueName: "name"))
+    @Option(help: ArgumentHelp("Bias [D] or [G, D] of the keys' norm, if layer. Default: 0.", valueName: "name"))
     var keyBias: String?
 
     struct Vectors {
@@ -112,12 +135,18 @@ struct NormTensors: ParsableArguments {
         }
     }
 
-    func vectors(_ file: SafetensorsFile, headDimension: Int) throws -> Vectors {
-        func vector(_ name: String?) throws -> [Float]? {
-            try name.map { try file.floats(named: $0, shape: [headDimension], "one number for each channel of a head") }
+    func vectors(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> Vectors {
+        func vector(_ name: String?, heads: Int) throws -> [Float]? {
+            guard let name else { return nil }
+            let meaning = "one number for each channel of a head, or of each head"
+            try file.checkShape(
+                of: name, [shape.headDimension], [heads, shape.headDimension], meaning: meaning)
+            return try file.floats(named: name)
         }
         return Vectors(
-            queryGain: try vector(queryGain), queryBias: try vector(queryBias), keyGain: try vector(keyGain),
-            keyBias: try vector(keyBias))
+            queryGain: try vector(queryGain, heads: shape.queryHeads),
+            queryBias: try vector(queryBias, heads: shape.queryHeads),
+            keyGain: try vector(keyGain, heads: shape.keyValueHeads),
+            keyBias: try vector(keyBias, heads: shape.keyValueHeads))
     }
 }

@@ -33,7 +33,7 @@ struct OutputOptions: ParsableArguments {
     @Option(help: ArgumentHelp("The safetensors file to write.", valueName: "out.safetensors"))
     var output: String
 
-    @Flag(help: "Also write `lse` [batch, H, L]: log(e^s + sum e^x) of each row.")
+    @Flag(help: "Also write `lse` [batch, H, L], in every layout: log(e^s + sum e^x) of each row.")
     var lse = false
 }
 
@@ -44,10 +44,11 @@ struct GateTensor {
     /// What has a logit of its own, for reports.
     let granularity: String
 
-    /// - Parameter name: of a tensor `[H]`, `[batch, H, L]` or `[batch, H, L, E]`.
-    init(_ file: SafetensorsFile, _ name: String, _ shape: AttentionShape, kernels: KernelSet?) throws {
+    /// - Parameter name: of a tensor `[H]`, `[batch, H, L]` or `[batch, H, L, E]`, the last two in the inputs' layout.
+    init(_ file: SafetensorsFile, _ name: String, _ inputs: AttendInputs, kernels: KernelSet?) throws {
+        let shape = inputs.shape
         let heads = [shape.queryHeads]
-        let rows = [shape.batch, shape.queryHeads, shape.queries]
+        let rows = inputs.layout.rows(shape)
         let elements = rows + [shape.valueDimension]
         let found = try file.checkShape(
             of: name, heads, rows, elements, meaning: "a gate for each head, row or element of the output")
@@ -59,7 +60,11 @@ struct GateTensor {
             logits = (0..<shape.rowCount).map { values[$0 / shape.queries % shape.queryHeads] }
         } else {
             granularity = found == rows ? "row" : "element"
-            logits = values
+            logits =
+                inputs.layout == .bhsd
+                ? values
+                : exchanged(
+                    values, shape.queries, shape.queryHeads, dimension: found == rows ? 1 : shape.valueDimension)
         }
     }
 

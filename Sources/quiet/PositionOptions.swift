@@ -49,7 +49,8 @@ struct PositionOptions: ParsableArguments {
                 llama3=<f>,<low_freq_factor>,<high_freq_factor>,<L0>
                                   the same by turns within L0
                 longrope=<f>,<L0>[,attention_factor=<a>][,length=<N>]
-                                  theta / --rope-short-factor, --rope-long-factor if N > L0
+                                  theta / --rope-short-factor, and if N > L0
+                                  theta / --rope-long-factor
                 xpos[=<b>]        scores times zeta[j]^((m - n) / b), xPos; b = 512
                 """,
             valueName: "scaling"),

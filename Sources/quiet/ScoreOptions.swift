@@ -44,6 +44,7 @@ struct ScoreOptions: ParsableArguments {
                 none              all, the default
                 causal            j <= i + S - L
                 window=<w>        of those the last w
+                window=<b>,<a>    b before i + S - L, itself, and a behind
                 """,
             valueName: "mask"),
         transform: MaskOption.init(parsing:))

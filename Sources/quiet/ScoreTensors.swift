@@ -16,7 +16,7 @@ struct ScoreTensors: ParsableArguments {
         help: ArgumentHelp(
             "Of the keys of --mask, rows see those where this is not 0.",
             discussion: """
-                [batch, H, L, S]  BOOL or integers; each but S may be 1, or missing in front
+                [batch, H, L, S]  BOOL, integers; each but S may be 1, or missing before
                 """,
             valueName: "name"))
     var allowed: String?
@@ -42,8 +42,10 @@ struct ScoreTensors: ParsableArguments {
         help: ArgumentHelp(
             "Where rows stand under --key-lengths: for --mask, --alibi and --positions.",
             discussion: """
-                keys              row i of an item of n keys at key i + n - L: the last one at its last key, the default
-                both              at key i + S - L whatever n: queries are padded as keys are
+                keys              row i of an item of n keys at key i + n - L,
+                                  the last one at its last key: the default
+                both              at key i + S - L whatever n, for queries that
+                                  are padded as keys are
                 """,
             valueName: "padding"),
         transform: PaddingOption.init(parsing:))
@@ -104,7 +106,12 @@ struct ScoreTensors: ParsableArguments {
         }
         if let bias {
             let extents = try file.sharedShape(of: bias, shape, keys: shape.keys)
-            tensors.bias = try BroadcastTensor(file.floats(named: bias), extents)
+            // Masks of F64 hold its least number: beyond Float's range it counts as the end of that.
+            let largest = Double(Float.greatestFiniteMagnitude)
+            let values = try file.doubles(named: bias).map {
+                $0.isFinite ? Float(min(max($0, -largest), largest)) : Float($0)
+            }
+            tensors.bias = try BroadcastTensor(values, extents)
         }
         tensors.alibi = try alibiSlopes.map { .slopes(try perHead($0, "a slope")) }
         if let rowFactors {

@@ -163,7 +163,8 @@ import Testing
         #expect(attend([1, 1], sink: 0, lowered) == (0, 0, 1))
     }
 
-    /// The lowest finite bias overflows to -infinity in base 2: such keys weigh nothing, even when all have it.
+    /// The lowest finite bias is beyond Float in base 2, and finite all the same: such keys weigh nothing beside others, and
+    /// everything by themselves.
     @Test func lowestFiniteBias() {
         let lowest: (inout ReferenceProblem) -> Void = {
             $0.bias = ReferenceBroadcast([-.greatestFiniteMagnitude, 0], extents: [1, 1, 1, 2])
@@ -172,7 +173,10 @@ import Testing
         let lowestOfAll: (inout ReferenceProblem) -> Void = {
             $0.bias = ReferenceBroadcast([-.greatestFiniteMagnitude], extents: [1, 1, 1, 1])
         }
-        #expect(attend([1], sink: -.infinity, lowestOfAll) == (0, -.infinity, 0))
+        let alone = attend([1], sink: -.infinity, lowestOfAll)
+        #expect(alone.output == 1 && alone.sinkShare == 0)
+        #expect(abs(alone.logSumExp / -Float.greatestFiniteMagnitude - 1) < 1e-6)
+        #expect(attend([1], sink: 0, lowestOfAll) == (0, 0, 1))
     }
 
     // MARK: - Sinks

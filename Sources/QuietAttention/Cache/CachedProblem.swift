@@ -36,6 +36,9 @@ struct CachedProblem {
                 found: "\(queryCount)")
         }
         try places?.check(fits: shape)
+        for cache in caches {
+            try cache.queryKeyNorm?.check(queryHeads: shape.queryHeads, headDimension: shape.headDimension)
+        }
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         rows = try TensorRows(shape, Self.layout(attention, shape, caches))

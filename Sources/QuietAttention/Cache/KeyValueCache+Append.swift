@@ -227,7 +227,8 @@ extension KeyValueCache {
                     if let preparation {
                         let table = memory.baseAddress!
                         preparation.prepareKeys(
-                            of: &arguments, storage: input, table: table, into: table + Self.pageTokens * rowFloats,
+                            of: &arguments, head: head, storage: input, table: table,
+                            into: table + Self.pageTokens * rowFloats,
                             kernels.functions)
                     }
                     kernels.functions.pointee.pack(&arguments)
@@ -241,11 +242,11 @@ extension KeyValueCache {
 extension RowPreparation {
     /// Prepares the keys that are to be packed, and makes the arguments refer to what comes out.
     fileprivate func prepareKeys(
-        of arguments: inout qattn_pack_args, storage: AttentionStorage, table: UnsafePointer<Float>,
+        of arguments: inout qattn_pack_args, head: Int, storage: AttentionStorage, table: UnsafePointer<Float>,
         into out: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<qattn_kernels>
     ) {
         keys.prepare(
-            arguments.keys, stride: arguments.key_stride, storage: storage,
+            arguments.keys, head: head, stride: arguments.key_stride, storage: storage,
             count: arguments.key_end - arguments.key_begin, table: table, into: out, kernels)
         arguments.keys = UnsafeRawPointer(out)
         arguments.key_stride = Self.stride(keys.dimension)

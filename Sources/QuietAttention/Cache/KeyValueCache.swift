@@ -173,7 +173,8 @@ public struct KeyValueCache: Sendable {
         self.allocate = allocate
         encoding = positions
         self.queryKeyNorm = queryKeyNorm
-        preparation = try RowPreparation(positions, queryKeyNorm, headDimension: headDimension)
+        preparation = try RowPreparation(
+            positions, queryKeyNorm, queryHeads: nil, keyValueHeads: keyValueHeads, headDimension: headDimension)
         try positions.checkFitsCache()
         angles = try preparation?.angles(length: 0)
         let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, head.valueDimension)

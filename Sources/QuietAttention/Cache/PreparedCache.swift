@@ -73,7 +73,8 @@ extension CachedRun {
             }
             preparation.queries.prepare(
                 arguments.queries_base + (head * strides.head + query * strides.query) * tensors.inputStorage.byteCount,
-                stride: strides.query, storage: tensors.inputStorage, count: end - row, table: table,
+                head: item.keyValueHead * problem.groupHeads + head, stride: strides.query,
+                storage: tensors.inputStorage, count: end - row, table: table,
                 into: prepared + (row - item.rows.lowerBound) * rowFloats, kernels)
             row = end
         }

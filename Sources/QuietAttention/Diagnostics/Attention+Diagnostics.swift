@@ -174,7 +174,8 @@ final class RowDiagnosis: @unchecked Sendable {
                 let (visible, weights) = gather(row - begin, blocks: blocks.count, from: scores)
                 (result + row).initialize(
                     to: RowDiagnostics(
-                        scores: visible, weights: weights, sink: sink, epsilon: epsilon, kernels: kernels))
+                        scores: visible, weights: weights, sink: sink, epsilon: epsilon,
+                        isBiased: part.problem.bias != nil, kernels: kernels))
             }
         }
     }

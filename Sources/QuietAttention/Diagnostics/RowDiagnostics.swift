@@ -39,9 +39,10 @@ public struct RowDiagnostics: Sendable, Hashable {
     ///   - scores: in base 2, of the keys that the row sees.
     ///   - weights: room for as many numbers.
     ///   - sink: in natural units.
+    ///   - isBiased: whether scores are kept as those beside a bias are.
     init(
         scores: UnsafeBufferPointer<Float>, weights: UnsafeMutableBufferPointer<Float>, sink: Float, epsilon: Double,
-        kernels: KernelSet
+        isBiased: Bool, kernels: KernelSet
     ) {
         guard !scores.isEmpty else {
             self.init(visibleKeys: 0, sinkShare: sink == -.infinity ? 0 : 1, others: 0, ratios: .nan)
@@ -56,7 +57,9 @@ public struct RowDiagnostics: Sendable, Hashable {
             }
             maximum = max(maximum, score)
         }
-        self.init(scores: scores, maximum: maximum, weights: weights, sink: sink, epsilon: epsilon, kernels: kernels)
+        self.init(
+            scores: scores, maximum: maximum, weights: weights, sink: sink, epsilon: epsilon,
+            unfolded: isBiased ? Self.unfolded : Double.init, kernels: kernels)
     }
 
     private init(visibleKeys: Int, sinkShare: Double, others: Double, ratios: Double) {
@@ -69,7 +72,7 @@ public struct RowDiagnostics: Sendable, Hashable {
     /// far from them on either side, and joins in Double.
     private init(
         scores: UnsafeBufferPointer<Float>, maximum: Float, weights: UnsafeMutableBufferPointer<Float>, sink: Float,
-        epsilon: Double, kernels: KernelSet
+        epsilon: Double, unfolded: (Float) -> Double, kernels: KernelSet
     ) {
         let count = scores.count
         for index in scores.indices { weights[index] = scores[index] - maximum }
@@ -81,7 +84,7 @@ public struct RowDiagnostics: Sendable, Hashable {
             weights[index] == 0 ? 0 : Double(weights[index]) * Double(scores[index] - maximum)
         }
 
-        let (keyMaximum, sink) = (Double(maximum) * Self.ln2, Double(sink))
+        let (keyMaximum, sink) = (unfolded(maximum) * Self.ln2, Double(sink))
         let reference = max(keyMaximum, sink)
         let keyFactor = ElementaryFunctions.exponential(keyMaximum - reference)
         let sinkWeight = ElementaryFunctions.exponential(sink - reference)
@@ -99,9 +102,9 @@ public struct RowDiagnostics: Sendable, Hashable {
         shareBelowEpsilon = below / Double(count)
 
         for index in scores.indices { weights[index] = abs(scores[index]) }
-        let top = (Self.element(ofRank: count - 1, in: weights), Self.median(weights))
-        largestScore = Double(top.0) * Self.ln2
-        scoreTopToMedian = top.0 == 0 ? 1 : Double(top.0) / top.1
+        let top = (unfolded(Self.element(ofRank: count - 1, in: weights)), Self.median(weights, unfolded))
+        largestScore = top.0 * Self.ln2
+        scoreTopToMedian = top.0 == 0 ? 1 : top.0 / top.1
     }
 
     private static let ln2 = 0x1.62e42fefa39efp-1
@@ -111,10 +114,20 @@ public struct RowDiagnostics: Sendable, Hashable {
         p < .leastNormalMagnitude ? 0 : -p * ElementaryFunctions.logarithm(p)
     }
 
-    private static func median(_ magnitudes: UnsafeMutableBufferPointer<Float>) -> Double {
-        let upper = Double(element(ofRank: magnitudes.count / 2, in: magnitudes))
+    /// The score t of W(t): kernels keep biased scores beyond 2^127 as 2^127 + (|t| - 2^127) / 8 (Documentation/Numerics.md).
+    private static func unfolded(_ score: Float) -> Double {
+        let (score, bound) = (Double(score), 0x1p127)
+        guard abs(score) > bound else { return score }
+        let magnitude = bound + (abs(score) - bound) * 8
+        return score < 0 ? -magnitude : magnitude
+    }
+
+    private static func median(
+        _ magnitudes: UnsafeMutableBufferPointer<Float>, _ unfolded: (Float) -> Double
+    ) -> Double {
+        let upper = unfolded(element(ofRank: magnitudes.count / 2, in: magnitudes))
         if !magnitudes.count.isMultiple(of: 2) { return upper }
-        return (Double(element(ofRank: magnitudes.count / 2 - 1, in: magnitudes)) + upper) / 2
+        return (unfolded(element(ofRank: magnitudes.count / 2 - 1, in: magnitudes)) + upper) / 2
     }
 
     /// The element that would be at that place if they were sorted. Bits of numbers that are not negative ascend with

@@ -142,7 +142,9 @@ public final class Attention: Sendable {
         self.bias = bias
         self.positions = positions
         self.queryKeyNorm = queryKeyNorm
-        preparation = try RowPreparation(positions, queryKeyNorm, headDimension: shape.headDimension)
+        preparation = try RowPreparation(
+            positions, queryKeyNorm, queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads,
+            headDimension: shape.headDimension)
         positionTables = try preparation.flatMap { preparation throws(AttentionError) in
             try PositionTables(preparation, positions, shape, mask)
         }

@@ -154,7 +154,8 @@ struct ForwardRun: @unchecked Sendable {
                     announceKeys(of: nextGroup, part: call, of: calls * schedule.groupHeads, in: &arguments)
                 }
                 if let preparation = attention.preparation {
-                    prepareQueries(of: &arguments, queries: queries, preparation, group, worker: worker)
+                    prepareQueries(
+                        of: &arguments, queries: queries, queryHead: queryHead, preparation, group, worker: worker)
                 }
                 if let diagnosis {
                     let sums = self.rows.sums.offset(start: group.sequence.queryStart, head: queryHead)

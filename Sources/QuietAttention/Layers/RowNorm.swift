@@ -10,7 +10,7 @@ import CKernels
 /// All arithmetic is in Float, in a fixed order: 16 partial sums by d mod 16, added in a tree, as ``QueryKeyNorm`` has it. The
 /// bits of a row do not depend on the kernel set or on other rows.
 ///
-/// *Edge cases*: equal elements give the bias. NaN or an infinity makes its row NaN and no other.
+/// *Edge cases*: equal elements give the bias. Rows of finite numbers come out right at every magnitude of Float. NaN or an infinity makes its row NaN and no other.
 ///
 /// *Source*: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450, 2016.
 public struct LayerNorm: Sendable, Hashable {
@@ -127,7 +127,8 @@ private struct RowNorm: Sendable, Hashable {
             dimension: dimension, norm: QueryKeyNorm(kind: kind, epsilon: epsilon), gain: gain, shift: bias,
             rotation: QATTN_ROTATED, pairing: QATTN_HALVES, pairs: 0)
         side.prepare(
-            address, stride: dimension, storage: .float32, count: rows.count / dimension, table: nil, into: address,
+            address, head: 0, stride: dimension, storage: .float32, count: rows.count / dimension, table: nil,
+            into: address,
             outStride: dimension, kernels.functions)
     }
 }

@@ -26,8 +26,8 @@ extension ForwardRun {
             block.key_end = min(begin + SequencePlan.block, arguments.key_end)
             let row = begin - arguments.key_begin
             preparation.keys.prepare(
-                keys + row * arguments.key_stride * size, stride: arguments.key_stride, storage: tensors.inputStorage,
-                count: block.key_end - begin,
+                keys + row * arguments.key_stride * size, head: group.keyValueHead, stride: arguments.key_stride,
+                storage: tensors.inputStorage, count: block.key_end - begin,
                 table: attention.positionTables?.keys(
                     item: group.sequence.item, row: group.sequence.keyOrigin + begin),
                 into: prepared, attention.kernels.functions)
@@ -38,16 +38,18 @@ extension ForwardRun {
 
     /// Prepares the query rows of a call, and makes its arguments refer to them.
     ///
-    /// - Parameter queries: the tensor's row 0 of the call's head.
+    /// - Parameters:
+    ///   - queries: the tensor's row 0 of the call's head.
+    ///   - queryHead: that head.
     func prepareQueries(
-        of arguments: inout qattn_forward_args, queries: UnsafeRawPointer, _ preparation: RowPreparation,
-        _ group: Group, worker: Int
+        of arguments: inout qattn_forward_args, queries: UnsafeRawPointer, queryHead: Int,
+        _ preparation: RowPreparation, _ group: Group, worker: Int
     ) {
         let prepared = preparedRows(worker: worker)
         let (first, stride) = (arguments.row_begin, rows.queries.row)
         preparation.queries.prepare(
-            queries + first * stride * tensors.inputStorage.byteCount, stride: stride, storage: tensors.inputStorage,
-            count: arguments.row_end - first,
+            queries + first * stride * tensors.inputStorage.byteCount, head: queryHead, stride: stride,
+            storage: tensors.inputStorage, count: arguments.row_end - first,
             table: attention.positionTables?.queries(item: group.sequence.item, row: first), into: prepared,
             attention.kernels.functions)
         // Row `first` is the first one there.

@@ -9,8 +9,8 @@
 /// Scores are bounded then: without gain and bias `|q.k| <= headDimension`, and under softmax_1 with n keys the sink keeps at
 /// most `1 / (1 + n e^(-scale headDimension))` of a row.
 ///
-/// *Edge cases*: a zero row stays zero under rms without bias. Rows with elements beyond 1e19, whose squares overflow, come
-/// out as 0, or NaN where they are infinite.
+/// *Edge cases*: a zero row stays zero under rms without bias. NaN or an infinity makes its row NaN, or 0 where it is finite;
+/// rows of finite numbers come out right at every magnitude of Float.
 ///
 /// *Source*: Henry et al., "Query-Key Normalization for Transformers", arXiv 2010.04245, 2020; RMSNorm: Zhang and Sennrich,
 /// arXiv 1910.07467, 2019.
@@ -26,9 +26,10 @@ public struct QueryKeyNorm: Sendable, Hashable {
     public var kind: Kind
     /// Positive.
     public var epsilon: Float
-    /// `[headDimension]`; nil: 1.
+    /// `[headDimension]`, or for each head `[queryHeads, headDimension]` and `[keyValueHeads, headDimension]`, as Chameleon and
+    /// Command R+ have it; nil: 1.
     public var queryGain, keyGain: [Float]?
-    /// `[headDimension]`, of ``Kind/layer`` alone; nil: 0.
+    /// Likewise, of ``Kind/layer`` alone; nil: 0.
     public var queryBias, keyBias: [Float]?
 
     /// RMSNorm, as in Qwen3, Gemma 3 and OLMo 2.
@@ -48,21 +49,41 @@ public struct QueryKeyNorm: Sendable, Hashable {
             keyBias: keyBias)
     }
 
-    func check(headDimension: Int) throws(AttentionError) {
+    /// - Parameter queryHeads: nil: not known yet; ``check(queryHeads:headDimension:)`` follows.
+    func check(queryHeads: Int?, keyValueHeads: Int, headDimension: Int) throws(AttentionError) {
         guard epsilon >= .leastNormalMagnitude, epsilon.isFinite else {
             throw Self.refusal("epsilon", expected: "a positive, finite number", found: "\(epsilon)")
         }
-        let vectors = [
-            ("queryGain", queryGain), ("keyGain", keyGain), ("queryBias", queryBias), ("keyBias", keyBias),
-        ]
-        for (name, vector) in vectors {
-            if let vector, vector.count != headDimension {
-                throw Self.refusal(name, expected: "\(headDimension) elements", found: "\(vector.count)")
+        if let queryHeads {
+            try check(queryHeads: queryHeads, headDimension: headDimension)
+        } else {
+            for (name, vector) in [("queryGain", queryGain), ("queryBias", queryBias)] {
+                guard let vector, vector.isEmpty || !vector.count.isMultiple(of: headDimension) else { continue }
+                throw Self.refusal(
+                    name, expected: "a multiple of \(headDimension) elements, one for each channel",
+                    found: "\(vector.count)")
             }
+        }
+        for (name, vector) in [("keyGain", keyGain), ("keyBias", keyBias)] {
+            try Self.check(name, vector, heads: keyValueHeads, headDimension)
         }
         if kind == .rms, queryBias != nil || keyBias != nil {
             throw Self.refusal("queryBias", expected: "none: RMSNorm has no bias", found: "one")
         }
+    }
+
+    func check(queryHeads: Int, headDimension: Int) throws(AttentionError) {
+        for (name, vector) in [("queryGain", queryGain), ("queryBias", queryBias)] {
+            try Self.check(name, vector, heads: queryHeads, headDimension)
+        }
+    }
+
+    private static func check(
+        _ name: String, _ vector: [Float]?, heads: Int, _ headDimension: Int
+    ) throws(AttentionError) {
+        guard let vector, vector.count != headDimension, vector.count != heads * headDimension else { return }
+        throw refusal(
+            name, expected: "\(headDimension) elements, or \(heads) x \(headDimension)", found: "\(vector.count)")
     }
 
     private static func refusal(_ name: String, expected: String, found: String) -> AttentionError {

@@ -12,10 +12,14 @@ struct RowPreparation: Sendable {
     let dimensions: Int
 
     /// nil where nothing is to be done.
-    init?(_ positions: AttentionPositions, _ norm: QueryKeyNorm?, headDimension: Int) throws(AttentionError) {
+    ///
+    /// - Parameter queryHeads: nil: not known yet.
+    init?(
+        _ positions: AttentionPositions, _ norm: QueryKeyNorm?, queryHeads: Int?, keyValueHeads: Int, headDimension: Int
+    ) throws(AttentionError) {
         let dimensions = try positions.checkedDimensions(headDimension: headDimension)
         self.dimensions = dimensions
-        try norm?.check(headDimension: headDimension)
+        try norm?.check(queryHeads: queryHeads, keyValueHeads: keyValueHeads, headDimension: headDimension)
         embedding = positions.embedding
         guard norm != nil || embedding != nil else { return nil }
         let rotations =
@@ -56,18 +60,20 @@ struct RowPreparation: Sendable {
 struct PreparedSide: Sendable {
     let dimension: Int
     let norm: QueryKeyNorm?
+    /// `[dimension]`, or `[heads, dimension]`.
     let gain, shift: [Float]?
     let rotation: qattn_rotation
     let pairing: qattn_pairing
     let pairs: Int
 
-    /// Prepares `count` rows.
+    /// Prepares `count` rows of a head.
     ///
     /// - Parameters:
     ///   - table: of the first row's position; those of the others follow. Only read where there are pairs.
     ///   - outStride: elements between the rows of `out`; nil: ``RowPreparation/stride(_:)``.
     func prepare(
-        _ rows: UnsafeRawPointer, stride: Int, storage: AttentionStorage, count: Int, table: UnsafePointer<Float>?,
+        _ rows: UnsafeRawPointer, head: Int, stride: Int, storage: AttentionStorage, count: Int,
+        table: UnsafePointer<Float>?,
         into out: UnsafeMutablePointer<Float>, outStride: Int? = nil, _ kernels: UnsafePointer<qattn_kernels>
     ) {
         var arguments = qattn_prepare_args()
@@ -91,10 +97,14 @@ struct PreparedSide: Sendable {
         arguments.out_stride = outStride ?? RowPreparation.stride(dimension)
         (gain ?? []).withUnsafeBufferPointer { gain in
             (shift ?? []).withUnsafeBufferPointer { shift in
-                arguments.gain = self.gain == nil ? nil : gain.baseAddress
-                arguments.shift = self.shift == nil ? nil : shift.baseAddress
+                arguments.gain = self.gain == nil ? nil : row(of: gain, head: head)
+                arguments.shift = self.shift == nil ? nil : row(of: shift, head: head)
                 kernels.pointee.prepare(&arguments)
             }
         }
+    }
+    /// The head's vector, or that of all heads.
+    private func row(of vectors: UnsafeBufferPointer<Float>, head: Int) -> UnsafePointer<Float>? {
+        vectors.baseAddress.map { vectors.count == dimension ? $0 : $0 + head * dimension }
     }
 }

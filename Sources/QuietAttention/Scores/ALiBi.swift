@@ -16,7 +16,7 @@ public struct ALiBi: Sendable, Hashable {
     /// The published slopes for any number of heads.
     public static let standard = ALiBi(given: nil)
 
-    /// One slope per query head, finite.
+    /// One slope per query head, of magnitudes up to 2^80: times any distance they stay within the range of Float.
     public static func slopes(_ slopes: [Float]) -> ALiBi { ALiBi(given: slopes) }
 
     /// The published slopes: `2^(-8 (h + 1) / H)` for H heads, where H is a power of two.
@@ -56,10 +56,9 @@ public struct ALiBi: Sendable, Hashable {
             throw AttentionError(
                 .alibi, "alibi.slopes", expected: "\(queryHeads) slopes, one per query head", found: "\(given.count)")
         }
-        for (head, slope) in given.enumerated() where !(abs(slope) <= AttentionSink.largestLogit) {
+        for (head, slope) in given.enumerated() where !(abs(slope) <= 0x1p80) {
             throw AttentionError(
-                .alibi, "alibi.slopes[\(head)]", expected: "a number of magnitude up to \(AttentionSink.largestLogit)",
-                found: "\(slope)")
+                .alibi, "alibi.slopes[\(head)]", expected: "a number of magnitude up to 2^80", found: "\(slope)")
         }
         return given
     }

@@ -22,10 +22,10 @@ struct ScoreRules: Sendable {
         try normaliser.check()
         try checkComposition()
         if let softcap {
-            guard softcap > 0, softcap <= Double(AttentionSink.largestLogit) else {
+            guard softcap > 0, softcap <= Self.largestSoftcap else {
                 throw AttentionError(
-                    .softcap, "softcap", expected: "a number above 0, up to \(AttentionSink.largestLogit)",
-                    found: "\(softcap)")
+                    .softcap, "softcap", expected: "a number above 0, up to \(Self.largestSoftcap)", found: "\(softcap)"
+                )
             }
         }
     }
@@ -53,10 +53,19 @@ struct ScoreRules: Sendable {
 
     /// Kernels multiply by log2(e) and round to Float.
     private static let largestFactor = Double(Float.greatestFiniteMagnitude) / 1.5
+    /// Smaller ones would lose bits there, and scores with them; 0 is exact.
+    private static let leastFactor = Double(Float.leastNormalMagnitude)
+    /// Scores divided by more would lose bits.
+    private static let largestSoftcap = 0x1p64
+
+    /// Whether queries may be multiplied by this and divided by the softcap.
+    private func isInRange(_ factor: Double) -> Bool {
+        let (product, quotient) = (abs(factor), abs(factor) / (softcap ?? 1))
+        return product == 0 || (product <= Self.largestFactor && Self.leastFactor...Self.largestFactor ~= quotient)
+    }
 
     private func checkedFactor(_ factor: Double, query: Int) throws(AttentionError) -> Double {
-        let product = abs(scale * factor)
-        guard product <= Self.largestFactor, product / (softcap ?? 1) <= Self.largestFactor else {
+        guard isInRange(scale * factor) else {
             throw AttentionError(
                 .scaling, "scaling", expected: "factors whose product with the scale is within the range of Float",
                 found: "\(factor) in row \(query)")
@@ -83,10 +92,16 @@ struct ScoreRules: Sendable {
     ) throws(AttentionError) -> KernelScores {
         let slopes = try alibi?.checkedSlopes(queryHeads: shape.queryHeads) ?? []
         try scaling.check(fits: shape)
-        if let softcap, abs(scale / softcap) > Self.largestFactor {
+        if let softcap, !isInRange(scale) {
             throw AttentionError(
-                .softcap, "softcap", expected: "\(abs(scale) / Self.largestFactor) or more with the scale \(scale)",
-                found: "\(softcap)")
+                .softcap, "softcap",
+                expected: "a quotient of scale and softcap of magnitude \(Self.leastFactor) to \(Self.largestFactor)",
+                found: "\(scale / softcap)")
+        }
+        guard isInRange(scale) else {
+            throw AttentionError(
+                .scale, "scale", expected: "0, or a magnitude of \(Self.leastFactor) to \(Self.largestFactor)",
+                found: "\(scale)")
         }
         guard hasRowNumbers, shape.rowCount > 0 else { return KernelScores(self, slopes: slopes, rows: nil) }
         let keys = VisibleKeys(shape, plans: plans, isUniform: isUniform, allowed: mask.allowed, bias: bias)
