@@ -55,8 +55,8 @@ QATTN_INLINE row_moments moments_of_row(const qattn_prepare_args *args, const vo
     return (row_moments){.scale = scale, .mean = mean, .variance = variance};
 }
 
-/* out = the row of any type normalised; out may be the row itself. */
-QATTN_INLINE void normalise_row(const qattn_prepare_args *args, const void *row, float *out) {
+/* out = the row of any type less its mean, times a factor, which is returned: out may be the row itself. */
+QATTN_INLINE float standardise_row(const qattn_prepare_args *args, const void *row, float *out) {
     const qattn_storage storage = args->storage;
     const size_t dim = args->dim;
     row_moments moments = moments_of_row(args, row, 1);
@@ -65,15 +65,29 @@ QATTN_INLINE void normalise_row(const qattn_prepare_args *args, const void *row,
     if (moments.variance < 0x1p-80f) moments = moments_of_row(args, row, 0x1p90f);
     else if (!(moments.variance < __builtin_inff())) moments = moments_of_row(args, row, 0x1p-80f);
     const f32x16 mean = f32x16_splat(moments.mean);
-    const f32x16 factor = f32x16_splat(1 / __builtin_elementwise_sqrt(moments.variance));
+    const float factor = 1 / __builtin_elementwise_sqrt(moments.variance);
     for (size_t d = 0; d < dim; d += QATTN_LANES) {
-        const size_t n = dim - d;
-        f32x16 y = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), n, storage) * moments.scale;
-        y = (y - mean) * factor;
+        const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage) * moments.scale;
+        f32x16_store_first(out + d, dim - d, (x - mean) * f32x16_splat(factor), QATTN_FLOAT32);
+    }
+    return factor * moments.scale;
+}
+
+/* out = row gain + shift, each where there is one; out may be the row itself. */
+QATTN_INLINE void gain_and_shift(const qattn_prepare_args *args, const float *row, float *out) {
+    for (size_t d = 0; d < args->dim; d += QATTN_LANES) {
+        const size_t n = args->dim - d;
+        f32x16 y = f32x16_load_first(row + d, n, QATTN_FLOAT32);
         if (args->gain) y = y * f32x16_load_first(args->gain + d, n, QATTN_FLOAT32);
         if (args->shift) y = y + f32x16_load_first(args->shift + d, n, QATTN_FLOAT32);
         f32x16_store_first(out + d, n, y, QATTN_FLOAT32);
     }
+}
+
+/* out = the row of any type normalised; out may be the row itself. */
+QATTN_INLINE void normalise_row(const qattn_prepare_args *args, const void *row, float *out) {
+    standardise_row(args, row, out);
+    if (args->gain || args->shift) gain_and_shift(args, out, out);
 }
 
 /* 16 pairs. */

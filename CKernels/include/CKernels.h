@@ -27,13 +27,14 @@
 enum {
     QATTN_LANES = 16,          /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
     QATTN_CHANNEL_BLOCK = 128, /* channels of head_dim summed from 0, in four chains of every fourth */
-    QATTN_INTEGER_CHANNELS = 512, /* the same of int8 keys, in 32-bit integers */
-    QATTN_KEY_BLOCK = 64,         /* keys that share one rescaling of a row, and whose values are summed from 0 */
-    QATTN_KEY_CHUNK = 1024,       /* keys summed from an empty state; chunks merge from left to right */
-    QATTN_QUERY_BLOCK = 132,      /* most rows of one call to forward: what stays in cache while the keys pass by */
-    QATTN_READ_STREAMS = 8,       /* most places that read_probe reads from side by side */
-    QATTN_UPCOMING = 4,           /* tensors that forward may be told about in advance */
-    QATTN_ALIGNMENT = 64          /* bytes, for packed keys, packed values and workspace */
+    QATTN_INTEGER_CHANNELS = 512,    /* the same of int8 keys, in 32-bit integers */
+    QATTN_KEY_BLOCK = 64,            /* keys that share one rescaling of a row, and whose values are summed from 0 */
+    QATTN_KEY_CHUNK = 1024,          /* keys summed from an empty state; chunks merge from left to right */
+    QATTN_QUERY_BLOCK = 132,         /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_READ_STREAMS = 8,          /* most places that read_probe reads from side by side */
+    QATTN_UPCOMING = 4,              /* tensors that forward may be told about in advance */
+    QATTN_PREPARE_BACKWARD_ROWS = 5, /* rows of the workspace of prepare_backward */
+    QATTN_ALIGNMENT = 64             /* bytes, for packed keys, packed values and workspace */
 };
 
 /* QATTN_INT8 is for packed keys and values alone: one symmetric scale per token and head, value = integer * scale. */
@@ -110,6 +111,21 @@ typedef struct qattn_prepare_args {
     float *out;          /* [count][dim], apart from rows, or rows of float32 in place */
     ptrdiff_t out_stride;
 } qattn_prepare_args;
+
+/* The gradients of rows from those of what prepare made of them, and for norms those of gain and shift. Rows whose gradient
+ * is 0 in all channels are not read. Sums of gain and shift are of blocks of 64 rows, counted from the first. */
+typedef struct qattn_prepare_backward_args {
+    qattn_prepare_args
+        prepare;            /* as for prepare; out is not used. Neither norm nor pairs: gradients are only rounded */
+    const float *gradients; /* [count][dim], of the prepared rows */
+    ptrdiff_t gradient_stride;
+    void *row_gradients; /* [count][dim], apart from gradients, or float32 in the same place */
+    ptrdiff_t row_gradient_stride;
+    qattn_storage row_gradient_storage;    /* not QATTN_INT8; rounded to nearest even */
+    bool accumulates;                      /* whether they are added to what is there */
+    float *gain_gradient, *shift_gradient; /* [dim], to be added to; or NULL */
+    float *workspace; /* QATTN_PREPARE_BACKWARD_ROWS rows of dim rounded up to QATTN_LANES, from QATTN_ALIGNMENT on */
+} qattn_prepare_backward_args;
 
 /* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
  * to answer. Never needed for the result; base may be NULL. Costs time in proportion to the rows: name what the next
@@ -255,6 +271,7 @@ typedef struct qattn_kernels {
      * for clipped softmax from all keys that they see. key_begin and key_end are not used. */
     void (*deltas)(const qattn_backward_args *args);
     void (*backward)(const qattn_backward_args *args);
+    void (*prepare_backward)(const qattn_prepare_backward_args *args);
     /* The gradients u of the finished scores of the rows, as for deltas, against the keys of one block, in natural units:
      * gradients[row - row_begin][QATTN_KEY_BLOCK], 0 where a row does not see the key. Sums to be written are not used.
      */

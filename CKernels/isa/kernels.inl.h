@@ -3,6 +3,7 @@
 #include "attention/backward.inl.h"
 #include "attention/forward.inl.h"
 #include "attention/prepare.inl.h"
+#include "attention/prepare_backward.inl.h"
 #include "cpu/probe.inl.h"
 #include "memory/pack.inl.h"
 
@@ -21,6 +22,7 @@ QATTN_ENTRY(finish, (const qattn_forward_args *args), (args))
 QATTN_ENTRY(scores, (const qattn_forward_args *args, size_t block, float *scores), (args, block, scores))
 QATTN_ENTRY(deltas, (const qattn_backward_args *args), (args))
 QATTN_ENTRY(backward, (const qattn_backward_args *args), (args))
+QATTN_ENTRY(prepare_backward, (const qattn_prepare_backward_args *args), (args))
 QATTN_ENTRY(score_gradients, (const qattn_backward_args *args, size_t block, float *gradients),
             (args, block, gradients))
 QATTN_ENTRY(exp2, (const float *x, float *out, size_t count), (x, out, count))
@@ -37,6 +39,7 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .scores = QATTN_FUNCTION(enter_scores),
     .deltas = QATTN_FUNCTION(enter_deltas),
     .backward = QATTN_FUNCTION(enter_backward),
+    .prepare_backward = QATTN_FUNCTION(enter_prepare_backward),
     .score_gradients = QATTN_FUNCTION(enter_score_gradients),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
