@@ -30,6 +30,9 @@ extension Attention {
             queries: [Float](repeating: 0, count: shape.queryCount),
             keys: [Float](repeating: 0, count: shape.keyCount), values: [Float](repeating: 0, count: shape.valueCount),
             sinks: [Float](repeating: 0, count: normaliser.hasSink ? shape.queryHeads : 0))
+        func zeros(_ vector: [Float]?) -> [Float] { [Float](repeating: 0, count: vector?.count ?? 0) }
+        (gradients.queryGain, gradients.queryBias) = (zeros(queryKeyNorm?.queryGain), zeros(queryKeyNorm?.queryBias))
+        (gradients.keyGain, gradients.keyBias) = (zeros(queryKeyNorm?.keyGain), zeros(queryKeyNorm?.keyBias))
         try addGradients(
             outputGradient: outputGradient, logSumExpGradient: logSumExpGradient, queries: queries, keys: keys,
             values: values, output: output, record: record, to: &gradients)
@@ -51,25 +54,13 @@ extension Attention {
         try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
         try checkCount("gradients.values", gradients.values.count, shape.valueCount)
         try checkCount("gradients.sinks", gradients.sinks.count, normaliser.hasSink ? shape.queryHeads : 0)
-        let inputs: [[Float]] = [outputGradient, queries, keys, values, output]
+        let inputs = [outputGradient, queries, keys, values, output, logSumExpGradient ?? []]
         try withUnsafeBuffers(inputs[...]) { inputs throws(AttentionError) in
-            try withUnsafeBuffers([logSumExpGradient ?? []][...]) { sums throws(AttentionError) in
-                try gradients.queries.withUnsafeMutableBufferPointer { dq throws(AttentionError) in
-                    try gradients.keys.withUnsafeMutableBufferPointer { dk throws(AttentionError) in
-                        try gradients.values.withUnsafeMutableBufferPointer { dv throws(AttentionError) in
-                            try gradients.sinks.withUnsafeMutableBufferPointer { ds throws(AttentionError) in
-                                try backward(
-                                    outputGradient: inputs[0],
-                                    logSumExpGradient: logSumExpGradient == nil ? nil : sums[0],
-                                    queries: inputs[1], keys: inputs[2], values: inputs[3], output: inputs[4],
-                                    record: record,
-                                    into: AttentionGradientBuffers(
-                                        queries: dq, keys: dk, values: dv, sinks: normaliser.hasSink ? ds : nil),
-                                    accumulating: true)
-                            }
-                        }
-                    }
-                }
+            try gradients.withUnsafeBuffers { buffers throws(AttentionError) in
+                try backward(
+                    outputGradient: inputs[0], logSumExpGradient: logSumExpGradient == nil ? nil : inputs[5],
+                    queries: inputs[1], keys: inputs[2], values: inputs[3], output: inputs[4], record: record,
+                    into: buffers, accumulating: true)
             }
         }
     }
@@ -105,6 +96,19 @@ extension Attention {
         try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
         try checkCount("gradients.values", gradients.values.count, shape.valueCount)
         if let sinks = gradients.sinks { try normaliser.checkSums("gradients.sinks", sinks.count, shape.queryHeads) }
+        for (name, vector, norm) in [
+            ("queryGain", gradients.queryGain, queryKeyNorm?.queryGain),
+            ("queryBias", gradients.queryBias, queryKeyNorm?.queryBias),
+            ("keyGain", gradients.keyGain, queryKeyNorm?.keyGain),
+            ("keyBias", gradients.keyBias, queryKeyNorm?.keyBias),
+        ] {
+            guard let vector else { continue }
+            guard let norm else {
+                throw AttentionError(
+                    .composition, "gradients.\(name)", expected: "none, as the norm has none of it", found: "a buffer")
+            }
+            try checkCount("gradients.\(name)", vector.count, norm.count)
+        }
         guard record.references.count == shape.rowCount,
             record.sinkShares.count == (normaliser.hasSink ? shape.rowCount : 0)
         else {
@@ -127,13 +131,13 @@ extension Attention {
         _ values: UnsafeBufferPointer<Input>, _ output: UnsafeBufferPointer<Output>, _ record: ForwardRecord,
         _ gradients: AttentionGradientBuffers<Gradient>, accumulating: Bool
     ) throws(AttentionError) {
-        let schedule = try BackwardSchedule(self)
+        let schedule = try BackwardSchedule(self, gradients: Gradient.storage)
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
-        let sums = try floatBuffers(gradients)
-        if !accumulating { sums.clear(keysWithoutQueriesOf: shape) }
+        if !accumulating { gradients.clear(keysWithoutQueriesOf: shape) }
         guard let queries = queries.baseAddress, let output = output.baseAddress,
-            let outputGradient = outputGradient.baseAddress, shape.rowCount > 0
+            let outputGradient = outputGradient.baseAddress, let dq = gradients.queries.baseAddress,
+            shape.rowCount > 0
         else { return }
         record.references.withUnsafeBufferPointer { references in
             record.factors.withUnsafeBufferPointer { factors in
@@ -143,10 +147,11 @@ extension Attention {
                         inputStorage: Input.storage, output: output, outputStorage: Output.storage,
                         outputGradient: outputGradient, outputGradientStorage: OutputGradient.storage,
                         logSumExpGradient: logSumExpGradient?.baseAddress, references: references.baseAddress,
-                        factors: factors.baseAddress, queryGradient: sums.queries.baseAddress!,
-                        keyGradient: sums.keys.baseAddress ?? sums.queries.baseAddress!,
-                        valueGradient: sums.values.baseAddress ?? sums.queries.baseAddress!,
-                        accumulates: accumulating)
+                        factors: factors.baseAddress, queryGradient: dq, keyGradient: gradients.keys.baseAddress ?? dq,
+                        valueGradient: gradients.values.baseAddress ?? dq, gradientStorage: Gradient.storage,
+                        accumulates: accumulating,
+                        queryParameters: (gradients.queryGain?.baseAddress, gradients.queryBias?.baseAddress),
+                        keyParameters: (gradients.keyGain?.baseAddress, gradients.keyBias?.baseAddress))
                     BackwardRun(
                         attention: self, schedule: schedule, tensors: tensors, mask: mask, bias: bias,
                         memory: buffer.address
@@ -161,33 +166,19 @@ extension Attention {
             }
         }
     }
-
-    /// The gradients as Float.
-    private func floatBuffers<Gradient: AttentionScalar>(
-        _ gradients: AttentionGradientBuffers<Gradient>
-    ) throws(AttentionError) -> AttentionGradientBuffers<Float> {
-        guard Gradient.storage == .float32, preparation == nil else {
-            throw AttentionError(
-                .composition, "gradients", expected: "Float, of queries and keys without positions and norms",
-                found: "\(Gradient.storage)")
-        }
-        func floats(_ buffer: UnsafeMutableBufferPointer<Gradient>) -> UnsafeMutableBufferPointer<Float> {
-            UnsafeMutableRawBufferPointer(buffer).assumingMemoryBound(to: Float.self)
-        }
-        return AttentionGradientBuffers(
-            queries: floats(gradients.queries), keys: floats(gradients.keys), values: floats(gradients.values),
-            sinks: gradients.sinks)
-    }
 }
 
-extension AttentionGradientBuffers<Float> {
-    /// Sinks begin at 0; so do keys and values where some sequence has no queries, and so is nobody's work.
+extension AttentionGradientBuffers {
+    /// What is summed over rows begins at 0; so do keys and values where some sequence has no queries, and so is nobody's
+    /// work.
     fileprivate func clear(keysWithoutQueriesOf shape: AttentionShape) {
-        sinks?.update(repeating: 0)
+        for sum in [sinks, queryGain, queryBias, keyGain, keyBias] { sum?.update(repeating: 0) }
         let offsets = shape.queryOffsets ?? [0, shape.rowCount]
         guard zip(offsets, offsets.dropFirst()).contains(where: ==) else { return }
-        keys.update(repeating: 0)
-        values.update(repeating: 0)
+        for buffer in [keys, values] {
+            let bytes = UnsafeMutableRawBufferPointer(buffer)
+            bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        }
     }
 }
 

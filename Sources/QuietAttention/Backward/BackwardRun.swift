@@ -3,7 +3,7 @@
 
 import CKernels
 
-/// The tensors of one backward call. Gradients are in Float, in the order of their tensors.
+/// The tensors of one backward call.
 struct BackwardTensors {
     let queries, keys, values: UnsafeRawPointer
     let inputStorage: AttentionStorage
@@ -12,9 +12,12 @@ struct BackwardTensors {
     let outputGradient: UnsafeRawPointer
     let outputGradientStorage: AttentionStorage
     let logSumExpGradient, references, factors: UnsafePointer<Float>?
-    let queryGradient, keyGradient, valueGradient: UnsafeMutablePointer<Float>
+    let queryGradient, keyGradient, valueGradient: UnsafeMutableRawPointer
+    let gradientStorage: AttentionStorage
     /// Whether gradients begin at what is there, instead of 0.
     let accumulates: Bool
+    /// Of the norms' gains and biases; nil: not wanted.
+    let queryParameters, keyParameters: (gain: UnsafeMutablePointer<Float>?, bias: UnsafeMutablePointer<Float>?)
 }
 
 /// One backward call. Its parts write to places of their own, or in an order that they wait for.
@@ -28,15 +31,21 @@ struct BackwardRun: @unchecked Sendable {
     let bias: UnsafePointer<Float>?
     let memory: UnsafeMutableRawPointer
 
-    private var kernels: UnsafePointer<qattn_kernels> { attention.kernels.functions }
-    private var groupHeads: Int { attention.schedule.groupHeads }
+    var kernels: UnsafePointer<qattn_kernels> { attention.kernels.functions }
+    var groupHeads: Int { attention.schedule.groupHeads }
 
     func runAll() {
         if schedule.takesWholeGroups {
             runWholeGroups()
         } else {
-            for number in 0..<schedule.groups { share(attention.schedule.group(number)) }
+            for number in 0..<schedule.groups {
+                let group = attention.schedule.group(number)
+                shareRows(of: group, prepare)
+                share(group)
+                shareRows(of: group, finish)
+            }
         }
+        finishParameters()
     }
 
     // MARK: - Whole groups
@@ -54,6 +63,7 @@ struct BackwardRun: @unchecked Sendable {
 
     private func runWhole(_ group: Group, worker: Int) {
         let sequence = group.sequence
+        for rows in rowPieces(of: group) { prepare(rows, of: group, worker: worker) }
         clearKeys(of: group, 0..<sequence.keys, andUnseen: true)
         var arguments = arguments(group, worker: worker)
         for head in 0..<groupHeads { clearQueries(of: group, head: head, 0..<sequence.queries) }
@@ -61,9 +71,25 @@ struct BackwardRun: @unchecked Sendable {
         arguments.key_end = sequence.keys
         kernels.pointee.deltas(&arguments)
         if sequence.keys > 0 { kernels.pointee.backward(&arguments) }
+        for rows in rowPieces(of: group) { finish(rows, of: group, worker: worker) }
     }
 
     // MARK: - Shared groups
+
+    /// Prepares or finishes the rows of one group on all workers.
+    private func shareRows(of group: Group, _ body: @escaping (RowPiece, Group, _ worker: Int) -> Void) {
+        let pieces = rowPieces(of: group)
+        guard !pieces.isEmpty else { return }
+        let counters = schedule.counters(memory)
+        let body = SharedBody(body)
+        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
+            while true {
+                let number = counters.next()
+                guard number < pieces.count else { return }
+                body.run(pieces[number], group, worker)
+            }
+        }
+    }
 
     /// One group on all workers: each claims spans of keys in ascending order, and takes a panel of rows through its span
     /// when the span before has left it.
@@ -122,15 +148,15 @@ struct BackwardRun: @unchecked Sendable {
         var arguments = qattn_backward_args()
         arguments.problem = attention.problem(sequence, queryHead: queryHead, mask: mask, bias: bias)
         arguments.problem.heads = groupHeads
-        arguments.queries = tensors.queries + queryOffset * tensors.inputStorage.byteCount
+        let (queries, keys, storage) = multiplied
+        arguments.queries = queries + queryOffset * storage.byteCount
         arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
-        arguments.keys = tensors.keys + keyOffset * tensors.inputStorage.byteCount
+        arguments.keys = keys + keyOffset * storage.byteCount
         arguments.values = tensors.values + valueOffset * tensors.inputStorage.byteCount
         arguments.key_stride = rows.keys.row
         arguments.value_stride = rows.values.row
-        (arguments.query_storage, arguments.key_storage, arguments.value_storage) = (
-            tensors.inputStorage.kernelStorage, tensors.inputStorage.kernelStorage, tensors.inputStorage.kernelStorage
-        )
+        (arguments.query_storage, arguments.key_storage) = (storage.kernelStorage, storage.kernelStorage)
+        arguments.value_storage = tensors.inputStorage.kernelStorage
         arguments.out_gradients = tensors.outputGradient + outputOffset * tensors.outputGradientStorage.byteCount
         arguments.out_gradient_strides = qattn_strides(head: rows.output.head, query: rows.output.row, key: 0)
         arguments.out_gradient_storage = tensors.outputGradientStorage.kernelStorage
@@ -144,22 +170,22 @@ struct BackwardRun: @unchecked Sendable {
         arguments.factors = tensors.factors.map { $0 + sumOffset }
         arguments.deltas = schedule.deltas(memory) + sumOffset
         arguments.sum_head_stride = rows.sums.head
-        arguments.query_gradients = tensors.queryGradient + queryOffset
+        arguments.query_gradients = querySums + queryOffset
         arguments.query_gradient_strides = arguments.query_strides
-        arguments.key_gradients = tensors.keyGradient + keyOffset
-        arguments.value_gradients = tensors.valueGradient + valueOffset
+        arguments.key_gradients = keySums + keyOffset
+        arguments.value_gradients = valueSums + valueOffset
         arguments.key_gradient_stride = rows.keys.row
         arguments.value_gradient_stride = rows.values.row
         arguments.workspace = schedule.workspace(memory, worker: worker)
         return arguments
     }
 
-    private func keyRow(_ group: Group, _ row: Int) -> Int {
+    func keyRow(_ group: Group, _ row: Int) -> Int {
         attention.rows.keys.offset(start: group.sequence.keyStart, head: group.keyValueHead)
             + row * attention.rows.keys.row
     }
 
-    private func valueRow(_ group: Group, _ row: Int) -> Int {
+    func valueRow(_ group: Group, _ row: Int) -> Int {
         attention.rows.values.offset(start: group.sequence.keyStart, head: group.keyValueHead)
             + row * attention.rows.values.row
     }
@@ -167,12 +193,12 @@ struct BackwardRun: @unchecked Sendable {
     // MARK: - Sums from 0
 
     private func clearQueries(of group: Group, head: Int, _ rows: Range<Int>) {
-        guard !tensors.accumulates else { return }
+        guard !continues(.queryGradients) else { return }
         let queries = attention.rows.queries
         let first = queries.offset(
             start: group.sequence.queryStart, head: group.keyValueHead * groupHeads + head)
         clear(
-            tensors.queryGradient + first + rows.lowerBound * queries.row, rows: rows.count, stride: queries.row,
+            querySums + first + rows.lowerBound * queries.row, rows: rows.count, stride: queries.row,
             dimension: attention.shape.headDimension)
     }
 
@@ -180,18 +206,20 @@ struct BackwardRun: @unchecked Sendable {
     ///   - keys: counted from the sequence's key origin.
     ///   - andUnseen: those before the origin and after the last that some row sees, too.
     private func clearKeys(of group: Group, _ keys: Range<Int>, andUnseen: Bool) {
-        guard !tensors.accumulates else { return }
         let (sequence, shape) = (group.sequence, attention.shape)
-        let count = shape.keyOffsets.map { $0[sequence.item + 1] - $0[sequence.item] } ?? shape.keys
         let own = sequence.keyOrigin + keys.lowerBound..<sequence.keyOrigin + keys.upperBound
         let seenEnd = sequence.keyOrigin + sequence.keys
-        for part in andUnseen ? [0..<sequence.keyOrigin, own, seenEnd..<count] : [own] {
-            clear(
-                tensors.keyGradient + keyRow(group, part.lowerBound), rows: part.count,
-                stride: attention.rows.keys.row, dimension: shape.headDimension)
-            clear(
-                tensors.valueGradient + valueRow(group, part.lowerBound), rows: part.count,
-                stride: attention.rows.values.row, dimension: shape.valueDimension)
+        for part in andUnseen ? [0..<sequence.keyOrigin, own, seenEnd..<keyCount(sequence)] : [own] {
+            if !continues(.keyGradients) {
+                clear(
+                    keySums + keyRow(group, part.lowerBound), rows: part.count,
+                    stride: attention.rows.keys.row, dimension: shape.headDimension)
+            }
+            if !continues(.valueGradients) {
+                clear(
+                    valueSums + valueRow(group, part.lowerBound), rows: part.count,
+                    stride: attention.rows.values.row, dimension: shape.valueDimension)
+            }
         }
     }
 

@@ -21,11 +21,20 @@ struct BackwardSchedule {
     let workers, wokenWorkers: Int
     let takesWholeGroups: Bool
     let workspaceBytes: Int
-    /// Of the deltas, which stand in front of everything, and of the whole buffer.
-    let deltaBytes, byteCount: Int
+    /// Where the parts of the buffer are that come behind the deltas, and how long it is.
+    private let workspaces, counterBytes: Int
+    let byteCount: Int
     private let counters: Int
+    /// Where the tensors of Float are that stand between the kernels and the caller's; nil where none is needed.
+    private let offsets: [FloatTensor: Int]
 
-    init(_ attention: Attention) throws(AttentionError) {
+    /// Sums of gradients where they are not the caller's own memory, and rows as kernels multiply them.
+    enum FloatTensor: CaseIterable {
+        case queryGradients, keyGradients, valueGradients, queries, keys
+    }
+
+    /// - Parameter gradients: the storage of the caller's gradients.
+    init(_ attention: Attention, gradients: AttentionStorage) throws(AttentionError) {
         let (forward, shape) = (attention.schedule, attention.shape)
         groups = forward.groups
         let pairs = attention.visiblePairs
@@ -37,18 +46,39 @@ struct BackwardSchedule {
         workers = worthwhile.most
         wokenWorkers = worthwhile.woken
         takesWholeGroups = workers == 1 || groups >= 4 * workers
-        workspaceBytes = Self.aligned(qattn_backward_workspace(shape.headDimension, shape.valueDimension))
-        deltaBytes = Self.aligned(shape.rowCount * MemoryLayout<Float>.stride)
+        workspaceBytes = Self.aligned(
+            max(
+                qattn_backward_workspace(shape.headDimension, shape.valueDimension),
+                RowPreparation.byteCount(
+                    rows: QATTN_PREPARE_BACKWARD_ROWS, dimension: max(shape.headDimension, shape.valueDimension))))
         let longest = forward.sequences.reduce(0) { max($0, $1.keys) }
         counters = 1 + Self.spans(keys: longest)
-        let (workspaces, overflow) = workspaceBytes.multipliedReportingOverflow(by: workers)
-        let bytes = deltaBytes.addingReportingOverflow(workspaces)
-        guard !overflow, !bytes.overflow, bytes.partialValue < Int.max / 2 else {
-            throw AttentionError(
-                .memory, "workspace", expected: "at most \(Int.max / 2) bytes",
-                found: "\(shape.rowCount) rows and \(workers) workers")
+
+        var end = 0
+        func take(_ count: Int, _ bytes: Int) throws(AttentionError) -> Int {
+            let (part, overflow) = count.multipliedReportingOverflow(by: bytes)
+            let next = end.addingReportingOverflow(part)
+            guard !overflow, !next.overflow, next.partialValue < Int.max / 2 else {
+                throw AttentionError(
+                    .memory, "workspace", expected: "at most \(Int.max / 2) bytes", found: "\(count) times \(bytes)")
+            }
+            defer { end = Self.aligned(next.partialValue) }
+            return end
         }
-        byteCount = bytes.partialValue + counters * SharedCounters.stride
+        _ = try take(shape.rowCount, MemoryLayout<Float>.stride)
+        workspaces = try take(workers, workspaceBytes)
+        counterBytes = try take(counters, SharedCounters.stride)
+        var offsets: [FloatTensor: Int] = [:]
+        let (prepares, rounds) = (attention.preparation != nil, gradients != .float32)
+        for (tensor, count, isNeeded) in [
+            (FloatTensor.queryGradients, shape.queryCount, prepares || rounds),
+            (.keyGradients, shape.keyCount, prepares || rounds), (.valueGradients, shape.valueCount, rounds),
+            (.queries, shape.queryCount, prepares), (.keys, shape.keyCount, prepares),
+        ] where isNeeded {
+            offsets[tensor] = try take(count, MemoryLayout<Float>.stride)
+        }
+        self.offsets = offsets
+        byteCount = end
     }
 
     /// Spans of so many keys, at least one: the first also clears what nobody sees.
@@ -69,11 +99,16 @@ struct BackwardSchedule {
     }
 
     func workspace(_ memory: UnsafeMutableRawPointer, worker: Int) -> UnsafeMutablePointer<Float> {
-        (memory + deltaBytes + worker * workspaceBytes).assumingMemoryBound(to: Float.self)
+        (memory + workspaces + worker * workspaceBytes).assumingMemoryBound(to: Float.self)
     }
 
     /// The counters of shared work, all 0: the next ticket, and the panels that each span has left.
     func counters(_ memory: UnsafeMutableRawPointer) -> SharedCounters {
-        SharedCounters(at: memory + deltaBytes + workers * workspaceBytes, count: counters)
+        SharedCounters(at: memory + counterBytes, count: counters)
+    }
+
+    /// A tensor of Float, in the order of the caller's; nil where the caller's own is used.
+    func tensor(_ tensor: FloatTensor, _ memory: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float>? {
+        offsets[tensor].map { (memory + $0).assumingMemoryBound(to: Float.self) }
     }
 }

@@ -76,6 +76,19 @@ struct PreparedSide: Sendable {
         table: UnsafePointer<Float>?,
         into out: UnsafeMutablePointer<Float>, outStride: Int? = nil, _ kernels: UnsafePointer<qattn_kernels>
     ) {
+        withArguments(rows, head: head, stride: stride, storage: storage, count: count, table: table) { arguments in
+            var arguments = arguments
+            arguments.out = out
+            arguments.out_stride = outStride ?? RowPreparation.stride(dimension)
+            kernels.pointee.prepare(&arguments)
+        }
+    }
+
+    /// What kernels are told of rows to be prepared, or of the gradients of rows that were; all but where the results go.
+    func withArguments(
+        _ rows: UnsafeRawPointer, head: Int, stride: Int, storage: AttentionStorage, count: Int,
+        table: UnsafePointer<Float>?, _ body: (qattn_prepare_args) -> Void
+    ) {
         var arguments = qattn_prepare_args()
         arguments.rows = rows
         arguments.stride = stride
@@ -93,18 +106,27 @@ struct PreparedSide: Sendable {
         arguments.pairing = pairing
         arguments.pairs = pairs
         arguments.tables = table
-        arguments.out = out
-        arguments.out_stride = outStride ?? RowPreparation.stride(dimension)
         (gain ?? []).withUnsafeBufferPointer { gain in
             (shift ?? []).withUnsafeBufferPointer { shift in
                 arguments.gain = self.gain == nil ? nil : row(of: gain, head: head)
                 arguments.shift = self.shift == nil ? nil : row(of: shift, head: head)
-                kernels.pointee.prepare(&arguments)
+                body(arguments)
             }
         }
     }
+
     /// The head's vector, or that of all heads.
     private func row(of vectors: UnsafeBufferPointer<Float>, head: Int) -> UnsafePointer<Float>? {
-        vectors.baseAddress.map { vectors.count == dimension ? $0 : $0 + head * dimension }
+        vectors.baseAddress.map { $0 + vectorOffset(count: vectors.count, head: head) }
+    }
+
+    /// Where a head's vector begins among so many elements.
+    func vectorOffset(count: Int, head: Int) -> Int { count == dimension ? 0 : head * dimension }
+
+    /// Rows as they are.
+    static func unchanged(dimension: Int) -> PreparedSide {
+        PreparedSide(
+            dimension: dimension, norm: nil, gain: nil, shift: nil, rotation: QATTN_ROTATED, pairing: QATTN_HALVES,
+            pairs: 0)
     }
 }
