@@ -21,28 +21,6 @@ struct SystemError: Error {
     static var last: SystemError { SystemError(String(cString: strerror(errno))) }
 }
 
-enum FileOperation {
-    case open, read, write
-}
-
-/// Runs `body`, which does `operation` to the file at `path`. The system's failures become errors that say so.
-func during<Result>(
-    _ operation: FileOperation, _ path: String, _ body: () throws -> Result
-) throws(SafetensorsError) -> Result {
-    do {
-        return try body()
-    } catch let error as SafetensorsError {
-        throw error
-    } catch {
-        let reason = (error as? SystemError)?.reason ?? "\(error)"
-        switch operation {
-        case .open: throw .cannotOpen(path: path, reason: reason)
-        case .read: throw .cannotRead(path: path, reason: reason)
-        case .write: throw .cannotWrite(path: path, reason: reason)
-        }
-    }
-}
-
 /// An open file, closed when the last reference goes.
 final class FileDescriptor: Sendable {
     private let descriptor: Int32
@@ -156,7 +134,7 @@ final class FileDescriptor: Sendable {
     }
 }
 
-/// What a file is, and which.
+/// What a file is, how long, and when it was last written to.
 struct FileStatus {
     let isRegularFile: Bool
     let byteCount: Int
@@ -168,6 +146,7 @@ struct FileStatus {
     let permissions: mode_t
     private let device: dev_t
     private let number: ino_t
+    private let modificationSeconds, modificationNanoseconds: Int
 
     init(_ status: stat) {
         linkCount = Int(status.st_nlink)
@@ -175,9 +154,21 @@ struct FileStatus {
         (device, number) = (status.st_dev, status.st_ino)
         isRegularFile = status.st_mode & S_IFMT == S_IFREG
         byteCount = Int(status.st_size)
+        #if canImport(Darwin)
+            let modified = status.st_mtimespec
+        #else
+            let modified = status.st_mtim
+        #endif
+        (modificationSeconds, modificationNanoseconds) = (modified.tv_sec, modified.tv_nsec)
     }
 
     func isSameFile(as other: FileStatus) -> Bool { device == other.device && number == other.number }
+
+    /// Whether nothing was written to the file, as far as the system tells, since it had this other status.
+    func isUnchanged(since other: FileStatus) -> Bool {
+        byteCount == other.byteCount && modificationSeconds == other.modificationSeconds
+            && modificationNanoseconds == other.modificationNanoseconds
+    }
 }
 
 /// Gives the file `source` the name `destination`, which loses the file it named before. Both lie in one folder.
