@@ -17,7 +17,7 @@ struct AttendInputs {
     private let isAmbiguous: Bool
 
     init(_ file: SafetensorsFile, _ names: TensorNames) throws {
-        let tensors = try [names.queries, names.keys, names.values].map { try file.tensor(named: $0) }
+        let tensors = try names.all.map { try file.tensor(named: $0) }
         layout = names.layout ?? .bhsd
         for tensor in tensors where tensor.shape.count != 4 {
             throw Failure(

@@ -104,4 +104,20 @@ struct TensorNames: ParsableArguments {
 
     @Option(help: ArgumentHelp("The values [batch, G, S, E].", valueName: "name"))
     var values = "v"
+
+    @Option(
+        help: ArgumentHelp(
+            "Stands with a point before the three names: layer12 for layer12.q, layer12.k and layer12.v.",
+            valueName: "prefix"))
+    var prefix: String?
+
+    /// The names of queries, keys and values.
+    var all: [String] {
+        guard let prefix, !prefix.isEmpty else { return [queries, keys, values] }
+        let start = prefix.hasSuffix(".") ? prefix : prefix + "."
+        return [queries, keys, values].map { start + $0 }
+    }
+
+    /// Whether none of the options was given.
+    var areUsual: Bool { all == ["q", "k", "v"] }
 }

@@ -63,6 +63,7 @@ indirect enum JSONValue {
     /// Seven to nine significant digits, as many as a Float needs; what is not finite becomes null.
     case number(Double)
     case bool(Bool)
+    case null
     case array([JSONValue])
     case object([(name: String, value: JSONValue)])
 
@@ -73,6 +74,7 @@ indirect enum JSONValue {
         case .integer(let value): "\(value)"
         case .number(let value): Float(value).isFinite ? "\(Float(value))" : "null"
         case .bool(let value): "\(value)"
+        case .null: "null"
         case .array(let values): "[" + values.map { $0.text() }.joined(separator: ", ") + "]"
         case .object(let members):
             lines

@@ -80,39 +80,72 @@ import Testing
 
     /// Over keys k' and values v' as a cache of int8 holds them, integers of 15 bits stand for queries and weights, off by at
     /// most u = 2^-15 of the largest of the row, or of the row's block. A score moves by at most
-    /// e[j] = |scale| u amax(q) sum_d |k'[j][d]|, and, with w[j] = p[j] times the scale of the value,
+    /// e[j] = u max(|scale| amax(q), 2^-112) sum_d |k'[j][d]|, and, with w[j] = p[j] times the scale of the value,
     ///
-    ///     |out - out'| <= (e^2e - 1) sum_j p[j] |v'[j]| + e^2e u sum_blocks amax(w) sum_j |integers of v'[j]|
+    ///     |out - out'| <= (e^2e - 1) sum_j p[j] |v'[j]| + e^2e u sum_blocks max(amax(w), 2^-112) sum_j |integers of v'[j]|
     ///
     /// in every element. On unit normal inputs the output's relative error in the 2-norm was measured as 9e-5 at most.
     @Test("15-bit steps over the values held, in int8", arguments: kernelSets)
     func fifteenBits(kernels: KernelSet) throws {
         for (tokens, dimension, most) in [(5, 3, Float(1)), (300, 64, 1), (1500, 32, 16), (70, 600, 1)] {
-            let width = 20
-            let problem = ReferenceProblem(
-                queries: 3, keys: tokens, headDimension: dimension, valueDimension: width, sinks: [0])
-            var generator = SeededGenerator(seed: UInt64(tokens))
-            let queries = generator.normals(3 * dimension)
-            let keys = generator.normals(tokens * dimension)
-            let values = scaled(generator.normals(tokens * width), width, by: most)
-            var cache = try KeyValueCache(
-                keyValueHeads: 1, headDimension: dimension, valueDimension: width, storage: .int8, kernels: kernels)
-            try cache.append(keys: keys, values: values)
-            let result = try CachedAttention(queryHeads: 1, sink: .softmax1, kernels: kernels)
-                .attend(queries: queries, cache: cache, mask: .none)
-            let heldKeys = ReferenceProblem.roundedToInt8(keys, dimension: dimension)
-            let heldValues = ReferenceProblem.roundedToInt8(values, dimension: width)
-            let truth = problem.oracle(queries: queries, keys: heldKeys, values: heldValues)
-            let relative = relativeError(result.output, truth.output)
+            let relative = try compareWithSteps(tokens: tokens, dimension: dimension, most: most, kernels: kernels)
             try require(relative <= 2e-4, "\(tokens) tokens: \(relative)")
-            for row in 0..<3 {
-                let bound = stepBound(
-                    Array(queries.rows(row, 1, dimension)), heldKeys, heldValues, tokens: tokens,
-                    scale: problem.scale, logSumExp: truth.logSumExp[row])
-                for d in 0..<width {
-                    let error = abs(Double(result.output[row * width + d]) - truth.output[row * width + d])
-                    try require(error <= bound[d], "\(tokens) tokens: \(error) above \(bound[d])")
-                }
+        }
+    }
+
+    /// Where queries or weights are so small that steps cannot be 2^-15 of them any more: the first loses keys, the second,
+    /// whose values have scales near 1e-36, most of its output.
+    @Test("steps of tiny numbers, in int8", arguments: kernelSets)
+    func tinySteps(kernels: KernelSet) throws {
+        for tokens in [5, 300] {
+            let queries = try compareWithSteps(
+                tokens: tokens, dimension: 16, queryFactor: 1e-36, keyFactor: 1e34, kernels: kernels)
+            let values = try compareWithSteps(tokens: tokens, dimension: 16, valueFactor: 4e-35, kernels: kernels)
+            // The bound without its second maximum would not hold here.
+            try require(max(queries, values) > 2e-4, "\(queries), \(values)")
+        }
+    }
+
+    /// Compares every element of a run with its bound, and returns the relative error in the 2-norm.
+    private func compareWithSteps(
+        tokens: Int, dimension: Int, most: Float = 1, queryFactor: Float = 1, keyFactor: Float = 1,
+        valueFactor: Float = 1, kernels: KernelSet
+    ) throws -> Double {
+        let width = 20
+        let problem = ReferenceProblem(
+            queries: 3, keys: tokens, headDimension: dimension, valueDimension: width, sinks: [0])
+        var generator = SeededGenerator(seed: UInt64(tokens))
+        let queries = generator.normals(3 * dimension).map { $0 * queryFactor }
+        let keys = generator.normals(tokens * dimension).map { $0 * keyFactor }
+        let values = scaled(generator.normals(tokens * width), width, by: most).map { $0 * valueFactor }
+        var cache = try KeyValueCache(
+            keyValueHeads: 1, headDimension: dimension, valueDimension: width, storage: .int8, kernels: kernels)
+        try cache.append(keys: keys, values: values)
+        let result = try CachedAttention(queryHeads: 1, sink: .softmax1, kernels: kernels)
+            .attend(queries: queries, cache: cache, mask: .none)
+        let heldKeys = ReferenceProblem.roundedToInt8(keys, dimension: dimension)
+        let heldValues = ReferenceProblem.roundedToInt8(values, dimension: width)
+        let truth = problem.oracle(queries: queries, keys: heldKeys, values: heldValues)
+        for row in 0..<3 {
+            let bound = stepBound(
+                Array(queries.rows(row, 1, dimension)), heldKeys, heldValues, tokens: tokens,
+                scale: problem.scale, logSumExp: truth.logSumExp[row])
+            for d in 0..<width {
+                let error = abs(Double(result.output[row * width + d]) - truth.output[row * width + d])
+                try require(error <= bound[d], "\(tokens) tokens: \(error) above \(bound[d])")
+            }
+        }
+        return relativeError(result.output, truth.output)
+    }
+
+    /// Rows whose largest magnitude is next to 3.73e-37, below which its inverse is infinite.
+    @Test("integers of tiny rows") func tinyRows() {
+        for largest in [1e-35, 4e-37, 3e-37, 1e-40] as [Float] {
+            let row = [largest, largest / 2, -largest / 300, 0]
+            let held = ReferenceProblem.roundedToInt8(row, dimension: 4)
+            #expect(held[3] == 0)
+            for (x, y) in zip(row, held) {
+                #expect(abs(x - y) <= (largest < 0x1.fcp-122 ? largest : largest / 254 * 1.0001 + 0x1p-142))
             }
         }
     }
@@ -130,7 +163,7 @@ import Testing
                 let key = keys.rows(j, 1, query.count).map(Double.init)
                 let value = values.rows(j, 1, width).map(Double.init)
                 let score = scale * zip(query, key).reduce(0) { $0 + Double($1.0) * $1.1 }
-                most = max(most, scale * 0x1p-15 * largestQuery * key.reduce(0) { $0 + abs($1) })
+                most = max(most, 0x1p-15 * max(scale * largestQuery, 0x1p-112) * key.reduce(0) { $0 + abs($1) })
                 let (weight, step) = (exp(score - logSumExp), value.reduce(0) { max($0, abs($1)) } / 127)
                 largestWeight = max(largestWeight, weight * step)
                 for d in 0..<width {
@@ -138,7 +171,7 @@ import Testing
                     integers[d] += abs(value[d]) / step
                 }
             }
-            for d in 0..<width { moved[d] += 0x1p-15 * largestWeight * integers[d] }
+            for d in 0..<width { moved[d] += 0x1p-15 * max(largestWeight, 0x1p-112) * integers[d] }
         }
         let factor = exp(2 * most)
         return (0..<width).map { (factor - 1 + 2e-6) * absolute[$0] + factor * (1 + 1e-5) * moved[$0] }

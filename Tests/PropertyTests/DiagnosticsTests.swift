@@ -10,6 +10,8 @@ import Testing
 /// The diagnostics of one row, as a textbook has them: from natural scores of the keys it sees.
 private struct TextbookRow {
     let scores: [Double]
+    /// The places of the keys that it sees.
+    var keys: [Int] = []
     let sink: Double
     let weights: [Double]
     let sinkShare: Double
@@ -49,6 +51,7 @@ private struct TextbookRow {
 
 @Suite struct DiagnosticsTests {
     private let epsilon = 0.01
+    private let leadingKeys = 3
 
     private func requireClose(
         _ name: String, _ actual: Double, _ expected: Double, _ tolerance: Double, _ context: String
@@ -65,10 +68,17 @@ private struct TextbookRow {
         try requireClose("entropy", row.entropy, textbook.entropy, 4 * unit, context)
         try requireClose("largest score", row.largestScore, textbook.largestScore, unit, context)
         guard !textbook.scores.isEmpty else {
-            try require(row.entropy == 0 && row.keyEntropy == 0 && row.largestWeight == 0, "\(row) in \(context)")
+            try require(
+                row.entropy == 0 && row.keyEntropy == 0 && row.largestWeight == 0 && row.heaviestKey == nil,
+                "\(row) in \(context)")
             return try require(row.l1OverL2.isNaN && row.shareBelowEpsilon.isNaN, "\(row) in \(context)")
         }
         try requireClose("largest weight", row.largestWeight, textbook.weights.max()!, unit, context)
+        let heaviest = try #require(
+            row.heaviestKey.flatMap { textbook.keys.firstIndex(of: $0) }, "\(row) in \(context)")
+        try requireClose("heaviest key", textbook.scores[heaviest], textbook.scores.max()!, unit, context)
+        let leading = zip(textbook.keys, textbook.weights).reduce(0) { $0 + ($1.0 < leadingKeys ? $1.1 : 0) }
+        try requireClose("leading weight", row.leadingWeight, leading, unit, context)
         try requireClose("key entropy", row.keyEntropy, textbook.keyEntropy, 4 * unit, context)
         try requireClose("l1 over l2", row.l1OverL2, textbook.l1OverL2, unit, context)
         try requireClose("mean over maximum", row.meanOverMaximum, textbook.meanOverMaximum, unit, context)
@@ -95,7 +105,9 @@ private struct TextbookRow {
                         return part.scale * products.reduce(0) { $0 + Double($1.0) * Double($1.1) }
                             + Double(part.bias?[row * part.keyCount + key] ?? 0)
                     }
-                    rows.append(TextbookRow(scores: scores, sink: Double(part.sink)))
+                    var textbook = TextbookRow(scores: scores, sink: Double(part.sink))
+                    textbook.keys = Array(part.visibleKeys(row))
+                    rows.append(textbook)
                 }
             }
         }
@@ -107,7 +119,7 @@ private struct TextbookRow {
         try forAll(AttentionCase.self, cases: 12) { problem in
             let inputs = problem.inputs
             let attention = try problem.attention(inputs, kernels: kernels)
-            let rows = try problem.diagnostics(inputs, attention, epsilon: epsilon)
+            let rows = try problem.diagnostics(inputs, attention, epsilon: epsilon, leadingKeys: leadingKeys)
             let expected = textbookRows(problem, inputs)
             try require(rows.count == expected.count, "\(rows.count) rows")
             for (index, row) in rows.enumerated() {
@@ -164,11 +176,13 @@ private struct TextbookRow {
         var results: Set<String> = []
         for (kernels, threads) in kernelSets.map({ ($0, 1) }) + [(kernelSets[0], 2), (kernelSets[0], 3)] {
             let attention = try problem.attention(inputs, kernels: kernels, threads: threads)
-            results.insert("\(try problem.diagnostics(inputs, attention, epsilon: epsilon))")
+            results.insert("\(try problem.diagnostics(inputs, attention, epsilon: epsilon, leadingKeys: 70))")
         }
         #expect(results.count == 1)
         let expected = textbookRows(problem, inputs)
-        let rows = try problem.diagnostics(inputs, problem.attention(inputs, kernels: kernelSets[0]), epsilon: epsilon)
+        let rows = try problem.diagnostics(
+            inputs, problem.attention(inputs, kernels: kernelSets[0]), epsilon: epsilon,
+            leadingKeys: leadingKeys)
         for index in stride(from: 0, to: rows.count, by: 37) { try compare(rows[index], expected[index], "\(index)") }
     }
 

@@ -54,7 +54,8 @@ import Testing
         #expect(q["shape"] as? [Int] == [1, 2, 192, 32])
         for (name, expected) in [
             ("mean", mean), ("standard_deviation", variance.squareRoot()), ("infinity_norm", largest),
-            ("excess_kurtosis", fourth / (variance * variance) - 3), ("int8_step", largest / 127),
+            ("excess_kurtosis", fourth / (variance * variance) - 3), ("raw_kurtosis", fourth / (variance * variance)),
+            ("int8_step", largest / 127),
             ("share_beyond_6_deviations", 0),
         ] {
             #expect(isClose(q[name] as? Double, expected), "\(name)")
@@ -65,10 +66,12 @@ import Testing
         let file = try SafetensorsFile(path: CommandLineTests.example)
         let (q, k) = (try file.floats(named: "q").map(Double.init), try file.floats(named: "k").map(Double.init))
         let (length, dimension) = (192, 32)
-        let found = try heads(inspect(CommandLineTests.example, "--mask", "causal", "--sink", "n=2", "--json"))
+        let found = try heads(
+            inspect(CommandLineTests.example, "--mask", "causal", "--sink", "n=2", "--leading-keys", "2", "--json"))
         #expect(found.count == 2)
         let head = 1
-        var (share, entropy, keyEntropy, largest) = (0.0, 0.0, 0.0, 0.0)
+        var (share, entropy, keyEntropy, largest, leading) = (0.0, 0.0, 0.0, 0.0, 0.0)
+        var heaviest: [Int: Int] = [:]
         for row in 0..<length {
             let query = (head * length + row) * dimension
             let scores = (0...row).map { key -> Double in
@@ -83,6 +86,8 @@ import Testing
             entropy += raw - sink * log(sink)
             keyEntropy += raw / (1 - sink) + log(1 - sink)
             largest = max(largest, scores.map(abs).max()!)
+            leading += scores.prefix(2).reduce(0) { $0 + exp($1) / sum }
+            heaviest[scores.firstIndex(of: scores.max()!)!, default: 0] += 1
         }
         let rows = Double(length)
         #expect(isClose(found[head]["sink_share"], share / rows))
@@ -90,6 +95,10 @@ import Testing
         #expect(isClose(found[head]["key_entropy"], keyEntropy / rows))
         #expect(isClose(found[head]["largest_score"], largest))
         #expect(found[head]["rows"] == 192)
+        #expect(isClose(found[head]["leading_weight"], leading / rows))
+        let (key, count) = try #require(heaviest.max { ($0.value, -$0.key) < ($1.value, -$1.key) })
+        #expect(found[head]["heaviest_key"] == Double(key))
+        #expect(isClose(found[head]["heaviest_key_share"], Double(count) / rows))
     }
 
     @Test(arguments: [
@@ -231,12 +240,13 @@ import Testing
             NamedTensor(name: "q", shape: [1, 2, 3, 4], values: [Float](repeating: 1, count: 24)),
             NamedTensor(name: "k", shape: [1, 2, 3, 2], values: [Float](repeating: 1, count: 12)),
             NamedTensor(name: "v", shape: [1, 2, 3, 2], values: [Float](repeating: 1, count: 12)))
-        try expectFailure([unfit], "expected dimension 4")
+        try expectFailure([unfit, "--queries", "q", "--values", "k", "--keys", "v"], "expected dimension 4")
         #expect(try inspect(unfit, "--tensor", "k").output.contains("[1, 2, 3, 2]"))
     }
 
     @Test(arguments: [
-        [], ["in", "more"], ["in", "--epsilon", "-1"], ["in", "--epsilon", "nan"], ["in", "--scale", "inf"],
+        [], ["in", "more"], ["in", "--epsilon", "-1"], ["in", "--epsilon", "nan"], ["in", "--leading-keys", "-1"],
+        ["in", "--scale", "inf"],
         ["in", "--mask", "diagonal"], ["in", "--sink", "learned"], ["in", "--normaliser", "sigmoid"],
         ["in", "--tensor"], ["in", "--threads", "0"],
     ])

@@ -84,11 +84,11 @@ extension AttentionCase {
 
     /// The diagnostics of all rows, of inputs in Float.
     public func diagnostics(
-        _ inputs: AttentionInputs, _ attention: Attention, epsilon: Double
+        _ inputs: AttentionInputs, _ attention: Attention, epsilon: Double, leadingKeys: Int = 1
     ) throws -> [RowDiagnostics] {
         try attention.diagnostics(
             queries: laidOut(inputs.queries, rows: queries, width: headDimension),
-            keys: laidOut(inputs.keys, rows: keys, width: headDimension), epsilon: epsilon)
+            keys: laidOut(inputs.keys, rows: keys, width: headDimension), epsilon: epsilon, leadingKeys: leadingKeys)
     }
 
     private func run<Scalar: AttentionScalar>(

@@ -5,7 +5,7 @@ extension Golden {
     /// Metrics of one tensor, and a row whose entropy is brought to ln 2.
     public struct Diagnostics: Decodable, Sendable {
         public let x: [GoldenNumber]
-        public let infinityNorm, excessKurtosis, rawKurtosis, l1OverL2, meanOverMaximum: Double
+        public let infinityNorm, excessKurtosis, sampleKurtosis, l1OverL2, meanOverMaximum: Double
         public let entropyNormalisation: EntropyNormalisation
 
         public struct EntropyNormalisation: Decodable, Sendable {
@@ -24,7 +24,7 @@ extension Golden {
             case x
             case infinityNorm = "inf_norm_f64"
             case excessKurtosis = "kurtosis_excess_population (softmax1 org)_f64"
-            case rawKurtosis = "kurtosis_raw_sample_std_eps1e-6 (Qualcomm)_f64"
+            case sampleKurtosis = "kurtosis_raw_sample_std_eps1e-6 (Qualcomm)_f64"
             case l1OverL2 = "l1_over_sqrt_n_l2_f64"
             case meanOverMaximum = "mean_abs_over_max_abs_f64"
             case entropyNormalisation = "entropy_normalisation"

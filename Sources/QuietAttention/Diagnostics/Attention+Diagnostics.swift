@@ -12,34 +12,38 @@ extension Attention {
     ///   - queries: `[B, H, L, D]`.
     ///   - keys: `[B, G, S, D]`.
     ///   - epsilon: what counts as next to nothing: ``RowDiagnostics/shareBelowEpsilon``.
+    ///   - leadingKeys: so many keys from the first on count for ``RowDiagnostics/leadingWeight``.
     /// - Returns: one per row, in the order of ``AttentionResult/logSumExp``: `[B, H, L]` in every layout, `[H, total]` for
     ///   a packed batch.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `composition` (a normaliser other than softmax, whose
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `leadingKeys`, `composition` (a normaliser other than softmax, whose
     ///   weights are no distribution) or `memory`.
     public func diagnostics(
-        queries: [Float], keys: [Float], epsilon: Double = 1e-3
+        queries: [Float], keys: [Float], epsilon: Double = 1e-3, leadingKeys: Int = 1
     ) throws(AttentionError) -> [RowDiagnostics] {
-        try diagnostics(queries: queries.span, keys: keys.span, epsilon: epsilon)
+        try diagnostics(queries: queries.span, keys: keys.span, epsilon: epsilon, leadingKeys: leadingKeys)
     }
 
     /// How every row spreads its weight, for inputs of any storage type.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `composition` or `memory`.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `leadingKeys`, `composition` or `memory`.
     public func diagnostics<Input: AttentionScalar>(
-        queries: Span<Input>, keys: Span<Input>, epsilon: Double = 1e-3
+        queries: Span<Input>, keys: Span<Input>, epsilon: Double = 1e-3, leadingKeys: Int = 1
     ) throws(AttentionError) -> [RowDiagnostics] {
         try inFloatMode { () throws(AttentionError) in
-            try rowDiagnostics(queries: queries, keys: keys, epsilon: epsilon)
+            try rowDiagnostics(queries: queries, keys: keys, epsilon: epsilon, leadingKeys: leadingKeys)
         }
     }
 
     private func rowDiagnostics<Input: AttentionScalar>(
-        queries: Span<Input>, keys: Span<Input>, epsilon: Double
+        queries: Span<Input>, keys: Span<Input>, epsilon: Double, leadingKeys: Int
     ) throws(AttentionError) -> [RowDiagnostics] {
         try checkCount("queries", queries.count, shape.queryCount)
         try checkCount("keys", keys.count, shape.keyCount)
         guard epsilon >= 0, epsilon.isFinite else {
             throw AttentionError(.epsilon, "epsilon", expected: "a finite number, 0 or more", found: "\(epsilon)")
+        }
+        guard leadingKeys >= 0 else {
+            throw AttentionError(.leadingKeys, "leadingKeys", expected: "0 or more", found: "\(leadingKeys)")
         }
         guard normaliser == .softmax else {
             throw AttentionError(
@@ -63,7 +67,8 @@ extension Attention {
                     [RowDiagnostics](unsafeUninitializedCapacity: shape.rowCount) { results, count in
                         let diagnosis = RowDiagnosis(
                             shape: keyShape, schedule: schedule, results: results.baseAddress!, epsilon: epsilon,
-                            buffers: buffer.address + schedule.memory.byteCount, keys: longest)
+                            leadingKeys: leadingKeys, buffers: buffer.address + schedule.memory.byteCount, keys: longest
+                        )
                         // Neither values nor output are touched: any address will do.
                         let queries = UnsafeRawPointer(queries.baseAddress!)
                         let keys = keys.baseAddress.map { UnsafeRawPointer($0) } ?? queries
@@ -86,12 +91,12 @@ extension Attention {
 
     /// How every query head spreads its weight: one per head, over all rows and batch items.
     ///
-    /// - Parameters: as of ``diagnostics(queries:keys:epsilon:)``.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `composition` or `memory`.
+    /// - Parameters: as of ``diagnostics(queries:keys:epsilon:leadingKeys:)``.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `leadingKeys`, `composition` or `memory`.
     public func headDiagnostics(
-        queries: [Float], keys: [Float], epsilon: Double = 1e-3
+        queries: [Float], keys: [Float], epsilon: Double = 1e-3, leadingKeys: Int = 1
     ) throws(AttentionError) -> [HeadDiagnostics] {
-        let rows = try diagnostics(queries: queries, keys: keys, epsilon: epsilon)
+        let rows = try diagnostics(queries: queries, keys: keys, epsilon: epsilon, leadingKeys: leadingKeys)
         let rowsPerHead = shape.isPacked ? shape.totalQueries : shape.queries
         // Where there are no rows, there may be any number of items.
         let items = shape.isPacked ? 1 : rows.isEmpty ? 0 : shape.batch
@@ -128,6 +133,7 @@ final class RowDiagnosis: @unchecked Sendable {
     /// [B][H][L].
     let results: UnsafeMutablePointer<RowDiagnostics>
     let epsilon: Double
+    let leadingKeys: Int
     /// One per worker, of ``byteCount(keys:)``.
     let buffers: UnsafeMutableRawPointer
     /// Most keys that a row's blocks hold.
@@ -135,11 +141,10 @@ final class RowDiagnosis: @unchecked Sendable {
 
     init(
         shape: AttentionShape, schedule: ForwardSchedule, results: UnsafeMutablePointer<RowDiagnostics>,
-        epsilon: Double,
-        buffers: UnsafeMutableRawPointer, keys: Int
+        epsilon: Double, leadingKeys: Int, buffers: UnsafeMutableRawPointer, keys: Int
     ) {
         (self.shape, self.schedule, self.results) = (shape, schedule, results)
-        (self.epsilon, self.buffers, self.keys) = (epsilon, buffers, keys)
+        (self.epsilon, self.leadingKeys, self.buffers, self.keys) = (epsilon, leadingKeys, buffers, keys)
     }
 
     /// A pair of query and key takes at least so many times as long as in a forward pass.
@@ -171,11 +176,10 @@ final class RowDiagnosis: @unchecked Sendable {
                 // A sink that grows with the row's keys has that part of its logit here.
                 let sink =
                     sink + (part.problem.row_constants.map { $0[row * part.problem.row_constant_strides.query] } ?? 0)
-                let (visible, weights) = gather(row - begin, blocks: blocks.count, from: scores)
+                let visible = gather(row - begin, blocks: blocks, from: scores)
                 (result + row).initialize(
                     to: RowDiagnostics(
-                        scores: visible, weights: weights, sink: sink, epsilon: epsilon,
-                        isBiased: part.problem.bias != nil, kernels: kernels))
+                        visible, sink: sink, epsilon: epsilon, isBiased: part.problem.bias != nil, kernels: kernels))
             }
         }
     }
@@ -189,20 +193,22 @@ final class RowDiagnosis: @unchecked Sendable {
 
     /// A row's scores above -inf, side by side, and room for its weights.
     private func gather(
-        _ row: Int, blocks: Int, from scores: UnsafeMutablePointer<Float>
-    ) -> (scores: UnsafeBufferPointer<Float>, weights: UnsafeMutableBufferPointer<Float>) {
+        _ row: Int, blocks: Range<Int>, from scores: UnsafeMutablePointer<Float>
+    ) -> VisibleScores {
         let visible = scores + Self.rows * keys
-        var count = 0
-        for block in 0..<blocks {
-            let source = scores + (block * Self.rows + row) * SequencePlan.block
+        var (count, leading, top, topKey) = (0, 0, -Float.infinity, 0)
+        for block in blocks {
+            let source = scores + ((block - blocks.lowerBound) * Self.rows + row) * SequencePlan.block
             for key in 0..<SequencePlan.block where source[key] != -.infinity {
-                visible[count] = source[key]
+                let score = source[key]
+                visible[count] = score
                 count += 1
+                if block * SequencePlan.block + key < leadingKeys { leading = count }
+                if score > top { (top, topKey) = (score, block * SequencePlan.block + key) }
             }
         }
-        return (
-            UnsafeBufferPointer(start: visible, count: count),
-            UnsafeMutableBufferPointer(start: visible + keys, count: count)
-        )
+        return VisibleScores(
+            scores: UnsafeBufferPointer(start: visible, count: count),
+            weights: UnsafeMutableBufferPointer(start: visible + keys, count: count), leading: leading, topKey: topKey)
     }
 }

@@ -3,6 +3,18 @@
 
 import CKernels
 
+/// The scores of the keys that one row sees.
+struct VisibleScores {
+    /// In base 2, in the order of the keys.
+    let scores: UnsafeBufferPointer<Float>
+    /// Room for as many numbers.
+    let weights: UnsafeMutableBufferPointer<Float>
+    /// So many of them are of the keys that lead.
+    let leading: Int
+    /// The first key with the largest score, counted over all keys.
+    let topKey: Int
+}
+
 /// How one row of attention spreads its weight, for scores x over the n keys that it sees and a sink logit s:
 ///
 ///     p[j] = e^x[j] / (e^s + sum_k e^x[k]),    p_sink = 1 - sum_j p[j]
@@ -12,7 +24,7 @@ import CKernels
 ///
 /// *Edge cases*: a key whose score is -inf counts as one that the row does not see. A row that sees no key has entropies
 /// and weights of 0, a sink share of 1 (softmax: 0), and NaN for what is divided by n. NaN or +inf in a visible score makes
-/// everything NaN but the number of keys.
+/// everything NaN but the number of keys. In both cases there is no ``heaviestKey``.
 public struct RowDiagnostics: Sendable, Hashable {
     /// n.
     public let visibleKeys: Int
@@ -20,6 +32,12 @@ public struct RowDiagnostics: Sendable, Hashable {
     public let sinkShare: Double
     /// max p.
     public let largestWeight: Double
+    /// The key with that weight, by its place in the row's sequence; of several, the first. The largest score decides, also
+    /// where weights vanish beside the sink's.
+    public let heaviestKey: Int?
+    /// The sum of p over the first keys of the sequence, by default over the one first key; 0 where the row sees none of
+    /// them. Where models without a sink have no use for a weight, much of it goes there.
+    public let leadingWeight: Double
     /// Of keys and sink together: `-sum p ln p - p_sink ln p_sink`, 0 to ln(n + 1).
     public let entropy: Double
     /// Of the keys alone, `-sum r ln r` with `r = p / (1 - p_sink)`: 0 to ln n, and what it is under softmax.
@@ -36,14 +54,10 @@ public struct RowDiagnostics: Sendable, Hashable {
     public let scoreTopToMedian: Double
 
     /// - Parameters:
-    ///   - scores: in base 2, of the keys that the row sees.
-    ///   - weights: room for as many numbers.
     ///   - sink: in natural units.
     ///   - isBiased: whether scores are kept as those beside a bias are.
-    init(
-        scores: UnsafeBufferPointer<Float>, weights: UnsafeMutableBufferPointer<Float>, sink: Float, epsilon: Double,
-        isBiased: Bool, kernels: KernelSet
-    ) {
+    init(_ row: VisibleScores, sink: Float, epsilon: Double, isBiased: Bool, kernels: KernelSet) {
+        let scores = row.scores
         guard !scores.isEmpty else {
             self.init(visibleKeys: 0, sinkShare: sink == -.infinity ? 0 : 1, others: 0, ratios: .nan)
             return
@@ -58,12 +72,12 @@ public struct RowDiagnostics: Sendable, Hashable {
             maximum = max(maximum, score)
         }
         self.init(
-            scores: scores, maximum: maximum, weights: weights, sink: sink, epsilon: epsilon,
-            unfolded: isBiased ? Self.unfolded : Double.init, kernels: kernels)
+            row, maximum: maximum, sink: sink, epsilon: epsilon, unfolded: isBiased ? Self.unfolded : Double.init,
+            kernels: kernels)
     }
 
     private init(visibleKeys: Int, sinkShare: Double, others: Double, ratios: Double) {
-        (self.visibleKeys, self.sinkShare) = (visibleKeys, sinkShare)
+        (self.visibleKeys, self.sinkShare, heaviestKey, leadingWeight) = (visibleKeys, sinkShare, nil, others)
         (largestWeight, entropy, keyEntropy, largestScore) = (others, others, others, others)
         (l1OverL2, meanOverMaximum, shareBelowEpsilon, scoreTopToMedian) = (ratios, ratios, ratios, ratios)
     }
@@ -71,10 +85,10 @@ public struct RowDiagnostics: Sendable, Hashable {
     /// Weights are taken relative to the largest one, w[j] = 2^(t[j] - maximum), so that none overflows; the sink's may be
     /// far from them on either side, and joins in Double.
     private init(
-        scores: UnsafeBufferPointer<Float>, maximum: Float, weights: UnsafeMutableBufferPointer<Float>, sink: Float,
-        epsilon: Double, unfolded: (Float) -> Double, kernels: KernelSet
+        _ row: VisibleScores, maximum: Float, sink: Float, epsilon: Double, unfolded: (Float) -> Double,
+        kernels: KernelSet
     ) {
-        let count = scores.count
+        let (scores, weights, count) = (row.scores, row.weights, row.scores.count)
         for index in scores.indices { weights[index] = scores[index] - maximum }
         kernels.functions.pointee.exp2(weights.baseAddress, weights.baseAddress, count)
         let sum = orderedSum(count) { Double(weights[$0]) }
@@ -93,6 +107,8 @@ public struct RowDiagnostics: Sendable, Hashable {
         visibleKeys = count
         sinkShare = sinkWeight / total
         largestWeight = keyFactor / total
+        heaviestKey = row.topKey
+        leadingWeight = orderedSum(row.leading) { Double(weights[$0]) } * keyFactor / total
         keyEntropy = ElementaryFunctions.logarithm(sum) - Self.ln2 * energy / sum
         // The entropy of the choice between keys and sink, and that among keys.
         entropy = Self.surprise(keyShare) + Self.surprise(sinkShare) + keyShare * keyEntropy
@@ -162,7 +178,12 @@ public struct HeadDiagnostics: Sendable, Hashable {
     /// Means of ``RowDiagnostics``' properties of these names.
     public let sinkShare, entropy, keyEntropy, l1OverL2, meanOverMaximum, shareBelowEpsilon: Double
     /// Means, too.
-    public let largestWeight, scoreTopToMedian: Double
+    public let largestWeight, leadingWeight, scoreTopToMedian: Double
+    /// The key that most rows give their largest weight to, by its place in the sequence; of several, the first. Nil: no row
+    /// has one.
+    public let heaviestKey: Int?
+    /// The share of rows whose largest weight goes to that key; 0 where no row has one.
+    public let heaviestKeyShare: Double
     /// The largest score of all rows.
     public let largestScore: Double
     /// The smallest and the largest sink share of a row.
@@ -190,9 +211,15 @@ public struct HeadDiagnostics: Sendable, Hashable {
         meanOverMaximum = mean(\.meanOverMaximum)
         shareBelowEpsilon = mean(\.shareBelowEpsilon)
         largestWeight = mean(\.largestWeight)
+        leadingWeight = mean(\.leadingWeight)
         scoreTopToMedian = mean(\.scoreTopToMedian)
         largestScore = extreme(\.largestScore, max)
         smallestSinkShare = extreme(\.sinkShare, min)
         largestSinkShare = extreme(\.sinkShare, max)
+        var rowsOfKeys: [Int: Int] = [:]
+        for row in rows { if let key = row.heaviestKey { rowsOfKeys[key, default: 0] += 1 } }
+        let heaviest = rowsOfKeys.max { ($0.value, -$0.key) < ($1.value, -$1.key) }
+        heaviestKey = heaviest?.key
+        heaviestKeyShare = heaviest.map { Double($0.value) / Double(rows.count) } ?? (rows.isEmpty ? .nan : 0)
     }
 }

@@ -11,8 +11,9 @@
 /// | ``infinityNorm`` | `max abs(x)` |
 /// | ``l1OverL2`` | `sum abs(x) / sqrt(n sum x^2)` |
 /// | ``meanOverMaximum`` | `(sum abs(x) / n) / max abs(x)` |
+/// | ``rawKurtosis`` | `c4 / c2^2` |
 /// | ``excessKurtosis`` | `c4 / c2^2 - 3` |
-/// | ``rawKurtosis`` | `c4 / (s^4 + 1e-6)`, `s^2 = c2 n / (n - 1)` |
+/// | ``sampleKurtosis`` | `c4 / (s^4 + 1e-6)`, `s^2 = c2 n / (n - 1)` |
 /// | ``outlierShare`` | share of x with `abs(x - m) > 6 sqrt(c2)` |
 /// | ``int8Step`` | `max abs(x) / 127` |
 /// | ``int8SignalToNoise`` | `10 log10(sum x^2 / sum (x - step round(x / step))^2)` |
@@ -20,12 +21,12 @@
 /// All sums are in Double and in a fixed order: the same bits on every platform.
 ///
 /// *Edge cases*: NaN anywhere makes every property but ``count`` NaN, and so does an infinity, all but the
-/// ``infinityNorm``. No elements: the infinity norm and the step are 0, all else is NaN. Equal elements: the excess
-/// kurtosis is NaN (0/0), the raw one 0, or NaN for a single element, where s is 0/0. Zeros alone: the measures of
+/// ``infinityNorm``. No elements: the infinity norm and the step are 0, all else is NaN. Equal elements: raw and
+/// excess kurtosis are NaN (0/0), the sample's 0, or NaN for a single element, where s is 0/0. Zeros alone: the measures of
 /// sparsity are NaN.
 ///
-/// *Sources*: Bondarenko et al., "Quantizable Transformers", arXiv 2306.12929, 2023, whose code has the raw kurtosis; the
-/// excess kurtosis is that of EsperBERTo and Flash-Attention-Softmax-N.
+/// *Sources*: Bondarenko et al., "Quantizable Transformers", arXiv 2306.12929, 2023, whose code has the kurtosis by the
+/// sample's deviation; the excess kurtosis is that of EsperBERTo and Flash-Attention-Softmax-N.
 public struct TensorStatistics: Sendable, Hashable {
     /// Elements.
     public let count: Int
@@ -38,11 +39,14 @@ public struct TensorStatistics: Sendable, Hashable {
     public let l1OverL2: Double
     /// The same by the largest: 1 where all are equal, 1 / n where all but one are 0.
     public let meanOverMaximum: Double
-    /// The fourth population moment over the fourth power of the sample's deviation (divided by n - 1), with 1e-6 beside
-    /// it: 3 for a normal distribution of unit variance. The convention of Qualcomm's outlier-free transformers.
+    /// By population moments: 3 for a normal distribution, 1 at least.
     public let rawKurtosis: Double
-    /// Population moments throughout, less 3: 0 for a normal distribution. The convention of the softmax1 projects.
+    /// The same convention, less 3: 0 for a normal distribution. It is that of the softmax1 projects.
     public let excessKurtosis: Double
+    /// The fourth population moment over the fourth power of the sample's deviation (divided by n - 1), with 1e-6 beside
+    /// it: another convention, that of Qualcomm's outlier-free transformers, to compare with published numbers. Near 3 for
+    /// a normal distribution of unit variance; it shrinks with the variance, and so depends on the unit.
+    public let sampleKurtosis: Double
     /// The share of elements farther than six standard deviations from the mean, 0...1.
     public let outlierShare: Double
     /// One step of symmetric int8 quantisation whose largest integer, 127, is the largest magnitude.
@@ -70,9 +74,10 @@ public struct TensorStatistics: Sendable, Hashable {
         }
         self.mean = mean
         standardDeviation = variance.squareRoot()
-        excessKurtosis = fourth / n / (variance * variance) - 3
+        rawKurtosis = fourth / n / (variance * variance)
+        excessKurtosis = rawKurtosis - 3
         let sampleVariance = variance * n / (n - 1)
-        rawKurtosis = fourth / n / (sampleVariance * sampleVariance + 1e-6)
+        sampleKurtosis = fourth / n / (sampleVariance * sampleVariance + 1e-6)
         let limit = 6 * standardDeviation
         // The sum of no elements is 0, and 0 / 0 the NaN it has to be; NaN is on neither side of a limit.
         outlierShare =

@@ -80,6 +80,8 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case partialTerms
         /// What a norm adds to a variance, or a threshold of weights, is negative, NaN or infinite.
         case epsilon
+        /// Less than no keys.
+        case leadingKeys
         /// Probabilities are negative, NaN or infinite, or none is positive.
         case probabilities
         /// An entropy is asked for that no power of the probabilities has.
