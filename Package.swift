@@ -10,6 +10,7 @@ let package = Package(
     products: [
         .library(name: "QuietAttention", targets: ["QuietAttention"]),
         .library(name: "AttentionReference", targets: ["AttentionReference"]),
+        .library(name: "Safetensors", targets: ["Safetensors"]),
     ],
     dependencies: [
         // For the command line only. `quiet` is no declared product, and so a package that uses the libraries does not
@@ -20,6 +21,7 @@ let package = Package(
         // MARK: - Public
         .target(name: "QuietAttention", dependencies: ["CKernels", "SeededInputs"]),
         .target(name: "AttentionReference"),
+        .target(name: "Safetensors"),
         .executableTarget(
             name: "quiet",
             dependencies: [
@@ -38,7 +40,6 @@ let package = Package(
             ],
             // AttentionReference and CKernels call fma(); on Linux that symbol lives in libm.
             linkerSettings: [.linkedLibrary("m")]),
-        .target(name: "Safetensors"),
         .target(name: "SeededInputs"),
         .target(
             name: "TestSupport", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs"],

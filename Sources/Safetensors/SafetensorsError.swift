@@ -4,12 +4,15 @@
 /// Why a safetensors file could not be read or written. `description` is one line that names the file or the tensor.
 public enum SafetensorsError: Error, Sendable, Equatable {
     // The file
+    /// The system's words for why; also what is no regular file.
     case cannotOpen(path: String, reason: String)
     case cannotRead(path: String, reason: String)
     case cannotWrite(path: String, reason: String)
 
     // The header as a whole
+    /// Less than the eight bytes of the header's length.
     case fileTooShort(fileBytes: Int)
+    /// More than 100 MB, the limit of the format.
     case headerTooLong(headerBytes: UInt64)
     case headerPastEndOfFile(headerBytes: UInt64, fileBytes: Int)
     case headerNotUTF8
@@ -17,27 +20,38 @@ public enum SafetensorsError: Error, Sendable, Equatable {
     case headerNotObject
     /// The file seems to be of another format, told by its first bytes.
     case otherFormat(String)
+    /// `__metadata__` is neither null nor an object (nil), or the value of `key` is no string.
     case invalidMetadata(key: String?)
 
     // One tensor
+    /// Of a tensor, of a field with a meaning, or of an entry of the metadata.
     case duplicateName(String)
+    /// A field is missing or holds what it must not.
     case invalidField(tensor: String, reason: String)
     case unknownElementType(tensor: String, name: String)
+    /// The bytes that the shape takes are more than a number of 64 bits can say.
     case sizeOverflow(tensor: String, shape: [Int])
+    /// The shape takes more or less than the data have.
     case lengthMismatch(tensor: String, dataBytes: Int, shape: [Int], elementType: ElementType)
     case dataPastEndOfFile(tensor: String, end: Int, dataBytes: Int)
+    /// The data of a tensor begin inside those of another.
     case overlap(tensor: String, begin: Int, previousEnd: Int)
+    /// Bytes of the data belong to no tensor: those before this one, or (nil) the last of the file.
     case hole(tensor: String?, begin: Int, previousEnd: Int)
 
     // A request
+    /// The file has no tensor of that name.
     case noSuchTensor(String, available: [String])
     /// Its elements take so many bytes of memory, which there are not.
     case noMemory(tensor: String, bytes: Int)
+    /// The elements are of a type that is not converted to what was asked for.
     case unsupportedElementType(
         tensor: String, elementType: ElementType, expected: [ElementType] = ElementType.readable)
     /// A finite number of F64 that `Float` does not reach.
     case beyondFloat(tensor: String, value: Double)
+    /// To be written: as many values as the shape has elements are wanted.
     case wrongValueCount(tensor: String, shape: [Int], values: Int)
+    /// To be written: `__metadata__` is no name of a tensor.
     case reservedName(String)
 }
 
