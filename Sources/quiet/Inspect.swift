@@ -103,7 +103,7 @@ struct Inspect: ParsableCommand {
             do {
                 return MeasuredTensor(tensor, values: try file.floats(named: tensor.name))
             } catch {
-                faults.append(error.description)
+                faults.append("\(error)")
                 return MeasuredTensor(tensor, values: nil)
             }
         }
