@@ -140,7 +140,7 @@ import Testing
 
     /// Rows whose largest magnitude is next to 3.73e-37, below which its inverse is infinite.
     @Test("integers of tiny rows") func tinyRows() {
-        for largest in [1e-35, 4e-37, 3e-37, 1e-40] as [Float] {
+        for largest in [1e-35, 4e-37, 3e-37, 0x1p-133] as [Float] {
             let row = [largest, largest / 2, -largest / 300, 0]
             let held = ReferenceProblem.roundedToInt8(row, dimension: 4)
             #expect(held[3] == 0)
