@@ -58,7 +58,7 @@ extension InspectTests {
         let run = try inspect(path, "--sink", "tensor=s", "--json")
         #expect(try attention(run).map { $0["query_tensor"] as? String } == ["b.q"])
         try SafetensorsFile.write(tensors + [sinks], to: path)
-        try expectFailure([path, "--sink", "tensor=s"], "4 logits")
+        try expectFailure([path, "--sink", "tensor=s"], "expected 2 logits")
     }
 
     /// Status 1, behind the report of all that can be measured.
