@@ -2,7 +2,7 @@
 // Attention+Recording.swift - the forward pass of a training step, which keeps what the backward pass needs.
 
 extension Attention {
-    /// Computes what ``forward(queries:keys:values:)`` does, with the same bits, and keeps what backward needs.
+    /// Computes what `forward(queries:keys:values:)` does, with the same bits, and keeps what backward needs.
     ///
     /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(

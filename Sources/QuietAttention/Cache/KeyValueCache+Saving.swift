@@ -6,7 +6,7 @@ import CKernels
 extension KeyValueCache {
     // MARK: - Saving
 
-    /// The tokens of this cache as bytes, which ``restore(from:)`` reads on any machine.
+    /// The tokens of this cache as bytes, which `restore(from:)` reads on any machine.
     ///
     /// - Returns: what ``write(to:)`` writes: the pages held, and 96 bytes.
     /// - Throws: ``AttentionError`` of kind `memory`, or `composition` (tokens with positions of their own, a tree of drafts:
@@ -136,7 +136,7 @@ extension KeyValueCache {
 
     /// Takes the tokens in a file in the place of those held.
     ///
-    /// - Throws: ``AttentionError`` of kind `file`, or as ``restore(from:)``; the cache is unchanged then.
+    /// - Throws: ``AttentionError`` of kind `file`, or as `restore(from:)`; the cache is unchanged then.
     public mutating func read(from path: String) throws(AttentionError) {
         try restore(from: CacheFile.bytes(path))
     }

@@ -80,7 +80,7 @@ public struct KeyValueCacheGroup: Sendable {
     /// Appends tokens to all layers or to none.
     ///
     /// - Parameters:
-    ///   - keys: one array per layer, each as for ``KeyValueCache/append(keys:values:)``.
+    ///   - keys: one array per layer, each as for `KeyValueCache.append(keys:values:)`.
     ///   - values: likewise.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `cacheShape` (different numbers of tokens), `cacheLimit`,
     ///   `position` or `memory`; every cache is unchanged then.
@@ -160,7 +160,7 @@ public struct KeyValueCacheStep: ~Copyable {
         return cache
     }
 
-    /// Appends tokens to a layer, as ``KeyValueCache/append(keys:values:)`` does.
+    /// Appends tokens to a layer, as `KeyValueCache.append(keys:values:)` does.
     ///
     /// - Precondition: `layer` is one.
     public mutating func append<Input: AttentionScalar>(

@@ -7,7 +7,7 @@ extension Attention {
     ///     out[i] = sum_j p[i][j] v[j]
     ///
     /// For plots and tests of moderate size. It is a forward pass with the unit matrix as values, in parts of 1024 keys, so
-    /// masks, positions, score rules and normalisers are those of ``forward(queries:keys:values:)``, and so are the bits on
+    /// masks, positions, score rules and normalisers are those of `forward(queries:keys:values:)`, and so are the bits on
     /// every kernel set and any number of threads. ``RowDiagnostics`` need no such matrix.
     ///
     /// - Parameters:

@@ -27,7 +27,8 @@ public struct RowPlace: Sendable, Hashable {
     /// The places in rows of all heads of queries, then those of keys, then those of values.
     ///
     /// - Parameters:
-    ///   - queryHeads, keyValueHeads: 0 and up.
+    ///   - queryHeads: 0 and up.
+    ///   - keyValueHeads: likewise.
     ///   - headDimension: length of a query and of a key.
     ///   - valueDimension: length of a value; nil: as a key.
     /// - Precondition: the product of heads and dimensions fits into `Int`.
@@ -86,7 +87,9 @@ extension Attention {
     ///
     /// - Parameters:
     ///   - buffer: of any storage type.
-    ///   - queries, keys, values: where their rows lie in it; the ``layout`` is that of the output alone.
+    ///   - queries: where their rows lie in it; the ``layout`` is that of the output alone.
+    ///   - keys: likewise.
+    ///   - values: likewise.
     ///   - output: as of the other forms, apart from the buffer.
     /// - Throws: ``AttentionError`` of kind `rowPlace`, `elementCount` or `memory`; the output is untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
@@ -142,7 +145,8 @@ extension KeyValueCache {
     /// - Parameters:
     ///   - tokens: 0 and up.
     ///   - buffer: of any storage type.
-    ///   - keys, values: where their rows lie in it, whatever the cache's ``layout``.
+    ///   - keys: where their rows lie in it, whatever the cache's ``layout``.
+    ///   - values: likewise.
     /// - Throws: ``AttentionError`` of kind `rowPlace`, `dimension`, `cacheLimit`, `position` or `memory`; the cache is
     ///   unchanged then.
     public mutating func append<Input: AttentionScalar>(
@@ -177,6 +181,11 @@ extension CachedAttention {
     ///   - buffer: of any storage type.
     ///   - queries: where their rows lie in it; the ``layout`` is that of the output alone.
     ///   - count: L, queries of each head.
+    ///   - cache: as of the other forms of `attend`.
+    ///   - places: likewise.
+    ///   - mask: likewise.
+    ///   - bias: likewise.
+    ///   - output: likewise.
     /// - Throws: ``AttentionError`` of kind `rowPlace`, or as the other forms of `attend`; the output is untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
         in buffer: Span<Input>, queries: RowPlace, count: Int, cache: KeyValueCache, places: QueryPlaces? = nil,
@@ -196,8 +205,16 @@ extension CachedAttention {
     /// queries that are rows inside a buffer.
     ///
     /// - Parameters:
+    ///   - buffer: of any storage type.
     ///   - queries: where their rows lie in it: those of the first cache, then those of the second.
     ///   - count: L, queries of each head and each cache.
+    ///   - caches: as of the other forms of `attend`.
+    ///   - places: likewise.
+    ///   - mask: likewise.
+    ///   - bias: likewise.
+    ///   - output: likewise.
+    ///   - logSumExp: likewise.
+    ///   - sinkShare: likewise.
     /// - Throws: ``AttentionError`` of kind `rowPlace`, or as the other forms of `attend`; the outputs are untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
         in buffer: UnsafeBufferPointer<Input>, queries: RowPlace, count: Int, caches: [KeyValueCache],
