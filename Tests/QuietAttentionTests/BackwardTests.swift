@@ -149,6 +149,28 @@ extension AttentionGradients {
         #expect(abs(gradients.sinks[0] - expected.sinks[0]) < 1e-5)
     }
 
+    /// A -0 in a buffer that is added to counts as +0, whatever blocks are skipped.
+    @Test func negativeZerosDoNotLast() throws {
+        let shape = try AttentionShape(queryHeads: 2, keyValueHeads: 1, queries: 70, keys: 300, headDimension: 6)
+        let problem = BackwardProblem(shape)
+        for mask in [AttentionMask.none, .window(before: 3, after: 0)] {
+            let attention = try attention(shape, mask: mask, threads: 3)
+            let expected = try problem.run(attention, logSumExp: false)
+            var record = ForwardRecord()
+            let inner = problem.problem
+            let result = try attention.forward(
+                queries: inner.queries, keys: inner.keys, values: inner.values, recording: &record)
+            var found = AttentionGradients(
+                queries: [Float](repeating: -0.0, count: shape.queryCount),
+                keys: [Float](repeating: -0.0, count: shape.keyCount),
+                values: [Float](repeating: -0.0, count: shape.valueCount), sinks: [0, 0])
+            try attention.addGradients(
+                outputGradient: problem.outputGradient, queries: inner.queries, keys: inner.keys,
+                values: inner.values, output: result.output, record: record, to: &found)
+            #expect(found.bits == expected.bits)
+        }
+    }
+
     @Test func aRecordOfAnotherShapeIsRefused() throws {
         let shape = try AttentionShape(queryHeads: 2, queries: 3, keys: 4, headDimension: 5)
         let problem = BackwardProblem(shape)

@@ -190,15 +190,14 @@ struct BackwardRun: @unchecked Sendable {
             + row * attention.rows.values.row
     }
 
-    // MARK: - Sums from 0
+    // MARK: - Where sums begin
 
     private func clearQueries(of group: Group, head: Int, _ rows: Range<Int>) {
-        guard !continues(.queryGradients) else { return }
         let queries = attention.rows.queries
         let first = queries.offset(
             start: group.sequence.queryStart, head: group.keyValueHead * groupHeads + head)
-        clear(
-            querySums + first + rows.lowerBound * queries.row, rows: rows.count, stride: queries.row,
+        begin(
+            .queryGradients, querySums + first + rows.lowerBound * queries.row, rows: rows.count, stride: queries.row,
             dimension: attention.shape.headDimension)
     }
 
@@ -210,24 +209,29 @@ struct BackwardRun: @unchecked Sendable {
         let own = sequence.keyOrigin + keys.lowerBound..<sequence.keyOrigin + keys.upperBound
         let seenEnd = sequence.keyOrigin + sequence.keys
         for part in andUnseen ? [0..<sequence.keyOrigin, own, seenEnd..<keyCount(sequence)] : [own] {
-            if !continues(.keyGradients) {
-                clear(
-                    keySums + keyRow(group, part.lowerBound), rows: part.count,
-                    stride: attention.rows.keys.row, dimension: shape.headDimension)
-            }
-            if !continues(.valueGradients) {
-                clear(
-                    valueSums + valueRow(group, part.lowerBound), rows: part.count,
-                    stride: attention.rows.values.row, dimension: shape.valueDimension)
-            }
+            begin(
+                .keyGradients, keySums + keyRow(group, part.lowerBound), rows: part.count,
+                stride: attention.rows.keys.row, dimension: shape.headDimension)
+            begin(
+                .valueGradients, valueSums + valueRow(group, part.lowerBound), rows: part.count,
+                stride: attention.rows.values.row, dimension: shape.valueDimension)
         }
     }
 
-    private func clear(_ first: UnsafeMutablePointer<Float>, rows: Int, stride: Int, dimension: Int) {
-        if stride == dimension {
-            first.update(repeating: 0, count: rows * dimension)
-        } else {
-            for row in 0..<rows { (first + row * stride).update(repeating: 0, count: dimension) }
+    /// Sums begin at +0, or at what is there. A -0 there counts as +0: otherwise bits would depend on whether a block adds
+    /// its 0 or is skipped.
+    private func begin(
+        _ tensor: BackwardSchedule.FloatTensor, _ first: UnsafeMutablePointer<Float>, rows: Int, stride: Int,
+        dimension: Int
+    ) {
+        let (runs, length) = stride == dimension ? (min(rows, 1), rows * dimension) : (rows, dimension)
+        for run in 0..<runs {
+            let start = first + run * stride
+            guard continues(tensor) else {
+                start.update(repeating: 0, count: length)
+                continue
+            }
+            for index in 0..<length where start[index].bitPattern == (-0.0 as Float).bitPattern { start[index] = 0 }
         }
     }
 }
