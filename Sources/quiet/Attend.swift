@@ -74,7 +74,9 @@ struct Attend: ParsableCommand {
             outputs.outputNorm, to: &computed.result.output, dimension: shape.valueDimension, kernels: kernels)
         try gate?.apply(to: &computed.result.output)
         var further: [NamedTensor] = []
-        if case .scores(let attention) = method { further = try gradients.tensors(file, attention, inputs) }
+        if case .scores(let attention) = method {
+            further = try gradients.tensors(file, attention, inputs, problem.scoreTensors)
+        }
 
         // The report goes first: where it cannot be printed, the run has failed, and a failed run leaves no output behind.
         let prepared = try prepare(computed.result, inputs, further)

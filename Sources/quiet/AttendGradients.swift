@@ -13,6 +13,7 @@ struct GradientOptions: ParsableArguments {
             discussion: """
                 dq, dk, dv        as q, k, v
                 dsink [H]         by the sink logit of each head, where there is a sink
+                dbias             as the tensor of --bias, where there is one
                 """))
     var gradients = false
 
@@ -55,7 +56,7 @@ struct GradientOptions: ParsableArguments {
 
     /// The gradients of a file's problem, as tensors to write.
     func tensors(
-        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs
+        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs, _ scores: ScoreTensors
     ) throws -> [NamedTensor] {
         guard gradients else { return [] }
         let shape = inputs.shape
@@ -87,6 +88,10 @@ struct GradientOptions: ParsableArguments {
         ]
         if attention.normaliser.hasSink {
             tensors.append(NamedTensor(name: "dsink", shape: [shape.queryHeads], values: gradients.sinks))
+        }
+        if let bias = scores.bias {
+            tensors.append(
+                NamedTensor(name: "dbias", shape: try file.tensor(named: bias).shape, values: gradients.bias))
         }
         return tensors
     }

@@ -18,6 +18,7 @@ import Testing
                 try requireSameBits("dq", actual.queries, expected.queries, context)
                 try requireSameBits("dk", actual.keys, expected.keys, context)
                 try requireSameBits("dv", actual.values, expected.values, context)
+                try requireSameBits("dbias", actual.bias, expected.bias, context)
                 if shape.normaliser.hasSink { try requireSameBits("dsink", actual.sinks, expected.sinks, context) }
             }
         }
@@ -46,6 +47,27 @@ import Testing
             (shape.normaliser, shape.family) = (normaliser, family)
             try requireReference(shape, shape.inputs, shape.loss)
         }
+    }
+
+    /// Biases that batch items, heads and rows share or not, over several blocks of keys, and behind chunks that no row sees.
+    @Test(arguments: AttentionCase.Broadcast.allCases, AttentionCase.BiasChoice.allCases.dropFirst())
+    func biases(broadcast: AttentionCase.Broadcast, bias: AttentionCase.BiasChoice) throws {
+        for isLong in [false, true] {
+            let shape = AttentionCase(queries: isLong ? 5 : 70, keys: isLong ? 1200 : 140, headDimension: 3) {
+                ($0.batch, $0.keyValueHeads, $0.group, $0.sink) = (2, 2, 2, .mixed)
+                ($0.geometry, $0.keyLengths) = isLong ? (.window(20), .none) : (.causal, .partial)
+                ($0.bias, $0.broadcast) = (bias, broadcast)
+            }
+            try requireReference(shape, shape.inputs, shape.loss)
+        }
+    }
+
+    /// More rows of a head than are at work at a time.
+    @Test func biasOfManyRows() throws {
+        let shape = AttentionCase(queries: 400, keys: 70, headDimension: 2) {
+            ($0.group, $0.bias, $0.broadcast, $0.softcap) = (2, .excluding, .heads, 1.5)
+        }
+        try requireReference(shape, shape.inputs, shape.loss)
     }
 
     /// Scores of exactly 0 lie on softpick's edge.

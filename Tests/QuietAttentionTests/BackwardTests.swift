@@ -30,17 +30,18 @@ struct BackwardProblem {
 }
 
 extension AttentionGradients {
-    var bits: [UInt32] { (queries + keys + values + sinks).map(\.bitPattern) }
+    var bits: [UInt32] { (queries + keys + values + sinks + bias).map(\.bitPattern) }
 }
 
 @Suite struct BackwardTests {
     /// With work spread over all threads, however little it is.
     private func attention(
         _ shape: AttentionShape, mask: AttentionMask = .causal, sink: AttentionSink = .softmax1,
-        layout: AttentionLayout? = nil, threads: Int = 1, kernels: KernelSet? = nil
+        bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int = 1,
+        kernels: KernelSet? = nil
     ) throws -> Attention {
         try Attention(
-            shape, sink: sink, mask: mask, scale: nil, bias: nil, layout: layout, threads: threads, kernels: kernels,
+            shape, sink: sink, mask: mask, scale: nil, bias: bias, layout: layout, threads: threads, kernels: kernels,
             workspace: nil, nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
     }
 

@@ -48,6 +48,8 @@ extension CommandLineTests {
                     StoredTensor("far", .int64, [7], [Int64](repeating: .max, count: 7)),
                     float("heads", [4], Self.factors(4)), float("rows", [2, 4, 3], factors),
                     float("rows of heads", [4, 1], Self.factors(4)), float("rows of items", [2, 1, 1], [0.5, 2]),
+                    float("dout", [2, 4, 3, 5], CommandLineTests.numbers(120, 11)),
+                    float("dlse", [2, 4, 3], CommandLineTests.numbers(24, 5)),
                     float("scalar", [], [1]), float("nan", [4], [1, 1, .nan, 1]),
                 ]), name: "in.safetensors")
             shape = try AttentionShape(

@@ -80,7 +80,13 @@ public struct AttentionCase: Hashable, Sendable {
     }
 
     /// Which axes of mask and bias have an extent of 1.
-    public enum Broadcast: String, Hashable, Sendable, CaseIterable { case none, batch, batchAndHeads, allButKeys }
+    public enum Broadcast: String, Hashable, Sendable, CaseIterable {
+        case none, batch, batchAndHeads, allButKeys, heads, queries
+
+        var sharesBatch: Bool { [.batch, .batchAndHeads, .allButKeys].contains(self) }
+        var sharesHeads: Bool { [.heads, .batchAndHeads, .allButKeys].contains(self) }
+        var sharesQueries: Bool { [.queries, .allButKeys].contains(self) }
+    }
 
     public enum LayoutChoice: String, Hashable, Sendable, CaseIterable { case headsFirst, sequenceFirst }
 
@@ -143,8 +149,8 @@ extension AttentionCase {
             queries: &queryData, keys: &keyData, values: &valueData, queryCount: queries, keyCount: keys,
             headDimension: headDimension, valueDimension: valueDimension, using: &generator)
         let extents = [
-            broadcast == .none ? batch : 1, broadcast == .none || broadcast == .batch ? queryHeads : 1,
-            broadcast == .allButKeys ? 1 : queries, keys,
+            broadcast.sharesBatch ? 1 : batch, broadcast.sharesHeads ? 1 : queryHeads,
+            broadcast.sharesQueries ? 1 : queries, keys,
         ]
         let lengths = lengthValues(&generator)
         let allowedValues = allowedValues(extents, &generator)

@@ -12,6 +12,9 @@ extension Attention {
     /// of -2500 as well as at 0. No matrix of queries by keys is held. The bits of the gradients depend on the mathematics
     /// alone, as those of forward do: on neither threads nor kernel set, nor on what lies in masked places.
     ///
+    /// Where the problem has them, there are the gradients of the norms' gains and biases and of the additive bias, too; to
+    /// leave any of these out, use ``addGradients(outputGradient:logSumExpGradient:queries:keys:values:output:record:to:)``.
+    ///
     /// - Parameters:
     ///   - outputGradient: in the order of the output.
     ///   - logSumExpGradient: `[B, H, L]`, where a loss uses the log-sum-exp too; nil: it does not.
@@ -33,6 +36,7 @@ extension Attention {
         func zeros(_ vector: [Float]?) -> [Float] { [Float](repeating: 0, count: vector?.count ?? 0) }
         (gradients.queryGain, gradients.queryBias) = (zeros(queryKeyNorm?.queryGain), zeros(queryKeyNorm?.queryBias))
         (gradients.keyGain, gradients.keyBias) = (zeros(queryKeyNorm?.keyGain), zeros(queryKeyNorm?.keyBias))
+        if let bias { gradients.bias = try [Float](for: "gradients.bias", repeating: 0, count: bias.extents.count) }
         try addGradients(
             outputGradient: outputGradient, logSumExpGradient: logSumExpGradient, queries: queries, keys: keys,
             values: values, output: output, record: record, to: &gradients)
@@ -43,6 +47,8 @@ extension Attention {
     ///
     /// Sums go on where they stand, so that a sequence whose queries are cut at multiples of 64 and processed in ascending
     /// order has the bits of one pass in the gradients of keys and values.
+    ///
+    /// Of gains and biases, those of the norms and that of the scores, empty arrays are not wanted and stay empty.
     ///
     /// - Parameters: as of ``backward(outputGradient:logSumExpGradient:queries:keys:values:output:record:)``.
     public func addGradients(
@@ -92,23 +98,7 @@ extension Attention {
         if let logSumExpGradient {
             try normaliser.checkSums("logSumExpGradient", logSumExpGradient.count, shape.rowCount)
         }
-        try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
-        try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
-        try checkCount("gradients.values", gradients.values.count, shape.valueCount)
-        if let sinks = gradients.sinks { try normaliser.checkSums("gradients.sinks", sinks.count, shape.queryHeads) }
-        for (name, vector, norm) in [
-            ("queryGain", gradients.queryGain, queryKeyNorm?.queryGain),
-            ("queryBias", gradients.queryBias, queryKeyNorm?.queryBias),
-            ("keyGain", gradients.keyGain, queryKeyNorm?.keyGain),
-            ("keyBias", gradients.keyBias, queryKeyNorm?.keyBias),
-        ] {
-            guard let vector else { continue }
-            guard let norm else {
-                throw AttentionError(
-                    .composition, "gradients.\(name)", expected: "none, as the norm has none of it", found: "a buffer")
-            }
-            try checkCount("gradients.\(name)", vector.count, norm.count)
-        }
+        try check(gradients)
         guard record.references.count == shape.rowCount,
             record.sinkShares.count == (normaliser.hasSink ? shape.rowCount : 0)
         else {
@@ -131,7 +121,8 @@ extension Attention {
         _ values: UnsafeBufferPointer<Input>, _ output: UnsafeBufferPointer<Output>, _ record: ForwardRecord,
         _ gradients: AttentionGradientBuffers<Gradient>, accumulating: Bool
     ) throws(AttentionError) {
-        let schedule = try BackwardSchedule(self, gradients: Gradient.storage)
+        let schedule = try BackwardSchedule(
+            self, gradients: Gradient.storage, readsScoreGradients: gradients.bias != nil)
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
         if !accumulating { gradients.clear(keysWithoutQueriesOf: shape) }
@@ -152,10 +143,11 @@ extension Attention {
                         accumulates: accumulating,
                         queryParameters: (gradients.queryGain?.baseAddress, gradients.queryBias?.baseAddress),
                         keyParameters: (gradients.keyGain?.baseAddress, gradients.keyBias?.baseAddress))
-                    BackwardRun(
+                    let run = BackwardRun(
                         attention: self, schedule: schedule, tensors: tensors, mask: mask, bias: bias,
-                        memory: buffer.address
-                    ).runAll()
+                        memory: buffer.address)
+                    run.runAll()
+                    if let sums = gradients.bias?.baseAddress { run.addBiasGradients(to: sums) }
                 }
             }
         }
@@ -172,7 +164,7 @@ extension AttentionGradientBuffers {
     /// What is summed over rows begins at 0; so do keys and values where some sequence has no queries, and so is nobody's
     /// work.
     fileprivate func clear(keysWithoutQueriesOf shape: AttentionShape) {
-        for sum in [sinks, queryGain, queryBias, keyGain, keyBias] { sum?.update(repeating: 0) }
+        for sum in [sinks, queryGain, queryBias, keyGain, keyBias, bias] { sum?.update(repeating: 0) }
         let offsets = shape.queryOffsets ?? [0, shape.rowCount]
         guard zip(offsets, offsets.dropFirst()).contains(where: ==) else { return }
         for buffer in [keys, values] {

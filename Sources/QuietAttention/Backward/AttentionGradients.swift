@@ -17,6 +17,9 @@ public struct AttentionGradients: Sendable, Equatable {
     public var queryBias: [Float] = []
     public var keyGain: [Float] = []
     public var keyBias: [Float] = []
+    /// Of the additive bias, `[batch or 1, heads or 1, queries or 1, keys]` in its extents and adjacent, keys fastest: each
+    /// element summed over the batch items, heads and rows that read it. 0 where a bias of -inf hides a key; empty: none.
+    public var bias: [Float] = []
 
     public init(queries: [Float], keys: [Float], values: [Float], sinks: [Float]) {
         self.queries = queries
@@ -44,6 +47,9 @@ public struct AttentionGradientBuffers<Element: AttentionScalar> {
     public var queryBias: UnsafeMutableBufferPointer<Float>?
     public var keyGain: UnsafeMutableBufferPointer<Float>?
     public var keyBias: UnsafeMutableBufferPointer<Float>?
+    /// Of the additive bias, in its extents and adjacent, keys fastest; nil: not wanted. Takes a pass of
+    /// its own over the scores.
+    public var bias: UnsafeMutableBufferPointer<Float>?
 
     public init(
         queries: UnsafeMutableBufferPointer<Element>, keys: UnsafeMutableBufferPointer<Element>,
@@ -57,42 +63,54 @@ public struct AttentionGradientBuffers<Element: AttentionScalar> {
 }
 
 extension AttentionGradients {
+    private typealias Buffers = AttentionGradientBuffers<Float>
+
+    /// Sums that need not be there: empty arrays are nil as buffers.
+    private typealias OptionalSum = (
+        array: WritableKeyPath<Self, [Float]>,
+        buffer: WritableKeyPath<AttentionGradientBuffers<Float>, UnsafeMutableBufferPointer<Float>?>
+    )
+
+    private static var optionalSums: [OptionalSum] {
+        [
+            (\.sinks, \.sinks), (\.queryGain, \.queryGain), (\.queryBias, \.queryBias), (\.keyGain, \.keyGain),
+            (\.keyBias, \.keyBias), (\.bias, \.bias),
+        ]
+    }
+
     /// Calls `body` with the arrays as buffers; those that are empty and need not be there are nil.
     mutating func withUnsafeBuffers(
         _ body: (AttentionGradientBuffers<Float>) throws(AttentionError) -> Void
     ) throws(AttentionError) {
-        try queries.withUnsafeMutableBufferPointer { queries throws(AttentionError) in
-            try keys.withUnsafeMutableBufferPointer { keys throws(AttentionError) in
-                try values.withUnsafeMutableBufferPointer { values throws(AttentionError) in
-                    var buffers = AttentionGradientBuffers(queries: queries, keys: keys, values: values)
-                    try sinks.withUnsafeMutableBufferPointer { sinks throws(AttentionError) in
-                        buffers.sinks = sinks.isEmpty ? nil : sinks
-                        try Self.withUnsafeParameters(
-                            &queryGain, &queryBias, &keyGain, &keyBias, buffers, body)
-                    }
+        try withUnsafeArray(\.queries) { gradients, queries throws(AttentionError) in
+            try gradients.withUnsafeArray(\.keys) { gradients, keys throws(AttentionError) in
+                try gradients.withUnsafeArray(\.values) { gradients, values throws(AttentionError) in
+                    try gradients.withUnsafeSums(
+                        Self.optionalSums[...], Buffers(queries: queries, keys: keys, values: values), body)
                 }
             }
         }
     }
 
-    private static func withUnsafeParameters(
-        _ queryGain: inout [Float], _ queryBias: inout [Float], _ keyGain: inout [Float], _ keyBias: inout [Float],
-        _ buffers: AttentionGradientBuffers<Float>,
-        _ body: (AttentionGradientBuffers<Float>) throws(AttentionError) -> Void
+    private mutating func withUnsafeSums(
+        _ sums: ArraySlice<OptionalSum>, _ buffers: Buffers, _ body: (Buffers) throws(AttentionError) -> Void
     ) throws(AttentionError) {
-        try queryGain.withUnsafeMutableBufferPointer { queryGain throws(AttentionError) in
-            try queryBias.withUnsafeMutableBufferPointer { queryBias throws(AttentionError) in
-                try keyGain.withUnsafeMutableBufferPointer { keyGain throws(AttentionError) in
-                    try keyBias.withUnsafeMutableBufferPointer { keyBias throws(AttentionError) in
-                        var buffers = buffers
-                        buffers.queryGain = queryGain.isEmpty ? nil : queryGain
-                        buffers.queryBias = queryBias.isEmpty ? nil : queryBias
-                        buffers.keyGain = keyGain.isEmpty ? nil : keyGain
-                        buffers.keyBias = keyBias.isEmpty ? nil : keyBias
-                        try body(buffers)
-                    }
-                }
-            }
+        guard let sum = sums.first else { return try body(buffers) }
+        try withUnsafeArray(sum.array) { gradients, array throws(AttentionError) in
+            var buffers = buffers
+            buffers[keyPath: sum.buffer] = array.isEmpty ? nil : array
+            try gradients.withUnsafeSums(sums.dropFirst(), buffers, body)
         }
+    }
+
+    /// One array as a buffer. It is taken out meanwhile, so that others can be, too.
+    private mutating func withUnsafeArray(
+        _ path: WritableKeyPath<Self, [Float]>,
+        _ body: (inout Self, UnsafeMutableBufferPointer<Float>) throws(AttentionError) -> Void
+    ) throws(AttentionError) {
+        var array: [Float] = []
+        swap(&array, &self[keyPath: path])
+        defer { swap(&array, &self[keyPath: path]) }
+        try array.withUnsafeMutableBufferPointer { buffer throws(AttentionError) in try body(&self, buffer) }
     }
 }

@@ -137,7 +137,7 @@ struct BackwardRun: @unchecked Sendable {
     // MARK: - Arguments
 
     /// Of the query heads of a group: all but the rows and keys.
-    private func arguments(_ group: Group, worker: Int) -> qattn_backward_args {
+    func arguments(_ group: Group, worker: Int) -> qattn_backward_args {
         let (sequence, rows) = (group.sequence, attention.rows)
         let queryHead = group.keyValueHead * groupHeads
         let queryOffset = rows.queries.offset(start: sequence.queryStart, head: queryHead)
@@ -231,7 +231,11 @@ struct BackwardRun: @unchecked Sendable {
                 start.update(repeating: 0, count: length)
                 continue
             }
-            for index in 0..<length where start[index].bitPattern == (-0.0 as Float).bitPattern { start[index] = 0 }
+            Self.clearNegativeZeros(start, count: length)
         }
+    }
+
+    static func clearNegativeZeros(_ sums: UnsafeMutablePointer<Float>, count: Int) {
+        for index in 0..<count where sums[index].bitPattern == (-0.0 as Float).bitPattern { sums[index] = 0 }
     }
 }

@@ -14,6 +14,8 @@ struct BackwardSchedule {
     static let spanBlocks = 8
     /// Rows of one panel, a multiple of 64.
     static let panelRows = 384
+    /// Rows whose gradients of scores are in memory at once, against one block of keys: 48 KiB, a kernel's panel.
+    static let scoreRows = 192
     /// Scores, the gradient of the weights, and the gradients of values, keys and queries are five products of forward's two.
     private static let timesForward = 2.5
 
@@ -21,6 +23,8 @@ struct BackwardSchedule {
     let workers, wokenWorkers: Int
     let takesWholeGroups: Bool
     let workspaceBytes: Int
+    /// Of a kernel call's own workspace; gradients of scores stand behind it.
+    private let kernelBytes: Int
     /// Where the parts of the buffer are that come behind the deltas, and how long it is.
     private let workspaces, counterBytes: Int
     let byteCount: Int
@@ -33,8 +37,12 @@ struct BackwardSchedule {
         case queryGradients, keyGradients, valueGradients, queries, keys
     }
 
-    /// - Parameter gradients: the storage of the caller's gradients.
-    init(_ attention: Attention, gradients: AttentionStorage) throws(AttentionError) {
+    /// - Parameters:
+    ///   - gradients: the storage of the caller's gradients.
+    ///   - readsScoreGradients: whether workers need room for them.
+    init(
+        _ attention: Attention, gradients: AttentionStorage, readsScoreGradients: Bool
+    ) throws(AttentionError) {
         let (forward, shape) = (attention.schedule, attention.shape)
         groups = forward.groups
         let pairs = attention.visiblePairs
@@ -46,11 +54,13 @@ struct BackwardSchedule {
         workers = worthwhile.most
         wokenWorkers = worthwhile.woken
         takesWholeGroups = workers == 1 || groups >= 4 * workers
-        workspaceBytes = Self.aligned(
+        kernelBytes = Self.aligned(
             max(
                 qattn_backward_workspace(shape.headDimension, shape.valueDimension),
                 RowPreparation.byteCount(
                     rows: QATTN_PREPARE_BACKWARD_ROWS, dimension: max(shape.headDimension, shape.valueDimension))))
+        let scoreBytes = Self.scoreRows * SequencePlan.block * MemoryLayout<Float>.stride
+        workspaceBytes = kernelBytes + (readsScoreGradients ? scoreBytes : 0)
         let longest = forward.sequences.reduce(0) { max($0, $1.keys) }
         counters = 1 + Self.spans(keys: longest)
 
@@ -100,6 +110,12 @@ struct BackwardSchedule {
 
     func workspace(_ memory: UnsafeMutableRawPointer, worker: Int) -> UnsafeMutablePointer<Float> {
         (memory + workspaces + worker * workspaceBytes).assumingMemoryBound(to: Float.self)
+    }
+
+    /// Room for the gradients of the scores of `scoreRows` rows against one block.
+    func scoreGradients(_ memory: UnsafeMutableRawPointer, worker: Int) -> UnsafeMutablePointer<Float> {
+        let workspace = UnsafeMutableRawPointer(workspace(memory, worker: worker))
+        return (workspace + kernelBytes).assumingMemoryBound(to: Float.self)
     }
 
     /// The counters of shared work, all 0: the next ticket, and the panels that each span has left.

@@ -143,5 +143,8 @@ public struct BroadcastTensor<Element: Sendable>: Sendable {
 }
 
 extension BroadcastTensor.Extents {
+    /// Entries in all; only of extents that were checked.
+    var count: Int { batch * heads * queries * keys }
+
     var named: [(String, Int)] { [("batch", batch), ("heads", heads), ("queries", queries), ("keys", keys)] }
 }

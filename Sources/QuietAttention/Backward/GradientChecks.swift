@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// GradientChecks.swift - whether buffers for gradients fit a problem.
+
+extension Attention {
+    /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a buffer of what the problem does not have.
+    func check<Element: AttentionScalar>(_ gradients: AttentionGradientBuffers<Element>) throws(AttentionError) {
+        try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
+        try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
+        try checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        if let sinks = gradients.sinks { try normaliser.checkSums("gradients.sinks", sinks.count, shape.queryHeads) }
+        for (name, vector, norm) in [
+            ("queryGain", gradients.queryGain, queryKeyNorm?.queryGain),
+            ("queryBias", gradients.queryBias, queryKeyNorm?.queryBias),
+            ("keyGain", gradients.keyGain, queryKeyNorm?.keyGain),
+            ("keyBias", gradients.keyBias, queryKeyNorm?.keyBias),
+        ] {
+            try check(name, vector, norm?.count, unless: "the norm has none of it")
+        }
+        try check("bias", gradients.bias, bias?.extents.count, unless: "there is no bias")
+    }
+
+    /// - Parameters:
+    ///   - expected: the number of elements; nil: there can be no such buffer.
+    ///   - reason: why there can be none.
+    private func check(
+        _ name: String, _ buffer: UnsafeMutableBufferPointer<Float>?, _ expected: Int?, unless reason: String
+    ) throws(AttentionError) {
+        guard let buffer else { return }
+        guard let expected else {
+            throw AttentionError(
+                .composition, "gradients.\(name)", expected: "none, as \(reason)", found: "a buffer")
+        }
+        try checkCount("gradients.\(name)", buffer.count, expected)
+    }
+}

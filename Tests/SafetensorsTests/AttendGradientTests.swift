@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// AttendGradientTests.swift - quiet attend --gradients writes what the library computes.
+
+import Foundation
+import QuietAttention
+import Testing
+
+@testable import Safetensors
+
+extension CommandLineTests {
+    /// Runs `attend --gradients` on a problem with tensors, and the library.
+    private func gradients(
+        _ options: [String], _ make: (TensorProblem) throws -> Attention
+    ) throws -> (file: SafetensorsFile, library: AttentionGradients) {
+        let problem = try TensorProblem(self)
+        _ = try out(problem.path, ["--gradients"] + options)
+        let attention = try make(problem)
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: problem.queries, keys: problem.keys, values: problem.values, recording: &record)
+        let library = try attention.backward(
+            outputGradient: Self.numbers(120, 11),
+            logSumExpGradient: options.contains("--lse-gradient") ? Self.numbers(24, 5) : nil,
+            queries: problem.queries, keys: problem.keys, values: problem.values, output: result.output,
+            record: record)
+        return (try SafetensorsFile(path: folder("out.safetensors")), library)
+    }
+
+    /// A tensor's shape and elements are these.
+    private func expect(
+        _ name: String, _ shape: [Int], _ values: [Float], in file: SafetensorsFile,
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        #expect(try file.tensor(named: name).shape == shape, sourceLocation: sourceLocation)
+        #expect(try file.floats(named: name) == values, "\(name)", sourceLocation: sourceLocation)
+        #expect(values.contains { $0 != 0 }, "\(name)", sourceLocation: sourceLocation)
+    }
+
+    @Test func gradientsOfTheTensors() throws {
+        let (file, library) = try gradients(["--lse-gradient", "dlse", "--mask", "causal"]) {
+            try Attention($0.shape, sink: .softmax1, mask: .causal)
+        }
+        try expect("dq", [2, 4, 3, 8], library.queries, in: file)
+        try expect("dk", [2, 2, 7, 8], library.keys, in: file)
+        try expect("dv", [2, 2, 7, 5], library.values, in: file)
+        try expect("dsink", [4], library.sinks, in: file)
+        #expect(!file.contains("dbias"))
+    }
+
+    /// As the tensor of the bias, whatever it shares.
+    @Test func gradientsOfBiases() throws {
+        let (whole, ofWhole) = try gradients(["--bias", "bias", "--softcap", "3"]) {
+            let bias = try BroadcastTensor(Self.numbers(168), batch: 2, heads: 4, queries: 3, keys: 7)
+            return try Attention($0.shape, sink: .softmax1, softcap: 3, bias: bias)
+        }
+        try expect("dbias", [2, 4, 3, 7], ofWhole.bias, in: whole)
+        let (shared, ofShared) = try gradients(["--bias", "bias heads"]) {
+            try Attention($0.shape, sink: .softmax1, bias: BroadcastTensor(Self.numbers(28), heads: 4, keys: 7))
+        }
+        try expect("dbias", [4, 1, 7], ofShared.bias, in: shared)
+        let (hiding, ofHiding) = try gradients(["--bias", "bias half"]) {
+            try Attention($0.shape, sink: .softmax1, bias: BroadcastTensor([1, 1, 1, 1, 1, 1, -.infinity], keys: 7))
+        }
+        try expect("dbias", [7], ofHiding.bias, in: hiding)
+        #expect(ofHiding.bias[6] == 0)
+    }
+}
