@@ -132,7 +132,7 @@ import Testing
         ]
         for (index, other) in others.enumerated() {
             var other = other
-            let error = expectRefusal(.cacheShape, "bytes") { try other.restore(from: bytes) }
+            let error = expectRefusal(.cacheShape, "saved cache") { try other.restore(from: bytes) }
             #expect(error != nil && other.count == 0, "\(index)")
         }
         var small = try KeyValueCache(
@@ -167,6 +167,12 @@ import Testing
         expectRefusal(.file, "path") { try cache.write(to: "\(folder)/none/cache") }
         expectRefusal(.file, "path") { try restored.read(from: "\(folder)/none") }
         expectRefusal(.file, "path") { try restored.read(from: folder) }
+        // What is no regular file is left alone: a device or a pipe in its place would be lost.
+        let pipe = "\(folder)/pipe"
+        #expect(mkfifo(pipe, 0o600) == 0)
+        expectRefusal(.file, "path") { try cache.write(to: pipe) }
+        var status = stat()
+        #expect(stat(pipe, &status) == 0 && status.st_mode & S_IFMT == S_IFIFO)
         #expect(restored.count == 330)
     }
 }

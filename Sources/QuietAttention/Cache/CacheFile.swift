@@ -15,7 +15,7 @@ struct CacheFile {
     private let path: String
 
     private static func failure(_ path: String, _ action: String, _ code: Int32 = errno) -> AttentionError {
-        AttentionError(.file, "path", expected: "\(path) to be \(action)", found: String(cString: strerror(code)))
+        AttentionError(.file, "path", expected: "\"\(path)\" to be \(action)", found: String(cString: strerror(code)))
     }
 
     /// Writes a file, then puts it in the place of the one at `path`.
@@ -23,14 +23,18 @@ struct CacheFile {
         _ path: String, _ body: (CacheFile) throws(AttentionError) -> Void
     ) throws(AttentionError) {
         let target = resolved(path)
+        var status = stat()
+        let isThere = stat(target, &status) == 0
+        guard !isThere || status.st_mode & S_IFMT == S_IFREG else {
+            throw AttentionError(.file, "path", expected: "a regular file, or none yet", found: path)
+        }
         let temporary = "\(target).\(getpid()).\(UInt32.random(in: 0...UInt32.max)).tmp"
         let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)
         guard descriptor >= 0 else { throw failure(path, "written") }
         let file = CacheFile(descriptor: descriptor, path: path)
         do throws(AttentionError) {
             do throws(AttentionError) {
-                var status = stat()
-                if stat(target, &status) == 0, fchmod(descriptor, status.st_mode & 0o7777) != 0 {
+                if isThere, fchmod(descriptor, status.st_mode & 0o7777) != 0 {
                     throw failure(path, "written with its mode")
                 }
                 try body(file)

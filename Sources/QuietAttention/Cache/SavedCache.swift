@@ -74,15 +74,26 @@ struct SavedCacheHeader: Equatable {
         [
             ("key/value heads", keyValueHeads), ("head dimension", headDimension), ("value dimension", valueDimension),
             ("storage", storage), ("window", window), ("rollback", rollbackTokens),
-            ("positions and norms, by their checksum", preparation),
+            ("positions and norms", preparation),
         ]
+    }
+
+    /// A field as messages show it: storages by name, and of a checksum that it is another.
+    private static func text(_ field: UInt64, of name: String) -> String {
+        switch name {
+        case "storage": field < 4 ? ["float32", "float16", "bfloat16", "int8"][Int(field)] : "\(field)"
+        case "positions and norms": "with the checksum \(String(field, radix: 16))"
+        case "window": field == 0 ? "none" : "\(field)"
+        default: "\(field)"
+        }
     }
 
     /// Checks that a cache made as `cache` was saved.
     func check(restores cache: KeyValueCache) throws(AttentionError) {
         for ((name, expected), (_, found)) in zip(SavedCacheHeader(cache).shape, shape) where expected != found {
             throw AttentionError(
-                .cacheShape, "bytes", expected: "\(name) \(expected), as of this cache", found: "\(found)")
+                .cacheShape, "saved cache", expected: "\(name) \(Self.text(expected, of: name)), as of this cache",
+                found: Self.text(found, of: name))
         }
         let longest = UInt64(AttentionShape.longestSequence)
         guard count <= longest, freedPages <= longest,
