@@ -214,9 +214,12 @@ _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what qattn_
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
     ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;
-    ws->values_in_place = args->unpacked && args->blocks.value_dim % QATTN_LANES == 0;
+    /* Rows in one and the same place, at a stride of 0, are packed: 0 says in a tile's task that they are. */
+    ws->values_in_place =
+        args->unpacked && args->unpacked->value_stride != 0 && args->blocks.value_dim % QATTN_LANES == 0;
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
-    ws->keys_in_place = args->unpacked && args->blocks.head_dim % QATTN_CHAINS == 0 && ws->rows <= STREAMING_ROWS;
+    ws->keys_in_place = args->unpacked && args->unpacked->key_stride != 0 &&
+                        args->blocks.head_dim % QATTN_CHAINS == 0 && ws->rows <= STREAMING_ROWS;
     ws->plain = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
                 scores_are_plain(&args->problem);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;

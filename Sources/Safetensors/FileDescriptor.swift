@@ -187,7 +187,9 @@ func memoryIsAvailable(_ byteCount: Int) -> Bool {
     let (pages, pageSize) = (sysconf(Int32(_SC_PHYS_PAGES)), sysconf(Int32(_SC_PAGESIZE)))
     if pages > 0, pageSize > 0, byteCount / pageSize >= pages { return false }
     guard byteCount > 1 << 20 else { return true }
-    guard let memory = malloc(byteCount) else { return false }
-    free(memory)
+    // A pair of malloc and free would be optimised away.
+    let memory = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0)
+    guard let memory, memory != MAP_FAILED else { return false }
+    munmap(memory, byteCount)
     return true
 }

@@ -172,6 +172,35 @@ extension AttentionGradients {
         }
     }
 
+    /// Buffers are written whole, and sizes beyond memory are errors.
+    @Test func nothingAndTooMuch() throws {
+        let shape = try AttentionShape(packed: [0, 3], queryHeads: 0, keyValueHeads: 2, headDimension: 4)
+        let attention = try attention(shape)
+        var record = ForwardRecord()
+        let (keys, nothing) = ([Float](repeating: 1, count: shape.keyCount), [Float]())
+        _ = try attention.forward(queries: nothing, keys: keys, values: keys, recording: &record)
+        var gradient = [Float](repeating: 7, count: 2 * shape.keyCount)
+        try gradient.withUnsafeMutableBufferPointer { gradient in
+            try keys.withUnsafeBufferPointer { keys in
+                let (dk, dv) = (gradient[..<shape.keyCount], gradient[shape.keyCount...])
+                let none = UnsafeBufferPointer<Float>(start: nil, count: 0)
+                try attention.backward(
+                    outputGradient: none, queries: none, keys: keys, values: keys, output: none, record: record,
+                    into: AttentionGradientBuffers(
+                        queries: UnsafeMutableBufferPointer<Float>(start: nil, count: 0),
+                        keys: UnsafeMutableBufferPointer(rebasing: dk),
+                        values: UnsafeMutableBufferPointer(rebasing: dv)))
+            }
+        }
+        #expect(gradient.allSatisfy { $0 == 0 })
+        let large = try Attention(
+            AttentionShape(queryHeads: 1, queries: 1 << 36, keys: 1 << 36, headDimension: 64), sink: .softmax)
+        expectRefusal(.elementCount, "queries") {
+            _ = try large.backward(
+                outputGradient: [], queries: [], keys: [], values: [], output: [], record: ForwardRecord())
+        }
+    }
+
     @Test func aRecordOfAnotherShapeIsRefused() throws {
         let shape = try AttentionShape(queryHeads: 2, queries: 3, keys: 4, headDimension: 5)
         let problem = BackwardProblem(shape)

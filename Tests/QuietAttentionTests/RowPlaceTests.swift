@@ -41,6 +41,22 @@ import Testing
         }
     }
 
+    /// All keys in one place, and all values: a stride of 0, also where few rows read them unpacked.
+    @Test(arguments: KernelSet.available) func oneRowForAllKeys(kernels: KernelSet) throws {
+        var buffer = [Float](repeating: 9, count: 80)
+        for index in 0..<8 { buffer[index] = Float(index % 5) }
+        for index in 8..<12 { buffer[index] = 1 }
+        for index in 16..<32 { buffer[index] = Float(index) }
+        let shape = try AttentionShape(queryHeads: 1, queries: 2, keys: 70, headDimension: 4, valueDimension: 16)
+        let attention = try Attention(shape, sink: .softmax, kernels: kernels)
+        var output = [Float](repeating: 0, count: shape.outputCount)
+        var span = output.mutableSpan
+        try attention.forward(
+            in: buffer.span, queries: RowPlace(offset: 0, row: 4, head: 0), keys: RowPlace(offset: 8, row: 0, head: 0),
+            values: RowPlace(offset: 16, row: 0, head: 0), into: &span)
+        for (index, element) in output.enumerated() { #expect(abs(element - Float(16 + index % 16)) < 1e-5) }
+    }
+
     @Test(arguments: [1, 7, 64, 200], [AttentionPositions.none, .rotary()])
     func forward(_ tokens: Int, _ positions: AttentionPositions) throws {
         // With rotary positions of an even part of the dimension.

@@ -171,8 +171,8 @@ import Testing
         let pipe = "\(folder)/pipe"
         #expect(mkfifo(pipe, 0o600) == 0)
         expectRefusal(.file, "path") { try cache.write(to: pipe) }
-        var status = stat()
-        #expect(stat(pipe, &status) == 0 && status.st_mode & S_IFMT == S_IFIFO)
+        var left = stat()
+        #expect(stat(pipe, &left) == 0 && left.st_mode & S_IFMT == S_IFIFO)
         #expect(restored.count == 330)
     }
 }

@@ -29,9 +29,12 @@ extension Attention {
         outputGradient: [Float], logSumExpGradient: [Float]? = nil, queries: [Float], keys: [Float], values: [Float],
         output: [Float], record: ForwardRecord
     ) throws(AttentionError) -> AttentionGradients {
+        // Before memory is asked for: sizes may be beyond any.
+        try checkInputCounts(queries.count, keys.count, values.count)
         var gradients = AttentionGradients(
-            queries: [Float](repeating: 0, count: shape.queryCount),
-            keys: [Float](repeating: 0, count: shape.keyCount), values: [Float](repeating: 0, count: shape.valueCount),
+            queries: try [Float](for: "gradients.queries", repeating: 0, count: shape.queryCount),
+            keys: try [Float](for: "gradients.keys", repeating: 0, count: shape.keyCount),
+            values: try [Float](for: "gradients.values", repeating: 0, count: shape.valueCount),
             sinks: [Float](repeating: 0, count: normaliser.hasSink ? shape.queryHeads : 0))
         func zeros(_ vector: [Float]?) -> [Float] { [Float](repeating: 0, count: vector?.count ?? 0) }
         (gradients.queryGain, gradients.queryBias) = (zeros(queryKeyNorm?.queryGain), zeros(queryKeyNorm?.queryBias))
@@ -46,7 +49,8 @@ extension Attention {
     /// Adds the gradients to those of earlier backward passes: of other micro-batches, or of other layers that share tensors.
     ///
     /// Sums go on where they stand, so that a sequence whose queries are cut at multiples of 64 and processed in ascending
-    /// order has the bits of one pass in the gradients of keys and values.
+    /// order has the bits of one pass in the gradients of keys and values; of keys under norms or positions it has them up
+    /// to rounding, since each pass turns its own sum back before it adds it.
     ///
     /// Of gains and biases, those of the norms and that of the scores, empty arrays are not wanted and stay empty.
     ///
@@ -166,7 +170,7 @@ extension AttentionGradientBuffers {
     fileprivate func clear(keysWithoutQueriesOf shape: AttentionShape) {
         for sum in [sinks, queryGain, queryBias, keyGain, keyBias, bias] { sum?.update(repeating: 0) }
         let offsets = shape.queryOffsets ?? [0, shape.rowCount]
-        guard zip(offsets, offsets.dropFirst()).contains(where: ==) else { return }
+        guard shape.rowCount == 0 || zip(offsets, offsets.dropFirst()).contains(where: ==) else { return }
         for buffer in [keys, values] {
             let bytes = UnsafeMutableRawBufferPointer(buffer)
             bytes.initializeMemory(as: UInt8.self, repeating: 0)

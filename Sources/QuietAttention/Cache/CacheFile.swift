@@ -22,6 +22,9 @@ struct CacheFile {
     static func replace(
         _ path: String, _ body: (CacheFile) throws(AttentionError) -> Void
     ) throws(AttentionError) {
+        guard !path.utf8.contains(0) else {
+            throw AttentionError(.file, "path", expected: "a path without a zero byte", found: path.debugDescription)
+        }
         let target = resolved(path)
         var status = stat()
         let isThere = stat(target, &status) == 0

@@ -10,8 +10,11 @@ package enum MachineCeilings {
     /// GFLOP/s of independent fused multiply-adds, two operations each, on so many threads at once: the best of several
     /// repeats.
     ///
-    /// - Parameter seconds: how long to measure, about.
+    /// - Parameters:
+    ///   - threads: more than there are CPUs count as so many.
+    ///   - seconds: how long to measure, about.
     package static func fmaPeak(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double {
+        let threads = min(threads, availableThreads())
         var rounds = 1024
         // A repeat of a few milliseconds makes the waking of threads small.
         while self.seconds({ _ = kernels.functions.pointee.fma_probe(rounds) }) < 0.004 { rounds *= 2 }
@@ -34,7 +37,7 @@ package enum MachineCeilings {
 
         /// nil when there is no such memory.
         package init?(threads: Int, kernels: KernelSet, byteCount: Int = 256 << 20) {
-            (self.threads, self.kernels) = (threads, kernels)
+            (self.threads, self.kernels) = (min(threads, availableThreads()), kernels)
             count = byteCount / MemoryLayout<Float>.stride
             // As caches and workspaces are: in large pages, which are read faster.
             guard let address = AlignedMemory.allocate(byteCount) else { return nil }

@@ -125,9 +125,10 @@ extension Attention {
         try checkOutputs(output.count, logSumExp?.count, sinkShare?.count)
         guard let base = buffer.baseAddress, let output = output.baseAddress, shape.rowCount > 0 else { return }
         var rows = rows
-        (rows.queries, rows.keys, rows.values) = (RowStrides(queries), RowStrides(keys), RowStrides(values))
+        rows.queries = RowStrides(queries)
         // Without keys their place is nowhere.
         let hasKeys = shape.totalKeys > 0
+        if hasKeys { (rows.keys, rows.values) = (RowStrides(keys), RowStrides(values)) }
         var tensors = ForwardTensors(
             queries: base + queries.offset, keys: base + (hasKeys ? keys.offset : 0),
             values: base + (hasKeys ? values.offset : 0), inputStorage: Input.storage, output: output,
