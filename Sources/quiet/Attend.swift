@@ -79,15 +79,15 @@ struct Attend: ParsableCommand {
         }
 
         // The report goes first: where it cannot be printed, the run has failed, and a failed run leaves no output behind.
-        let prepared = try prepare(computed.result, inputs, further)
-        let report = AttendReport(command: self, method: method, inputs: inputs, gate: gate, computed: computed)
+        let tensors = outputTensors(computed.result, inputs) + further
+        let prepared = try SafetensorsFile.prepare(tensors, for: outputs.output)
+        let report = AttendReport(
+            command: self, method: method, inputs: inputs, gate: gate, computed: computed, written: tensors.map(\.name))
         try emit(json ? report.json : report.lines)
         try prepared.commit()
     }
 
-    private func prepare(
-        _ result: AttentionResult, _ inputs: AttendInputs, _ further: [NamedTensor]
-    ) throws -> PreparedFile {
+    private func outputTensors(_ result: AttentionResult, _ inputs: AttendInputs) -> [NamedTensor] {
         let shape = inputs.shape
         let output = inputs.arranged(result.output, dimension: shape.valueDimension)
         let rows = inputs.layout.rows(shape)
@@ -96,7 +96,7 @@ struct Attend: ParsableCommand {
             // The same in every layout, as FlashAttention has it.
             tensors.append(NamedTensor(name: "lse", shape: Layout.bhsd.rows(shape), values: result.logSumExp))
         }
-        return try SafetensorsFile.prepare(tensors + further, for: outputs.output)
+        return tensors
     }
 }
 

@@ -86,7 +86,7 @@ struct GradientOptions: ParsableArguments {
                 name: "dv", shape: keys + [valueWidth],
                 values: inputs.arrangedKeys(gradients.values, dimension: valueWidth)),
         ]
-        if attention.normaliser.hasSink {
+        if attention.normaliser.hasSink, attention.sink != .softmax {
             tensors.append(NamedTensor(name: "dsink", shape: [shape.queryHeads], values: gradients.sinks))
         }
         if let bias = scores.bias {

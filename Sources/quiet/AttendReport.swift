@@ -33,6 +33,8 @@ struct AttendReport {
     let inputs: AttendInputs
     let gate: GateTensor?
     let computed: AttendResult
+    /// The tensors of the output file.
+    let written: [String]
 
     private var gflops: Double { method.operations(mask: command.problem.scores.mask) / computed.seconds / 1e9 }
 
@@ -75,6 +77,7 @@ struct AttendReport {
             ("gflops", .number(gflops)),
             ("mean_sink_share", .array(meanSinkShares.map(JSONValue.number))),
             ("output", .string(command.outputs.output)),
+            ("written", .array(written.map(JSONValue.string))),
         ]
         return JSONValue.object(problem + members).text()
     }
@@ -104,7 +107,7 @@ struct AttendReport {
             kernels     \(method.kernels), at most \(method.threads) thread\(method.threads == 1 ? "" : "s")
             time        \(time) ms, fastest of \(computed.runs); \(decimal(gflops, digits: 3, format: "g")) GFLOP/s
             sink share  \(shares)
-            written     out\(command.outputs.lse ? " and lse" : "") to \(printable(command.outputs.output))
+            written     \(written.joined(separator: ", ")) to \(printable(command.outputs.output))
             """
     }
 }
