@@ -114,14 +114,16 @@ import Testing
         )
         for accumulating in [false, true] {
             let before = (dq, dk, dv)
+            let buffers = Buffers()
+            defer { withExtendedLifetime(buffers) {} }
             try dq.withUnsafeMutableBufferPointer { dq in
                 try dk.withUnsafeMutableBufferPointer { dk in
                     try dv.withUnsafeMutableBufferPointer { dv in
                         try loss.outputGradient.withUnsafeBufferPointer { dout in
                             try attention.backward(
-                                outputGradient: dout, queries: UnsafeBufferPointer(inputs.queries),
-                                keys: UnsafeBufferPointer(inputs.keys), values: UnsafeBufferPointer(inputs.values),
-                                output: UnsafeBufferPointer(result.output), record: record,
+                                outputGradient: dout, queries: buffers.copy(inputs.queries),
+                                keys: buffers.copy(inputs.keys), values: buffers.copy(inputs.values),
+                                output: buffers.copy(result.output), record: record,
                                 into: AttentionGradientBuffers(queries: dq, keys: dk, values: dv),
                                 accumulating: accumulating)
                         }
@@ -138,11 +140,16 @@ import Testing
     }
 }
 
-extension UnsafeBufferPointer<Float> {
-    /// A copy that lives as long as the process: for tests.
-    fileprivate init(_ array: [Float]) {
-        let copy = UnsafeMutableBufferPointer<Float>.allocate(capacity: array.count)
-        _ = copy.initialize(from: array)
-        self.init(copy)
+/// Copies of arrays at addresses that stay, for calls that take many buffers.
+private final class Buffers {
+    private var all: [UnsafeMutableBufferPointer<Float>] = []
+
+    deinit { for buffer in all { buffer.deallocate() } }
+
+    func copy(_ array: [Float]) -> UnsafeBufferPointer<Float> {
+        let buffer = UnsafeMutableBufferPointer<Float>.allocate(capacity: array.count)
+        _ = buffer.initialize(from: array)
+        all.append(buffer)
+        return UnsafeBufferPointer(buffer)
     }
 }
