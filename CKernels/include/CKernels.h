@@ -276,6 +276,11 @@ typedef struct qattn_kernels {
      * gradients[row - row_begin][QATTN_KEY_BLOCK], 0 where a row does not see the key. Sums to be written are not used.
      */
     void (*score_gradients)(const qattn_backward_args *args, size_t block, float *gradients);
+    /* What the rows, as for deltas, add to the gradients of ALiBi's slopes and of the logarithms of their heads' scales:
+     * sums[row - row_begin] = sum_j -u[i][j] distance[i][j], and sum_d q[i][d] dq[i][d]. The latter reads queries and
+     * query_gradients alone, which must have been summed from 0. */
+    void (*slope_gradients)(const qattn_backward_args *args, float *sums);
+    void (*log_scale_gradients)(const qattn_backward_args *args, float *sums);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
      * a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
      * fastest. The results only keep the work from being optimised away.

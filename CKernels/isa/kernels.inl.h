@@ -2,6 +2,7 @@
 /* kernels.inl.h - every kernel body, and the table that lists them, for QATTN_ISA. */
 #include "attention/backward.inl.h"
 #include "attention/forward.inl.h"
+#include "attention/head_gradients.inl.h"
 #include "attention/prepare.inl.h"
 #include "attention/prepare_backward.inl.h"
 #include "cpu/probe.inl.h"
@@ -25,6 +26,8 @@ QATTN_ENTRY(backward, (const qattn_backward_args *args), (args))
 QATTN_ENTRY(prepare_backward, (const qattn_prepare_backward_args *args), (args))
 QATTN_ENTRY(score_gradients, (const qattn_backward_args *args, size_t block, float *gradients),
             (args, block, gradients))
+QATTN_ENTRY(slope_gradients, (const qattn_backward_args *args, float *sums), (args, sums))
+QATTN_ENTRY(log_scale_gradients, (const qattn_backward_args *args, float *sums), (args, sums))
 QATTN_ENTRY(exp2, (const float *x, float *out, size_t count), (x, out, count))
 QATTN_ENTRY(log2, (const float *x, float *out, size_t count), (x, out, count))
 QATTN_ENTRY(tanh, (const float *x, float *out, size_t count), (x, out, count))
@@ -41,6 +44,8 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .backward = QATTN_FUNCTION(enter_backward),
     .prepare_backward = QATTN_FUNCTION(enter_prepare_backward),
     .score_gradients = QATTN_FUNCTION(enter_score_gradients),
+    .slope_gradients = QATTN_FUNCTION(enter_slope_gradients),
+    .log_scale_gradients = QATTN_FUNCTION(enter_log_scale_gradients),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
     .read_probe = QATTN_FUNCTION(read_probe),

@@ -14,6 +14,7 @@ struct GradientOptions: ParsableArguments {
                 dq, dk, dv        as q, k, v
                 dsink [H]         by the sink logit of each head, where there is a sink
                 dbias             as the tensor of --bias, where there is one
+                dslope, dssmax    [H], of --alibi-slopes and --ssmax
                 """))
     var gradients = false
 
@@ -92,6 +93,10 @@ struct GradientOptions: ParsableArguments {
         if let bias = scores.bias {
             tensors.append(
                 NamedTensor(name: "dbias", shape: try file.tensor(named: bias).shape, values: gradients.bias))
+        }
+        for (name, values) in [("dslope", gradients.slopes), ("dssmax", gradients.scalableSoftmax)]
+        where !values.isEmpty {
+            tensors.append(NamedTensor(name: name, shape: [shape.queryHeads], values: values))
         }
         return tensors
     }

@@ -20,6 +20,14 @@ import Testing
                 try requireSameBits("dv", actual.values, expected.values, context)
                 try requireSameBits("dbias", actual.bias, expected.bias, context)
                 if shape.normaliser.hasSink { try requireSameBits("dsink", actual.sinks, expected.sinks, context) }
+                let all = try shape.allGradients(inputs, loss, kernels: kernels, threads: threads)
+                try requireSameBits("dq", all.queries, expected.queries, context)
+                try requireSameBits("dlogscale", all.logScales, expected.logScales, context)
+                if shape.hasALiBi { try requireSameBits("dslope", all.slopes, expected.slopes, context) }
+                guard shape.scaling == .scalableSoftmax else { continue }
+                let scalable = zip(expected.logScales, shape.scalableFactors).map { $0 / Float($1) + 0 }
+                try requireSameBits("ds", actual.scalableSoftmax, scalable, context)
+                try requireSameBits("ds", all.scalableSoftmax, scalable, context)
             }
         }
     }
@@ -41,7 +49,7 @@ import Testing
             var shape = AttentionCase(queries: 70, keys: 140, headDimension: 5, valueDimension: 3) {
                 ($0.group, $0.sink, $0.geometry) = (2, .mixed, .causal)
                 if option == 1 { ($0.softcap, $0.hasALiBi) = (2, true) }
-                if option == 1 && normaliser != .normalisedReluSquared { $0.scaling = .table }
+                if option == 1 && normaliser != .normalisedReluSquared { $0.scaling = .scalableSoftmax }
                 if option == 2 { ($0.allowed, $0.bias, $0.geometry) = (.rowsWithout, .excluding, .none) }
             }
             (shape.normaliser, shape.family) = (normaliser, family)
@@ -56,16 +64,16 @@ import Testing
             let shape = AttentionCase(queries: isLong ? 5 : 70, keys: isLong ? 1200 : 140, headDimension: 3) {
                 ($0.batch, $0.keyValueHeads, $0.group, $0.sink) = (2, 2, 2, .mixed)
                 ($0.geometry, $0.keyLengths) = isLong ? (.window(20), .none) : (.causal, .partial)
-                ($0.bias, $0.broadcast) = (bias, broadcast)
+                ($0.bias, $0.broadcast, $0.hasALiBi, $0.scaling) = (bias, broadcast, true, .scalableSoftmax)
             }
             try requireReference(shape, shape.inputs, shape.loss)
         }
     }
 
     /// More rows of a head than are at work at a time.
-    @Test func biasOfManyRows() throws {
+    @Test func manyRows() throws {
         let shape = AttentionCase(queries: 400, keys: 70, headDimension: 2) {
-            ($0.group, $0.bias, $0.broadcast, $0.softcap) = (2, .excluding, .heads, 1.5)
+            ($0.group, $0.bias, $0.broadcast, $0.softcap, $0.hasALiBi) = (2, .excluding, .heads, 1.5, true)
         }
         try requireReference(shape, shape.inputs, shape.loss)
     }

@@ -201,6 +201,50 @@ extension AttentionGradients {
         }
     }
 
+    /// The published slopes are no parameters; given ones are. Where scales are asked for, queries are summed apart and then
+    /// added; an s of 0 can have no gradient by a division.
+    @Test func slopesAndScales() throws {
+        let shape = try AttentionShape(
+            batch: 2, queryHeads: 2, keyValueHeads: 1, queries: 70, keys: 90, headDimension: 6)
+        let problem = BackwardProblem(shape)
+        func attention(_ alibi: ALiBi?, _ scaling: ScoreScaling = .constant) throws -> Attention {
+            try Attention(shape, sink: .softmax1, mask: .causal, scaling: scaling, alibi: alibi)
+        }
+        #expect(try problem.run(attention(.standard)).slopes.isEmpty)
+        let given = try attention(.slopes(ALiBi.slopes(queryHeads: 2)), .scalableSoftmax([0.5, -0.25]))
+        let expected = try problem.run(given)
+        #expect(expected.slopes.count == 2 && expected.scalableSoftmax.count == 2)
+        func add(_ attention: Attention, _ gradients: inout AttentionGradients) throws {
+            var record = ForwardRecord()
+            let inner = problem.problem
+            let result = try attention.forward(
+                queries: inner.queries, keys: inner.keys, values: inner.values, recording: &record)
+            try attention.addGradients(
+                outputGradient: problem.outputGradient, logSumExpGradient: problem.logSumExpGradient,
+                queries: inner.queries, keys: inner.keys, values: inner.values, output: result.output, record: record,
+                to: &gradients)
+        }
+        var sums = expected
+        sums.logScales = [0, 0]
+        try add(given, &sums)
+        #expect(bits(sums.queries) == bits(expected.queries.map { $0 + $0 }))
+        #expect(bits(sums.slopes) == bits(expected.slopes.map { $0 + $0 }))
+        #expect(bits(sums.scalableSoftmax) == bits(expected.scalableSoftmax.map { $0 + $0 }))
+        #expect(bits(zip(sums.logScales, [0.5, -0.25]).map { $0 / $1 }) == bits(expected.scalableSoftmax))
+
+        let zero = try attention(nil, .scalableSoftmax([0.5, 0]))
+        expectRefusal(.scaling, "scaling.scalableSoftmax[1]") { _ = try problem.run(zero) }
+        sums.slopes = []
+        sums.scalableSoftmax = []
+        try add(zero, &sums)
+        sums.scalableSoftmax = [0, 0]
+        expectRefusal(.composition, "gradients.scalableSoftmax") { try add(attention(nil), &sums) }
+        (sums.slopes, sums.scalableSoftmax) = ([0, 0], [])
+        expectRefusal(.composition, "gradients.slopes") { try add(attention(nil), &sums) }
+        (sums.slopes, sums.logScales) = ([], [0])
+        expectRefusal(.elementCount, "gradients.logScales") { try add(attention(nil), &sums) }
+    }
+
     @Test func aRecordOfAnotherShapeIsRefused() throws {
         let shape = try AttentionShape(queryHeads: 2, queries: 3, keys: 4, headDimension: 5)
         let problem = BackwardProblem(shape)

@@ -47,6 +47,16 @@ extension CommandLineTests {
         #expect(!file.contains("dbias"))
     }
 
+    @Test func gradientsOfSlopesAndScales() throws {
+        let (file, library) = try gradients(["--alibi-slopes", "heads", "--ssmax", "heads"]) {
+            try Attention(
+                $0.shape, sink: .softmax1, scaling: .scalableSoftmax(TensorProblem.factors(4).map(Double.init)),
+                alibi: .slopes(TensorProblem.factors(4)))
+        }
+        try expect("dslope", [4], library.slopes, in: file)
+        try expect("dssmax", [4], library.scalableSoftmax, in: file)
+    }
+
     /// As the tensor of the bias, whatever it shares.
     @Test func gradientsOfBiases() throws {
         let (whole, ofWhole) = try gradients(["--bias", "bias", "--softcap", "3"]) {

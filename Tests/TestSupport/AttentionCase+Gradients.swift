@@ -37,6 +37,27 @@ extension AttentionCase {
             keys: inputs.keys, values: inputs.values, output: result.output, record: record)
     }
 
+    /// The same, with those that have to be asked for: added to zeros.
+    public func allGradients(
+        _ inputs: AttentionInputs, _ loss: ReferenceLoss, kernels: KernelSet, threads: Int = 1
+    ) throws -> AttentionGradients {
+        let attention = try attention(inputs, kernels: kernels, threads: threads)
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
+        func zeros(_ count: Int) -> [Float] { [Float](repeating: 0, count: count) }
+        var gradients = AttentionGradients(
+            queries: zeros(inputs.queries.count), keys: zeros(inputs.keys.count), values: zeros(inputs.values.count),
+            sinks: zeros(normaliser.hasSink ? queryHeads : 0))
+        gradients.logScales = zeros(queryHeads)
+        if hasALiBi { gradients.slopes = gradients.logScales }
+        if scaling == .scalableSoftmax { gradients.scalableSoftmax = gradients.logScales }
+        try attention.addGradients(
+            outputGradient: loss.outputGradient, logSumExpGradient: loss.logSumExpGradient, queries: inputs.queries,
+            keys: inputs.keys, values: inputs.values, output: result.output, record: record, to: &gradients)
+        return gradients
+    }
+
     /// What is true.
     public func oracleGradients(_ inputs: AttentionInputs, _ loss: ReferenceLoss) -> ReferenceGradients<Double> {
         referenceProblem(inputs).oracleGradients(

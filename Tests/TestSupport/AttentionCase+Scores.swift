@@ -9,7 +9,8 @@ extension AttentionCase {
     static let logKeysOffset: Float = -1.5
     private static let (base, kappa, alpha, fixedKeys) = (24.0, 0.75, 3.0, 40.0)
 
-    private var scalableFactors: [Double] { (0..<queryHeads).map { 0.25 + 0.125 * Double($0) } }
+    /// The s of scalable softmax, one per query head.
+    public var scalableFactors: [Double] { (0..<queryHeads).map { 0.25 + 0.125 * Double($0) } }
 
     /// [queries], by every batch item and head.
     private var tableFactors: [Double] { (0..<queries).map { 0.5 + Double($0 % 7) / 4 } }

@@ -12,8 +12,8 @@ extension Attention {
     /// of -2500 as well as at 0. No matrix of queries by keys is held. The bits of the gradients depend on the mathematics
     /// alone, as those of forward do: on neither threads nor kernel set, nor on what lies in masked places.
     ///
-    /// Where the problem has them, there are the gradients of the norms' gains and biases and of the additive bias, too; to
-    /// leave any of these out, use ``addGradients(outputGradient:logSumExpGradient:queries:keys:values:output:record:to:)``.
+    /// Where the problem has them, there are the gradients of the norms' gains and biases, of the additive bias, of slopes that
+    /// were given and of the s of scalable softmax, too; to leave any of these out, use ``addGradients(outputGradient:logSumExpGradient:queries:keys:values:output:record:to:)``.
     ///
     /// - Parameters:
     ///   - outputGradient: in the order of the output.
@@ -24,7 +24,7 @@ extension Attention {
     ///   - output: what the forward pass returned.
     ///   - record: what the forward pass kept.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `record` (kept for another shape or normaliser), `composition` (a
-    ///   gradient of the log-sum-exp where the normaliser has none) or `memory`.
+    ///   gradient of the log-sum-exp where the normaliser has none), `scaling` (an s of 0 in scalable softmax) or `memory`.
     public func backward(
         outputGradient: [Float], logSumExpGradient: [Float]? = nil, queries: [Float], keys: [Float], values: [Float],
         output: [Float], record: ForwardRecord
@@ -40,6 +40,10 @@ extension Attention {
         (gradients.queryGain, gradients.queryBias) = (zeros(queryKeyNorm?.queryGain), zeros(queryKeyNorm?.queryBias))
         (gradients.keyGain, gradients.keyBias) = (zeros(queryKeyNorm?.keyGain), zeros(queryKeyNorm?.keyBias))
         if let bias { gradients.bias = try [Float](for: "gradients.bias", repeating: 0, count: bias.extents.count) }
+        if alibi?.given != nil { gradients.slopes = [Float](repeating: 0, count: shape.queryHeads) }
+        if case .scalableSoftmax = scaling {
+            gradients.scalableSoftmax = [Float](repeating: 0, count: shape.queryHeads)
+        }
         try addGradients(
             outputGradient: outputGradient, logSumExpGradient: logSumExpGradient, queries: queries, keys: keys,
             values: values, output: output, record: record, to: &gradients)
@@ -52,7 +56,7 @@ extension Attention {
     /// order has the bits of one pass in the gradients of keys and values; of keys under norms or positions it has them up
     /// to rounding, since each pass turns its own sum back before it adds it.
     ///
-    /// Of gains and biases, those of the norms and that of the scores, empty arrays are not wanted and stay empty.
+    /// Of gains, biases, slopes and scales empty arrays are not wanted and stay empty.
     ///
     /// - Parameters: as of ``backward(outputGradient:logSumExpGradient:queries:keys:values:output:record:)``.
     public func addGradients(
@@ -87,7 +91,7 @@ extension Attention {
     ///   - record: what the forward pass kept.
     ///   - gradients: where the gradients go.
     ///   - accumulating: whether they are added to what is there.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `record`, `composition` or `memory`; nothing is written then.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `record`, `composition`, `scaling` or `memory`; nothing is written then.
     public func backward<
         Input: AttentionScalar, Output: AttentionScalar, OutputGradient: AttentionScalar, Gradient: AttentionScalar
     >(
@@ -125,8 +129,7 @@ extension Attention {
         _ values: UnsafeBufferPointer<Input>, _ output: UnsafeBufferPointer<Output>, _ record: ForwardRecord,
         _ gradients: AttentionGradientBuffers<Gradient>, accumulating: Bool
     ) throws(AttentionError) {
-        let schedule = try BackwardSchedule(
-            self, gradients: Gradient.storage, readsScoreGradients: gradients.bias != nil)
+        let schedule = try BackwardSchedule(self, gradients, accumulates: accumulating)
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
         if !accumulating { gradients.clear(keysWithoutQueriesOf: shape) }
@@ -152,13 +155,17 @@ extension Attention {
                         memory: buffer.address)
                     run.runAll()
                     if let sums = gradients.bias?.baseAddress { run.addBiasGradients(to: sums) }
+                    run.addHeadGradients(
+                        slopes: gradients.slopes?.baseAddress, logScales: gradients.logScales?.baseAddress,
+                        scalableSoftmax: gradients.scalableSoftmax?.baseAddress)
                 }
             }
         }
         if let sinks = gradients.sinks?.baseAddress {
             record.sinkShares.withUnsafeBufferPointer {
                 let (shares, deltas) = ($0.baseAddress!, schedule.deltas(buffer.address))
-                inFloatMode { addSinkGradients(shares: shares, deltas: deltas, to: sinks) }
+                // The part of the incoming gradient that a row's sink takes.
+                addRowSums(to: sinks) { -(shares[$0] * deltas[$0]) }
             }
         }
     }
@@ -168,7 +175,9 @@ extension AttentionGradientBuffers {
     /// What is summed over rows begins at 0; so do keys and values where some sequence has no queries, and so is nobody's
     /// work.
     fileprivate func clear(keysWithoutQueriesOf shape: AttentionShape) {
-        for sum in [sinks, queryGain, queryBias, keyGain, keyBias, bias] { sum?.update(repeating: 0) }
+        for sum in [
+            sinks, queryGain, queryBias, keyGain, keyBias, bias, slopes, scalableSoftmax, logScales,
+        ] { sum?.update(repeating: 0) }
         let offsets = shape.queryOffsets ?? [0, shape.rowCount]
         guard shape.rowCount == 0 || zip(offsets, offsets.dropFirst()).contains(where: ==) else { return }
         for buffer in [keys, values] {

@@ -20,6 +20,14 @@ public struct AttentionGradients: Sendable, Equatable {
     /// Of the additive bias, `[batch or 1, heads or 1, queries or 1, keys]` in its extents and adjacent, keys fastest: each
     /// element summed over the batch items, heads and rows that read it. 0 where a bias of -inf hides a key; empty: none.
     public var bias: [Float] = []
+    /// One per query head: of the slopes of ``ALiBi/slopes(_:)``, summed over batch and rows. Empty: none.
+    public var slopes: [Float] = []
+    /// One per query head: of the s of ``ScoreScaling/scalableSoftmax(_:)``, `logScales[h] / s[h]`. Empty: none.
+    public var scalableSoftmax: [Float] = []
+    /// One per query head: by the logarithm of what its scores are multiplied by, `sum over batch and rows of q[i].dq[i]` with
+    /// q as it was multiplied. A learned number a that the scores of a head are proportional to has the gradient
+    /// `logScales[h] / a`. Empty unless asked for.
+    public var logScales: [Float] = []
 
     public init(queries: [Float], keys: [Float], values: [Float], sinks: [Float]) {
         self.queries = queries
@@ -50,6 +58,12 @@ public struct AttentionGradientBuffers<Element: AttentionScalar> {
     /// Of the additive bias, in its extents and adjacent, keys fastest; nil: not wanted. Takes a pass of
     /// its own over the scores.
     public var bias: UnsafeMutableBufferPointer<Float>?
+    /// Of ALiBi's slopes, one per query head; nil: not wanted. Takes a pass of its own over the scores, too.
+    public var slopes: UnsafeMutableBufferPointer<Float>?
+    /// Of the s of scalable softmax, one per query head, none of them 0; nil: not wanted.
+    public var scalableSoftmax: UnsafeMutableBufferPointer<Float>?
+    /// Of the logarithm of each query head's scale, ``AttentionGradients/logScales``; nil: not wanted.
+    public var logScales: UnsafeMutableBufferPointer<Float>?
 
     public init(
         queries: UnsafeMutableBufferPointer<Element>, keys: UnsafeMutableBufferPointer<Element>,
@@ -74,7 +88,8 @@ extension AttentionGradients {
     private static var optionalSums: [OptionalSum] {
         [
             (\.sinks, \.sinks), (\.queryGain, \.queryGain), (\.queryBias, \.queryBias), (\.keyGain, \.keyGain),
-            (\.keyBias, \.keyBias), (\.bias, \.bias),
+            (\.keyBias, \.keyBias), (\.bias, \.bias), (\.slopes, \.slopes), (\.scalableSoftmax, \.scalableSoftmax),
+            (\.logScales, \.logScales),
         ]
     }
 

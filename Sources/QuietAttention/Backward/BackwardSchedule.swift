@@ -35,13 +35,15 @@ struct BackwardSchedule {
     /// Sums of gradients where they are not the caller's own memory, and rows as kernels multiply them.
     enum FloatTensor: CaseIterable {
         case queryGradients, keyGradients, valueGradients, queries, keys
+        /// What rows add to the numbers of their heads, in the order of the log-sum-exp.
+        case rowSums
     }
 
     /// - Parameters:
-    ///   - gradients: the storage of the caller's gradients.
-    ///   - readsScoreGradients: whether workers need room for them.
-    init(
-        _ attention: Attention, gradients: AttentionStorage, readsScoreGradients: Bool
+    ///   - gradients: where the caller's gradients go, and which are wanted.
+    ///   - accumulates: whether they are added to what is there.
+    init<Gradient: AttentionScalar>(
+        _ attention: Attention, _ gradients: AttentionGradientBuffers<Gradient>, accumulates: Bool
     ) throws(AttentionError) {
         let (forward, shape) = (attention.schedule, attention.shape)
         groups = forward.groups
@@ -60,7 +62,7 @@ struct BackwardSchedule {
                 RowPreparation.byteCount(
                     rows: QATTN_PREPARE_BACKWARD_ROWS, dimension: max(shape.headDimension, shape.valueDimension))))
         let scoreBytes = Self.scoreRows * SequencePlan.block * MemoryLayout<Float>.stride
-        workspaceBytes = kernelBytes + (readsScoreGradients ? scoreBytes : 0)
+        workspaceBytes = kernelBytes + (gradients.bias != nil ? scoreBytes : 0)
         let longest = forward.sequences.reduce(0) { max($0, $1.keys) }
         counters = 1 + Self.spans(keys: longest)
 
@@ -79,11 +81,17 @@ struct BackwardSchedule {
         workspaces = try take(workers, workspaceBytes)
         counterBytes = try take(counters, SharedCounters.stride)
         var offsets: [FloatTensor: Int] = [:]
-        let (prepares, rounds) = (attention.preparation != nil, gradients != .float32)
+        let (prepares, rounds) = (attention.preparation != nil, Gradient.storage != .float32)
+        let readsQueryGradients = gradients.logScales != nil || gradients.scalableSoftmax != nil
         for (tensor, count, isNeeded) in [
-            (FloatTensor.queryGradients, shape.queryCount, prepares || rounds),
+            (
+                FloatTensor.queryGradients, shape.queryCount,
+                // Scales want the sum of this pass alone.
+                prepares || rounds || (accumulates && readsQueryGradients)
+            ),
             (.keyGradients, shape.keyCount, prepares || rounds), (.valueGradients, shape.valueCount, rounds),
             (.queries, shape.queryCount, prepares), (.keys, shape.keyCount, prepares),
+            (.rowSums, shape.rowCount, gradients.slopes != nil || readsQueryGradients),
         ] where isNeeded {
             offsets[tensor] = try take(count, MemoryLayout<Float>.stride)
         }
@@ -122,6 +130,9 @@ struct BackwardSchedule {
     func counters(_ memory: UnsafeMutableRawPointer) -> SharedCounters {
         SharedCounters(at: memory + counterBytes, count: counters)
     }
+
+    /// What rows add to the numbers of their heads; nil where that is not wanted.
+    func rowSums(_ memory: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float>? { tensor(.rowSums, memory) }
 
     /// A tensor of Float, in the order of the caller's; nil where the caller's own is used.
     func tensor(_ tensor: FloatTensor, _ memory: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float>? {

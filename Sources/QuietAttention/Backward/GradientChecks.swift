@@ -17,6 +17,21 @@ extension Attention {
             try check(name, vector, norm?.count, unless: "the norm has none of it")
         }
         try check("bias", gradients.bias, bias?.extents.count, unless: "there is no bias")
+        try check(
+            "slopes", gradients.slopes, alibi == nil ? nil : shape.queryHeads, unless: "there are no slopes")
+        try check("logScales", gradients.logScales, shape.queryHeads, unless: "")
+        guard gradients.scalableSoftmax != nil else { return }
+        guard case .scalableSoftmax(let factors) = scaling else {
+            return try check(
+                "scalableSoftmax", gradients.scalableSoftmax, nil, unless: "the scaling is \(scaling.name)")
+        }
+        try check("scalableSoftmax", gradients.scalableSoftmax, shape.queryHeads, unless: "")
+        for (head, factor) in factors.enumerated() where Float(factor) == 0 {
+            throw AttentionError(
+                .scaling, "scaling.scalableSoftmax[\(head)]",
+                expected: "a number other than 0 where its gradient is wanted, which is made by a division",
+                found: "\(factor)")
+        }
     }
 
     /// - Parameters:

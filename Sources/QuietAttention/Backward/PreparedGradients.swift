@@ -71,8 +71,10 @@ extension BackwardRun {
         guard schedule.tensor(.queryGradients, memory) != nil else { return [] }
         let keys = keyCount(group.sequence)
         let queries = (0..<groupHeads).flatMap { pieces(.queries(head: $0), group.sequence.queries) }
-        let values = schedule.tensor(.valueGradients, memory) == nil ? [] : pieces(.values, keys)
-        return queries + pieces(.keys, keys) + values
+        func keyPieces(_ tensor: RowPiece.Tensor, _ sums: BackwardSchedule.FloatTensor) -> [RowPiece] {
+            schedule.tensor(sums, memory) == nil ? [] : pieces(tensor, keys)
+        }
+        return queries + keyPieces(.keys, .keyGradients) + keyPieces(.values, .valueGradients)
     }
 
     /// Where a piece is: elements from the tensor's first to the piece's first row, elements between rows, and the head.
