@@ -34,6 +34,37 @@ import Testing
         }
     }
 
+    /// The bits of the reference on every kernel set, over more rows than one block of 64.
+    @Test(arguments: dimensions, KernelSet.available)
+    func gradients(dimension: Int, kernels: KernelSet) throws {
+        var generator = SeededGenerator(seed: UInt64(dimension))
+        let input = rows(70, dimension, &generator)
+        let outputGradient = generator.normals(input.count)
+        let (gain, bias) = (generator.normals(dimension), generator.normals(dimension))
+        func check(_ found: RowNormGradients, _ norm: ReferenceNorm) throws {
+            let (given, of) = (
+                (0..<70).map { input.rows($0, 1, dimension) }, (0..<70).map { outputGradient.rows($0, 1, dimension) }
+            )
+            let expected = norm.parameterGradients(given, of: of)
+            try requireSameBits("dx", found.rows, zip(given, of).flatMap { norm.gradient($0, of: $1) }, "\(dimension)")
+            try requireSameBits("dgain", found.gain, norm.gain == nil ? [] : expected.gain, "\(dimension)")
+            try requireSameBits("dbias", found.bias, norm.bias == nil ? [] : expected.bias, "\(dimension)")
+        }
+        for (gain, bias) in [(gain, bias), (nil, bias), (gain, nil), (nil, nil)] as [([Float]?, [Float]?)] {
+            let layer = try LayerNorm(dimension: dimension, gain: gain, bias: bias, epsilon: 1e-3, kernels: kernels)
+            try check(
+                layer.gradients(rows: input, outputGradient: outputGradient),
+                ReferenceNorm(.layer, epsilon: 1e-3, gain: gain, bias: bias))
+            let rms = try RMSNorm(dimension: dimension, gain: gain, epsilon: 1e-3, kernels: kernels)
+            try check(
+                rms.gradients(rows: input, outputGradient: outputGradient),
+                ReferenceNorm(.rms, epsilon: 1e-3, gain: gain))
+        }
+        let norm = try RMSNorm(dimension: dimension)
+        expectRefusal(.elementCount, "outputGradient") { _ = try norm.gradients(rows: input, outputGradient: []) }
+        #expect(try norm.gradients(rows: [], outputGradient: []).rows.isEmpty)
+    }
+
     @Test(arguments: dimensions)
     func rmsNorm(dimension: Int) throws {
         var generator = SeededGenerator(seed: UInt64(dimension) + 1)
