@@ -16,11 +16,11 @@
 #define QATTN_FORWARD_INL_H
 
 #include "attention/rows.inl.h"
+#include "attention/tiles.inl.h"
 #include "memory/pack.inl.h"
 #include "memory/prefetch.inl.h"
 #include "tile/integer_tiles.inl.h"
 #include "tile/row_scores.inl.h"
-#include "tile/tiles.inl.h"
 
 enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
 

@@ -4,6 +4,7 @@
 #ifndef QATTN_ROWS_INL_H
 #define QATTN_ROWS_INL_H
 
+#include "attention/forward_layout.h"
 #include "attention/scores.inl.h"
 #include "attention/weights.inl.h"
 #include "memory/blocks.inl.h"
@@ -184,18 +185,11 @@ QATTN_INLINE void store_states(const qattn_forward_args *args, const forward_wor
     }
 }
 
-/* Cuts floats off the workspace; every piece is a multiple of 16 floats. */
-QATTN_INLINE float *take(float **cursor, size_t count) {
-    float *const piece = *cursor;
-    *cursor += qattn_round_up(count, QATTN_LANES);
-    return piece;
-}
-
-QATTN_INLINE row_state take_state(float **cursor, const forward_workspace *ws) {
-    return (row_state){.started = (bool *)take(cursor, ws->tiles * TILE_ROWS),
-                       .maximum = take(cursor, ws->tiles * QATTN_LANES),
-                       .sum = take(cursor, ws->tiles * TILE_ROWS * QATTN_LANES),
-                       .out = take(cursor, ws->tiles * TILE_ROWS * ws->value_lanes)};
+QATTN_INLINE row_state state_in(float *workspace, state_layout layout) {
+    return (row_state){.started = (bool *)(workspace + layout.started),
+                       .maximum = workspace + layout.maximum,
+                       .sum = workspace + layout.sum,
+                       .out = workspace + layout.out};
 }
 
 QATTN_INLINE void place_rows(const qattn_forward_args *args, const forward_workspace *ws) {
@@ -208,8 +202,8 @@ QATTN_INLINE void place_rows(const qattn_forward_args *args, const forward_works
     }
 }
 
-_Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what qattn_forward_workspace counts");
-_Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what qattn_forward_workspace counts");
+_Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what forward_layout counts");
+_Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what forward_layout counts");
 
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
     ws->normaliser = args->problem.normaliser;
@@ -224,19 +218,17 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
                 scores_are_plain(&args->problem);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
-    ws->head_lanes = qattn_round_up(args->blocks.head_dim, QATTN_LANES);
-    ws->value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
-    float *cursor = args->workspace;
-    const size_t rows = ws->tiles * TILE_ROWS;
-    ws->places = (row_place *)take(&cursor, rows * PLACE_FLOATS);
-    ws->query_steps = take(&cursor, rows);
-    ws->queries = take(&cursor, rows * ws->head_lanes);
-    ws->chunk = take_state(&cursor, ws);
-    ws->state = take_state(&cursor, ws);
-    ws->totals = (row_totals *)take(&cursor, ws->tiles * TOTALS_FLOATS);
-    assert((size_t)(cursor - args->workspace) * sizeof(float) <=
-           qattn_forward_workspace(args->blocks.head_dim, args->blocks.value_dim));
+    const forward_layout layout = forward_layout_of(args->blocks.head_dim, args->blocks.value_dim, ws->tiles);
+    float *const workspace = args->workspace;
+    ws->head_lanes = layout.head_lanes;
+    ws->value_lanes = layout.value_lanes;
+    ws->places = (row_place *)(workspace + layout.places);
+    ws->query_steps = workspace + layout.query_steps;
+    ws->queries = workspace + layout.queries;
+    ws->chunk = state_in(workspace, layout.chunk);
+    ws->state = state_in(workspace, layout.state);
+    ws->totals = (row_totals *)(workspace + layout.totals);
     place_rows(args, ws);
     ws->keys = keys_of_run(&args->problem, ws->places[0], ws->places[ws->rows - 1]);
 }

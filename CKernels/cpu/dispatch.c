@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.c - which kernel sets this CPU can run, best first. */
+#include "attention/forward_layout.h"
 #include "tile/gradient_layout.h"
 
 #if defined(__linux__) && defined(__aarch64__)
@@ -72,18 +73,18 @@ size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_di
 
 size_t qattn_state_floats(size_t value_dim) { return sum(lanes(value_dim), 2 * QATTN_LANES); }
 
+/* Whether the workspaces of such rows can be counted: they take less than 2^20 times a row. */
+static bool rows_have_room(size_t head_dim, size_t value_dim) {
+    return head_dim <= SIZE_MAX >> 20 && value_dim <= SIZE_MAX >> 20;
+}
+
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
-    /* Per row: its place, the query, and twice o and l. Per tile: twice m, and totals. And one number a row of what is
-     * filled up to whole vectors: the queries' steps, and twice the started byte (a float is more than enough). */
-    const size_t row = sum(lanes(head_dim), product(2, sum(lanes(value_dim), QATTN_LANES)));
-    const size_t rows = product(QATTN_QUERY_BLOCK, sum(row, PLACE_FLOATS));
-    const size_t tiles = QUERY_TILES * (2 * QATTN_LANES + TOTALS_FLOATS);
-    return product(sizeof(float), sum(rows, tiles + 3 * qattn_round_up(QATTN_QUERY_BLOCK, QATTN_LANES)));
+    if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
+    return sizeof(float) * forward_layout_of(head_dim, value_dim, QUERY_TILES).floats;
 }
 
 size_t qattn_backward_workspace(size_t head_dim, size_t value_dim) {
-    if (head_dim > SIZE_MAX >> 20 || value_dim > SIZE_MAX >> 20)
-        return SIZE_MAX; /* a row takes less than 2^20 times it */
+    if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
     const size_t in_place = gradient_layout_for(head_dim, value_dim, true).floats;
     return sizeof(float) * qattn_max(in_place, gradient_layout_for(head_dim, value_dim, false).floats);
 }

@@ -30,7 +30,7 @@ enum {
     QATTN_INTEGER_CHANNELS = 512,    /* the same of int8 keys, in 32-bit integers */
     QATTN_KEY_BLOCK = 64,            /* keys that share one rescaling of a row, and whose values are summed from 0 */
     QATTN_KEY_CHUNK = 1024,          /* keys summed from an empty state; chunks merge from left to right */
-    QATTN_QUERY_BLOCK = 132,         /* most rows of one call to forward: what stays in cache while the keys pass by */
+    QATTN_QUERY_BLOCK = 132,         /* most rows of one call to forward, of any kernel set */
     QATTN_READ_STREAMS = 8,          /* most places that read_probe reads from side by side */
     QATTN_UPCOMING = 4,              /* tensors that forward may be told about in advance */
     QATTN_PREPARE_BACKWARD_ROWS = 5, /* rows of the workspace of prepare_backward */
@@ -255,7 +255,9 @@ typedef struct qattn_backward_args {
 
 /* One instruction set's kernels. */
 typedef struct qattn_kernels {
-    const char *name; /* portable, x86_64_v3, x86_64_v4, arm64_neon */
+    const char *name;   /* portable, x86_64_v3, x86_64_v4, arm64_neon */
+    size_t tile_rows;   /* rows that share the loads of keys and values: calls of a multiple of it waste none */
+    size_t query_block; /* rows of a call that stay in cache while the keys pass by; at most QATTN_QUERY_BLOCK */
     void (*prepare)(const qattn_prepare_args *args);
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);

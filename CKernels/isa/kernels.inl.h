@@ -35,6 +35,8 @@ QATTN_ENTRY(tanh, (const float *x, float *out, size_t count), (x, out, count))
 const qattn_kernels QATTN_FUNCTION(kernels);
 const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
+    .tile_rows = TILE_ROWS,
+    .query_block = QUERY_TILES * TILE_ROWS,
     .prepare = QATTN_FUNCTION(enter_prepare),
     .pack = QATTN_FUNCTION(enter_pack),
     .forward = QATTN_FUNCTION(enter_forward),

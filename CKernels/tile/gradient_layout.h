@@ -25,12 +25,6 @@ typedef struct gradient_layout {
     size_t floats;
 } gradient_layout;
 
-static inline size_t layout_take(gradient_layout *layout, size_t floats) {
-    const size_t begin = layout->floats;
-    layout->floats += qattn_round_up(floats, QATTN_LANES);
-    return begin;
-}
-
 /* For a panel of so many rows and a group of so many blocks. */
 static inline gradient_layout gradient_layout_of(size_t head_dim, size_t value_dim, bool in_place, size_t panel,
                                                  size_t group) {
@@ -39,17 +33,17 @@ static inline gradient_layout gradient_layout_of(size_t head_dim, size_t value_d
                               .value_lanes = qattn_round_up(value_dim, QATTN_LANES),
                               .panel = panel,
                               .group = group};
-    layout.query_tiles = layout_take(&layout, rows * layout.head_lanes);
-    layout.gradient_tiles = layout_take(&layout, rows * layout.value_lanes);
-    layout.query_rows = layout_take(&layout, in_place ? 0 : panel * layout.head_lanes);
-    layout.gradient_rows = layout_take(&layout, in_place ? 0 : panel * layout.value_lanes);
-    layout.weights = layout_take(&layout, rows * QATTN_KEY_BLOCK);
-    layout.products = layout_take(&layout, rows * QATTN_KEY_BLOCK);
-    layout.numbers = layout_take(&layout, rows * GRADIENT_ROW_FLOATS);
-    layout.visible = layout_take(&layout, rows * VISIBLE_FLOATS);
-    layout.keys = layout_take(&layout, keys * head_dim);
-    layout.values = layout_take(&layout, keys * value_dim);
-    layout.key_rows = layout_take(&layout, in_place ? 0 : keys * layout.head_lanes);
+    layout.query_tiles = qattn_take(&layout.floats, rows * layout.head_lanes);
+    layout.gradient_tiles = qattn_take(&layout.floats, rows * layout.value_lanes);
+    layout.query_rows = qattn_take(&layout.floats, in_place ? 0 : panel * layout.head_lanes);
+    layout.gradient_rows = qattn_take(&layout.floats, in_place ? 0 : panel * layout.value_lanes);
+    layout.weights = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
+    layout.products = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
+    layout.numbers = qattn_take(&layout.floats, rows * GRADIENT_ROW_FLOATS);
+    layout.visible = qattn_take(&layout.floats, rows * VISIBLE_FLOATS);
+    layout.keys = qattn_take(&layout.floats, keys * head_dim);
+    layout.values = qattn_take(&layout.floats, keys * value_dim);
+    layout.key_rows = qattn_take(&layout.floats, in_place ? 0 : keys * layout.head_lanes);
     return layout;
 }
 

@@ -11,7 +11,7 @@
 #ifndef QATTN_INTEGER_TILES_INL_H
 #define QATTN_INTEGER_TILES_INL_H
 
-#include "tile/tiles.inl.h"
+#include "tile/values.inl.h"
 
 enum {
     PAIR_BYTES = 2 * QATTN_LANES, /* of 16 keys, or 16 columns of values */

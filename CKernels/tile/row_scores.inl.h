@@ -6,7 +6,7 @@
 #ifndef QATTN_ROW_SCORES_INL_H
 #define QATTN_ROW_SCORES_INL_H
 
-#include "tile/tiles.inl.h"
+#include "tile/products.inl.h"
 
 enum { KEYS_AT_ONCE = QATTN_LANES / QATTN_CHAINS };
 

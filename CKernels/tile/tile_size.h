@@ -20,15 +20,19 @@ enum {
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */
-    QATTN_CHAINS = 4,
-    /* Floats of the workspace that a row_place and a row_totals take. */
-    PLACE_FLOATS = 2 * sizeof(size_t) / sizeof(float),
-    TOTALS_FLOATS = 4 * QATTN_LANES
+    QATTN_CHAINS = 4
 };
 
 static inline size_t qattn_min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t qattn_max(size_t a, size_t b) { return a > b ? a : b; }
 static inline size_t qattn_round_up(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+/* Takes so many floats, in whole vectors, off a workspace of which `*floats` are taken: where they begin. */
+static inline size_t qattn_take(size_t *floats, size_t count) {
+    const size_t begin = *floats;
+    *floats += qattn_round_up(count, QATTN_LANES);
+    return begin;
+}
 
 /* Channels with which a packed key is filled up: those of int8 come in pairs. */
 static inline size_t qattn_channel_padding(size_t head_dim, qattn_storage storage) {

@@ -89,7 +89,7 @@ import Testing
 
     @Test func onlySeenBlocksAreKept() throws {
         let shape = try AttentionShape(queryHeads: 1, queries: 64, keys: 1 << 20, headDimension: 64)
-        let schedule = try ForwardSchedule(shape, mask: .window(128), threads: 1)
+        let schedule = try ForwardSchedule(shape, mask: .window(128), kernels: .available[0], threads: 1)
         let plan = schedule.sequences[0]
         #expect(plan.keyOrigin == (1 << 20) - 1024 && plan.keys == 1024)
         // Row 0 sees keys from 64 + 127 before the end on.

@@ -3,9 +3,8 @@
 
 import CKernels
 
-/// How one call is cut up. A *unit* is up to QATTN_QUERY_BLOCK rows of one key/value head of one sequence. Its chunks of
-/// keys are one item, which writes the results; or several, which leave the states of their chunks for whoever ends last
-/// to merge.
+/// How one call is cut up. A *unit* is the rows of one kernel call, of one key/value head of one sequence. Its chunks of keys
+/// are one item, which writes the results; or several, which leave the states of their chunks for whoever ends last to merge.
 struct CachedSchedule {
     struct Sequence {
         let plan: SequencePlan
@@ -56,7 +55,7 @@ struct CachedSchedule {
         var sequences: [Sequence] = []
         var (totalChunks, nanoseconds, bytes) = (0, 0.0, 0.0)
         for plan in problem.sequences {
-            let sequence = Sequence(plan, problem, chunks: chunks)
+            let sequence = Sequence(plan, problem, attention.kernels, chunks: chunks)
             totalChunks += sequence.chunks.count * keyValueHeads * sequence.headUnits
             nanoseconds += sequence.nanoseconds(problem)
             let pages = sequence.chunks.count * (SequencePlan.chunk / SequencePlan.block)
@@ -89,7 +88,8 @@ struct CachedSchedule {
         isBeyondCaches = bytes > Self.cacheBytes
         memory = Memory(
             workers: workers,
-            workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape) + problem.preparedBytes,
+            workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape)
+                + problem.preparedBytes(rows: attention.kernels.queryBlock),
             tableLength: tableLength, units: units, stateFloats: states)
     }
 
@@ -145,14 +145,15 @@ struct CachedSchedule {
 }
 
 extension CachedSchedule.Sequence {
-    init(_ plan: SequencePlan, _ problem: CachedProblem, chunks: Range<Int>?) {
+    init(_ plan: SequencePlan, _ problem: CachedProblem, _ kernels: KernelSet, chunks: Range<Int>?) {
         self.plan = plan
         storage = problem.caches[plan.item].storage.kernelStorage
         self.chunks = chunks ?? plan.chunks
         let rows = problem.groupHeads * plan.queries
-        // Units of equal length, in tiles of 6 rows.
-        headUnits = (rows + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
-        unitRows = min(QATTN_QUERY_BLOCK, ((rows + headUnits - 1) / headUnits + 5) / 6 * 6)
+        // Units of equal length, in whole tiles.
+        let (most, tile) = (kernels.queryBlock, kernels.tileRows)
+        headUnits = (rows + most - 1) / most
+        unitRows = min(most, ((rows + headUnits - 1) / headUnits + tile - 1) / tile * tile)
     }
 
     /// An estimate of how long this takes on one thread: that of reading keys and values or that of multiplying them,

@@ -46,10 +46,10 @@ extension CachedProblem {
         return tables
     }
 
-    /// Room of a worker for prepared queries.
-    var preparedBytes: Int {
+    /// Room of a worker for so many prepared queries.
+    func preparedBytes(rows: Int) -> Int {
         guard caches.contains(where: { $0.preparation != nil }) else { return 0 }
-        return RowPreparation.byteCount(rows: QATTN_QUERY_BLOCK, dimension: shape.headDimension)
+        return RowPreparation.byteCount(rows: rows, dimension: shape.headDimension)
     }
 }
 

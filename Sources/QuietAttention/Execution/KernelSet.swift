@@ -43,6 +43,12 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
 
     public var description: String { name }
 
+    /// Rows that share the loads of keys and values.
+    var tileRows: Int { functions.pointee.tile_rows }
+
+    /// Most rows of a call.
+    var queryBlock: Int { functions.pointee.query_block }
+
     private init(functions: UnsafePointer<qattn_kernels>) { self.functions = functions }
 
     private static func named(_ name: String, argument: String) throws(AttentionError) -> KernelSet {

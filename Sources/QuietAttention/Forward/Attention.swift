@@ -154,7 +154,7 @@ public final class Attention: Sendable {
         self.workspace = workspace ?? AttentionWorkspace()
         self.nanosecondsPerWorker = nanosecondsPerWorker
         schedule = try ForwardSchedule(
-            shape, mask: mask, preparesRows: preparation != nil, threads: self.threads,
+            shape, mask: mask, preparesRows: preparation != nil, kernels: self.kernels, threads: self.threads,
             nanosecondsPerWorker: nanosecondsPerWorker,
             nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
         rows = TensorRows(shape, self.layout)

@@ -78,7 +78,7 @@ struct ForwardRun: @unchecked Sendable {
     }
 
     private func first(of group: Group, head: Int) -> QueryRows {
-        QueryRows(group: group, head: head, rows: 0..<min(QATTN_QUERY_BLOCK, group.sequence.queries))
+        QueryRows(group: group, head: head, rows: 0..<min(schedule.queryBlock, group.sequence.queries))
     }
 
     func pack(_ group: Group, blocks: Range<Int>, slot: Int, worker: Int) {
@@ -134,23 +134,23 @@ struct ForwardRun: @unchecked Sendable {
         arguments.unpacked = unpacked
         arguments.beyond_caches = unpacked != nil && schedule.isBeyondCaches
         let (queries, end) = (arguments.queries_base!, rows.rows.upperBound)
-        let calls = (group.sequence.queries + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
+        let calls = (group.sequence.queries + schedule.queryBlock - 1) / schedule.queryBlock
         withUnsafeTemporaryAllocation(of: Float.self, capacity: rows.heads) { sinks in
             for head in 0..<rows.heads {
                 sinks.initializeElement(at: head, to: attention.sinkLogit(queryHead: queryHead + head))
             }
             arguments.problem.sinks = UnsafePointer(sinks.baseAddress!)
-            for begin in stride(from: rows.rows.lowerBound, to: end, by: QATTN_QUERY_BLOCK) {
+            for begin in stride(from: rows.rows.lowerBound, to: end, by: schedule.queryBlock) {
                 arguments.row_begin = begin
-                arguments.row_end = min(begin + QATTN_QUERY_BLOCK, end)
+                arguments.row_end = min(begin + schedule.queryBlock, end)
                 let next =
                     arguments.row_end < end
                     ? QueryRows(
                         group: group, head: rows.head,
-                        rows: arguments.row_end..<min(arguments.row_end + QATTN_QUERY_BLOCK, end)) : following
+                        rows: arguments.row_end..<min(arguments.row_end + schedule.queryBlock, end)) : following
                 if let next { announce(next, in: &arguments) }
                 if let nextGroup {
-                    let call = rows.head * calls + begin / QATTN_QUERY_BLOCK
+                    let call = rows.head * calls + begin / schedule.queryBlock
                     announceKeys(of: nextGroup, part: call, of: calls * schedule.groupHeads, in: &arguments)
                 }
                 if let preparation = attention.preparation {

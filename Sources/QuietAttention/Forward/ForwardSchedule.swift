@@ -19,8 +19,8 @@ final class ForwardSchedule: Sendable {
     let keyValueHeads: Int
     /// Query heads per group.
     let groupHeads: Int
-    /// Query rows of one compute item.
-    let itemRows: Int
+    /// Query rows of one compute item, and the most of one kernel call.
+    let itemRows, queryBlock: Int
     /// Threads worth using, and those worth waking.
     let workers, wokenWorkers: Int
     /// With several workers: whether each takes whole groups, packed for itself, or items of groups shared with others.
@@ -54,7 +54,8 @@ final class ForwardSchedule: Sendable {
     static let nanosecondsPerSharedGroup = 40_000.0
 
     init(
-        _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, diagnoses: Bool = false, threads: Int,
+        _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, diagnoses: Bool = false,
+        kernels: KernelSet, threads: Int,
         nanosecondsPerWorker: Double = WorkerCount.nanosecondsPerWorker,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
@@ -80,7 +81,8 @@ final class ForwardSchedule: Sendable {
         takesWholeGroups = packsAsItGoes || (areEven && nanosecondsPerGroup < nanosecondsPerSharedGroup)
         let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanosecondsPerGroup + 1), 1e9)
         groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * most)))
-        itemRows = Self.itemRows(shape, workers: most)
+        queryBlock = kernels.queryBlock
+        itemRows = Self.itemRows(shape, kernels, workers: most)
 
         var first: [Int] = []
         var items = 0
@@ -98,7 +100,8 @@ final class ForwardSchedule: Sendable {
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
             slotBytes: Memory.packedBytes(shape, keys: keys))
-        memory = try Memory(shape, keys: keys, slots: slots, workers: workers, preparesRows: preparesRows)
+        memory = try Memory(
+            shape, keys: keys, slots: slots, workers: workers, preparedRows: preparesRows ? queryBlock : 0)
     }
 
     /// Estimates of how long the work takes on one thread.
@@ -134,10 +137,11 @@ final class ForwardSchedule: Sendable {
         }
     }
 
-    /// As many rows as stay in cache, in tiles of 6, fewer where several workers would otherwise run out of items.
-    private static func itemRows(_ shape: AttentionShape, workers: Int) -> Int {
-        var rows = QATTN_QUERY_BLOCK
-        while workers > 1, rows >= 48, shape.rowCount / rows < 4 * workers { rows = rows / 12 * 6 }
+    /// As many rows as stay in cache, in whole tiles, fewer where several workers would otherwise run out of items.
+    private static func itemRows(_ shape: AttentionShape, _ kernels: KernelSet, workers: Int) -> Int {
+        let tile = kernels.tileRows
+        var rows = kernels.queryBlock
+        while workers > 1, rows >= 8 * tile, shape.rowCount / rows < 4 * workers { rows = rows / (2 * tile) * tile }
         return rows
     }
 
@@ -215,12 +219,11 @@ final class ForwardSchedule: Sendable {
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
         init(
-            _ shape: AttentionShape, keys: Int, slots: Int, workers: Int, preparesRows: Bool
+            _ shape: AttentionShape, keys: Int, slots: Int, workers: Int, preparedRows: Int
         ) throws(AttentionError) {
             workspaceBytes =
                 Self.forwardBytes(shape)
-                + (preparesRows
-                    ? RowPreparation.byteCount(rows: QATTN_QUERY_BLOCK, dimension: shape.headDimension) : 0)
+                + RowPreparation.byteCount(rows: preparedRows, dimension: shape.headDimension)
             slotBytes = Self.packedBytes(shape, keys: keys)
             // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
             let (slotsBytes, overflow) = slotBytes.multipliedReportingOverflow(by: slots)

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* products.inl.h - step 1 of forward.inl.h, the scores of a tile of rows against the keys of a block; and what all products
+ * of tiles share: the task, the kinds of tiles that are compiled, and the calls of functions by kind. */
+#ifndef QATTN_PRODUCTS_INL_H
+#define QATTN_PRODUCTS_INL_H
+
+#include "memory/blocks.inl.h"
+#include "memory/prefetch.inl.h"
+
+/* A tile's share of the work on one block. */
+typedef struct tile_task {
+    const float *queries;     /* [6][head_lanes]; for int8 integers, see integer_tiles.inl.h */
+    const float *query_steps; /* int8: [6] */
+    block_parts block;
+    float *maximum, *sum, *out;
+    size_t head_dim, head_lanes, value_lanes, block_bytes;
+    ptrdiff_t key_step; /* bytes from one key to the next, of keys as rows; and the last one there is */
+    size_t last_key;
+    size_t value_stride;         /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
+    uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
+    uint64_t any, all;           /* of them */
+    bool short_passes;           /* see in_passes */
+    block_prefetch next;
+    float weights[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* or scores, before */
+    float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
+} tile_task;
+
+/* What a tile's functions are compiled for: constants, all of them. */
+typedef struct tile_kind {
+    size_t rows;
+    qattn_storage storage; /* of the keys and values */
+    bool masked;           /* whether task->visible counts, or the rows see the whole block */
+    bool streams;          /* whether task->next is asked for */
+} tile_kind;
+
+/* Chains of scores, or vectors of value columns, side by side in a tile of so many rows. */
+QATTN_INLINE size_t vectors_at_once(size_t rows) {
+    return qattn_min(QATTN_VECTORS * (rows == 1 ? 4 : rows == 2 ? 2 : 1), PANEL_VECTORS);
+}
+
+/* Whether a tile of few rows has more sums, of all chains or of a panel's columns, than the registers hold. Then the
+ * sums stay in memory, and each pass over a stretch of keys or values takes up as many as there is room for, in
+ * unrolled steps of four. From memory a stretch is one such step, so that reads go forward almost in order, which
+ * hardware follows: AVX2 reads 26 GB/s instead of 20. In caches it is all there is, and the sums are taken up less
+ * often. */
+QATTN_INLINE bool in_passes(size_t rows) { return rows < TILE_ROWS && vectors_at_once(rows) < QATTN_CHAINS; }
+enum { PASS_STEPS = 4 };
+
+/* The end of the stretch that begins at `first`: PASS_STEPS steps take `step`, of which at least one is left. */
+QATTN_INLINE size_t stretch_end(const tile_task *task, size_t first, size_t end, size_t step) {
+    return task->short_passes ? first + step : first + (end - first) / step * step;
+}
+
+QATTN_INLINE void copy_sums(f32x16 (*to)[TILE_ROWS], f32x16 (*from)[TILE_ROWS], size_t rows, size_t count) {
+    QATTN_UNROLL
+    for (size_t n = 0; n < count; n++) {
+        QATTN_UNROLL
+        for (size_t i = 0; i < rows; i++) to[n][i] = from[n][i];
+    }
+}
+
+/* Asks for what is due with step n of a loop of which each reads so many bytes. */
+QATTN_INLINE void tile_prefetch(tile_task *task, tile_kind kind, block_prefetch *next, size_t n, size_t bytes) {
+    if (kind.streams && block_prefetch_due(n, bytes)) block_prefetch_step(next, task->block_bytes);
+}
+
+/* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
+QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char *keys, size_t d,
+                               f32x16 sum[TILE_ROWS]) {
+    const f32x16 key = f32x16_load_unordered(keys + d * QATTN_LANES * storage_size(kind.storage), kind.storage);
+    QATTN_UNROLL
+    for (size_t i = 0; i < kind.rows; i++)
+        sum[i] = f32x16_fma(f32x16_splat(task->queries[i * task->head_lanes + d]), key, sum[i]);
+}
+
+/* Scores from memory, of `count` vectors of keys, and to it, of a whole block. */
+QATTN_INLINE void tile_load(f32x16 t[TILE_ROWS][BLOCK_VECTORS], const float *scores, size_t rows, size_t count) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < rows; i++) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < count; v++) t[i][v] = f32x16_load(scores + i * QATTN_KEY_BLOCK + v * QATTN_LANES);
+    }
+}
+
+QATTN_INLINE void tile_store(float *scores, f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < rows; i++) {
+        QATTN_UNROLL
+        for (size_t v = 0; v < BLOCK_VECTORS; v++)
+            f32x16_store(scores + i * QATTN_KEY_BLOCK + v * QATTN_LANES, t[i][v]);
+    }
+}
+
+/* A pass of one chain, and those beside it in the registers: every fourth channel of [d, end). */
+QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys, size_t d, size_t end,
+                              block_prefetch *next, f32x16 (*sum)[TILE_ROWS]) {
+    const size_t at_once = vectors_at_once(kind.rows);
+    f32x16 part[QATTN_CHAINS][TILE_ROWS];
+    copy_sums(part, sum, kind.rows, at_once);
+    QATTN_NO_UNROLL
+    for (; d < end; d += PASS_STEPS * QATTN_CHAINS) {
+        tile_prefetch(task, kind, next, d / (PASS_STEPS * QATTN_CHAINS),
+                      PASS_STEPS * at_once * QATTN_LANES * storage_size(kind.storage));
+        QATTN_UNROLL
+        for (size_t step = 0; step < PASS_STEPS; step++) {
+            QATTN_UNROLL
+            for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + step * QATTN_CHAINS + x, part[x]);
+        }
+    }
+    copy_sums(sum, part, kind.rows, at_once);
+}
+
+/* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
+ * halves the rounding errors of one long chain; with registers for all four they run side by side. */
+QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
+    const size_t at_once = vectors_at_once(kind.rows), step = PASS_STEPS * QATTN_CHAINS;
+    block_prefetch next = task->next;
+    for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
+        const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
+        f32x16 sum[QATTN_CHAINS][TILE_ROWS];
+        QATTN_UNROLL
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain++) {
+            QATTN_UNROLL
+            for (size_t i = 0; i < kind.rows; i++) sum[chain][i] = f32x16_splat(0);
+        }
+        size_t first = begin;
+        while (in_passes(kind.rows) && first + step <= end) {
+            f32x16_stay_in_memory(sum[0]);
+            const size_t last = stretch_end(task, first, end, step);
+            QATTN_UNROLL
+            for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once)
+                tile_chains(task, kind, keys, first + chain, last, &next, sum + chain);
+            first = last;
+        }
+        QATTN_UNROLL
+        for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once) {
+            size_t d = first + chain;
+            for (; d + at_once <= end; d += QATTN_CHAINS) {
+                tile_prefetch(task, kind, &next, d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage));
+                QATTN_UNROLL
+                for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
+            }
+            QATTN_UNROLL
+            for (size_t x = 0; x + 1 < at_once; x++) {
+                if (d + x < end) tile_channel(task, kind, keys, d + x, sum[chain + x]);
+            }
+        }
+        QATTN_UNROLL
+        for (size_t i = 0; i < kind.rows; i++) {
+            const f32x16 all = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
+            t[i] = begin ? t[i] + all : all;
+        }
+    }
+    QATTN_UNROLL
+    for (size_t i = 0; i < kind.rows; i++) t[i] = f32x16_ordered(t[i], kind.storage);
+    if (kind.streams) task->next = next;
+}
+
+/* 1. for the `count` vectors of keys from vector `first` of the block on. */
+QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, size_t count,
+                                f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
+    const size_t group_bytes = task->head_dim * QATTN_LANES * storage_size(kind.storage);
+    const char *const keys = task->block.keys + first * group_bytes;
+    if (kind.streams) {
+        /* What waits for memory meets all keys with the same instructions: hardware reads ahead for each load
+         * instruction by itself, and four copies of the loop lose 6 to 9 % in float32. */
+        float *const weights = task->weights + first * QATTN_LANES;
+        QATTN_NO_UNROLL
+        for (size_t v = 0; v < count; v++) {
+            f32x16 scores[TILE_ROWS];
+            tile_scores(task, kind, keys + v * group_bytes, scores);
+            QATTN_UNROLL
+            for (size_t i = 0; i < kind.rows; i++)
+                f32x16_store(weights + i * QATTN_KEY_BLOCK + v * QATTN_LANES, scores[i]);
+        }
+        tile_load(t, weights, kind.rows, count);
+        return;
+    }
+    QATTN_UNROLL
+    for (size_t v = 0; v < count; v++) {
+        f32x16 scores[TILE_ROWS];
+        tile_scores(task, kind, keys + v * group_bytes, scores);
+        QATTN_UNROLL
+        for (size_t i = 0; i < kind.rows; i++) t[i][v] = scores[i];
+    }
+}
+
+/* With a constant number of rows, so that a tile of few rows does not pay for six. Functions of their own: what the
+ * compiler keeps in registers must not depend on what surrounds them. Scores end in memory. */
+#define TILE_PRODUCTS(storage, rows)                                                                                   \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_##storage),                         \
+                                                      rows)(tile_task * task) {                                        \
+        f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
+        tile_products(task, (tile_kind){rows, storage, .streams = rows < TILE_ROWS}, 0, BLOCK_VECTORS, t);             \
+        tile_store(task->weights, t, rows);                                                                            \
+    }
+#define TILE_PRODUCTS_OF(rows)                                                                                         \
+    TILE_PRODUCTS(QATTN_FLOAT32, rows)                                                                                 \
+    TILE_PRODUCTS(QATTN_FLOAT16, rows)                                                                                 \
+    TILE_PRODUCTS(QATTN_BFLOAT16, rows)
+TILE_PRODUCTS_OF(1)
+TILE_PRODUCTS_OF(4)
+TILE_PRODUCTS_OF(6)
+#undef TILE_PRODUCTS_OF
+#undef TILE_PRODUCTS
+
+/* The instance of the smallest tile that holds so many rows. */
+#define TILE_CALL(name, rows, ...)                                                                                     \
+    ((rows) > 4   ? QATTN_PASTE(QATTN_FUNCTION(name), 6)(__VA_ARGS__)                                                  \
+     : (rows) > 1 ? QATTN_PASTE(QATTN_FUNCTION(name), 4)(__VA_ARGS__)                                                  \
+                  : QATTN_PASTE(QATTN_FUNCTION(name), 1)(__VA_ARGS__))
+
+#define TILE_CALL_STORAGE(name, storage, rows, ...)                                                                    \
+    switch (storage) {                                                                                                 \
+    case QATTN_FLOAT32: TILE_CALL(name##_QATTN_FLOAT32, rows, __VA_ARGS__); break;                                     \
+    case QATTN_FLOAT16: TILE_CALL(name##_QATTN_FLOAT16, rows, __VA_ARGS__); break;                                     \
+    case QATTN_BFLOAT16: TILE_CALL(name##_QATTN_BFLOAT16, rows, __VA_ARGS__); break;                                   \
+    case QATTN_INT8: TILE_CALL(name##_QATTN_INT8, rows, __VA_ARGS__); break;                                           \
+    }
+
+#endif
