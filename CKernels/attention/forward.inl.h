@@ -340,10 +340,25 @@ static void QATTN_FUNCTION(finish)(const qattn_forward_args *args) {
     for (size_t index = 0; index < (args->chunk_end - args->chunk_begin) * ws.rows; index++) {
         float *seen;
         const size_t i = index % ws.rows;
-        const row_sums chunk = state_at(args, index, &seen);
+        const row_sums chunk = state_at(args, args->states, index, &seen);
         if (*seen != 0) merge_row(row_of(ws.state, i, ws.value_lanes), ws.state.started + i, chunk, ws.value_lanes);
     }
     store_result(args, &ws, ws.state);
+}
+
+/* The same states, joined one after another to what the rows know of all chunks before them. */
+static void QATTN_FUNCTION(merge)(const qattn_forward_args *args, float *totals) {
+    const size_t rows = args->row_end - args->row_begin;
+    const size_t value_lanes = qattn_round_up(args->blocks.value_dim, QATTN_LANES);
+    for (size_t index = 0; index < (args->chunk_end - args->chunk_begin) * rows; index++) {
+        float *seen, *started;
+        const row_sums chunk = state_at(args, args->states, index, &seen);
+        if (*seen == 0) continue;
+        const row_sums total = state_at(args, totals, index % rows, &started);
+        bool has_started = *started != 0;
+        merge_row(total, &has_started, chunk, value_lanes);
+        *started = 1;
+    }
 }
 
 /* The finished scores of the rows against one block. */

@@ -169,9 +169,9 @@ QATTN_INLINE void store_result(const qattn_forward_args *args, const forward_wor
     }
 }
 
-/* The parts of a row's state in the caller's array, `index` counted over chunks and rows; *seen is its `seen`. */
-QATTN_INLINE row_sums state_at(const qattn_forward_args *args, size_t index, float **seen) {
-    float *const state = args->states + index * qattn_state_floats(args->blocks.value_dim);
+/* The parts of one of the states in the caller's array; *seen is its `seen`. */
+QATTN_INLINE row_sums state_at(const qattn_forward_args *args, float *states, size_t index, float **seen) {
+    float *const state = states + index * qattn_state_floats(args->blocks.value_dim);
     *seen = state + 1;
     return (row_sums){.maximum = state, .sum = state + QATTN_LANES, .out = state + 2 * QATTN_LANES};
 }
@@ -179,7 +179,7 @@ QATTN_INLINE row_sums state_at(const qattn_forward_args *args, size_t index, flo
 QATTN_INLINE void store_states(const qattn_forward_args *args, const forward_workspace *ws, size_t chunk) {
     for (size_t i = 0; i < ws->rows; i++) {
         float *seen;
-        const row_sums state = state_at(args, (chunk - args->chunk_begin) * ws->rows + i, &seen);
+        const row_sums state = state_at(args, args->states, (chunk - args->chunk_begin) * ws->rows + i, &seen);
         copy_row(state, row_of(ws->chunk, i, ws->value_lanes), ws->value_lanes);
         *seen = ws->chunk.started[i];
     }

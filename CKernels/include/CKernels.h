@@ -265,6 +265,10 @@ typedef struct qattn_kernels {
      * lse and sink_share as forward would have: args as for forward, with states and all chunks from chunk_begin to
      * chunk_end. */
     void (*finish)(const qattn_forward_args *args);
+    /* Joins the states [chunk][row] of rows [row_begin, row_end), any number of them, from left to right to
+     * totals[row - row_begin], states of all chunks before or all 0. finish, with totals as the states of a single
+     * chunk, then gives what it gives with those of all. Only states, rows, chunks and value_dim are used. */
+    void (*merge)(const qattn_forward_args *args, float *totals);
     /* The finished scores x of the rows against the keys of one block, -inf where a row does not see the key:
      * scores[row - row_begin][QATTN_KEY_BLOCK], in base 2 (times log2 e), or as they are for the squared ones. Outputs,
      * sinks and states are not used. */

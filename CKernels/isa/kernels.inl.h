@@ -20,6 +20,7 @@ QATTN_ENTRY(prepare, (const qattn_prepare_args *args), (args))
 QATTN_ENTRY(pack, (const qattn_pack_args *args), (args))
 QATTN_ENTRY(forward, (const qattn_forward_args *args), (args))
 QATTN_ENTRY(finish, (const qattn_forward_args *args), (args))
+QATTN_ENTRY(merge, (const qattn_forward_args *args, float *totals), (args, totals))
 QATTN_ENTRY(scores, (const qattn_forward_args *args, size_t block, float *scores), (args, block, scores))
 QATTN_ENTRY(deltas, (const qattn_backward_args *args), (args))
 QATTN_ENTRY(backward, (const qattn_backward_args *args), (args))
@@ -41,6 +42,7 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .pack = QATTN_FUNCTION(enter_pack),
     .forward = QATTN_FUNCTION(enter_forward),
     .finish = QATTN_FUNCTION(enter_finish),
+    .merge = QATTN_FUNCTION(enter_merge),
     .scores = QATTN_FUNCTION(enter_scores),
     .deltas = QATTN_FUNCTION(enter_deltas),
     .backward = QATTN_FUNCTION(enter_backward),

@@ -16,9 +16,9 @@
 /// reused if the shape is the same.
 public struct ForwardRecord: Sendable {
     /// In the order of the log-sum-exp. Shares are empty for a normaliser without a sink.
-    var references: [Float] = []
-    var factors: [Float] = []
-    var sinkShares: [Float] = []
+    public internal(set) var references: [Float] = []
+    public internal(set) var factors: [Float] = []
+    public internal(set) var sinkShares: [Float] = []
 
     /// An empty record, for a forward pass to fill.
     public init() {}

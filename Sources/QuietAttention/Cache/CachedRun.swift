@@ -141,12 +141,9 @@ struct CachedRun: @unchecked Sendable {
         arguments.blocks = qattn_blocks(
             base: nil, table: table, storage: sequence.storage, head_dim: problem.shape.headDimension,
             value_dim: problem.shape.valueDimension)
-        arguments.problem.seq_kv = keys
+        plan.add(to: &arguments.problem, keys: origin..<origin + keys)
         problem.scores.add(
             to: &arguments.problem, plan, head: item.keyValueHead * schedule.groupHeads, keyOrigin: origin)
-        arguments.problem.places = plan.places.map { UnsafePointer($0.address) }
-        arguments.problem.first_key_offset = plan.firstKeyOffset + plan.keyOrigin - origin
-        arguments.problem.last_key_offset = plan.lastKeyOffset + plan.keyOrigin - origin
         arguments.workspace = (memory + worker * schedule.memory.workspaceBytes).assumingMemoryBound(to: Float.self)
         let head = item.keyValueHead * schedule.groupHeads
         if let allowed, let strides = problem.allowed?.strides {
@@ -161,7 +158,7 @@ struct CachedRun: @unchecked Sendable {
 }
 
 extension qattn_strides {
-    fileprivate init<Element>(_ strides: BroadcastTensor<Element>.Strides) {
+    init<Element>(_ strides: BroadcastTensor<Element>.Strides) {
         self.init(head: strides.heads, query: strides.queries, key: strides.keys)
     }
 }

@@ -96,3 +96,15 @@ package enum MachineCeilings {
         return best
     }
 }
+
+extension KernelSet {
+    /// What the processor can multiply at best, measured: 10^9 operations a second of independent fused multiply-adds, two
+    /// each, on so many threads at once.
+    ///
+    /// - Parameters:
+    ///   - threads: more than there are CPUs count as so many.
+    ///   - seconds: how long to measure, about.
+    public func measuredPeak(threads: Int, seconds: Double = 0.1) -> Double {
+        MachineCeilings.fmaPeak(threads: max(threads, 1), kernels: self, seconds: seconds)
+    }
+}

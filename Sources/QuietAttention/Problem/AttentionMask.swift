@@ -140,6 +140,18 @@ public struct AttentionMask: Sendable {
     /// Whether which keys a row sees depends on where it stands.
     var isBand: Bool { offsets != (-Self.unbounded, Self.unbounded) }
 
+    /// The keys that rows may see between them, boolean masks and key lengths aside.
+    ///
+    /// - Parameters:
+    ///   - places: the keys at which they stand, from the first to behind the last; they may lie outside the keys.
+    ///   - keys: of the sequence.
+    /// - Returns: an empty range where they see none.
+    public func visibleKeys(ofRowsAt places: Range<Int>, keys: Int) -> Range<Int> {
+        guard let last = places.last else { return 0..<0 }
+        let (begin, end) = (max(0, places.lowerBound + offsets.first), min(keys, last + offsets.last))
+        return begin < end ? begin..<end : 0..<0
+    }
+
     /// A row that stands at key p sees the keys `max(0, p + first) ..< min(keys, p + last)`.
     var offsets: (first: Int, last: Int) {
         switch band {

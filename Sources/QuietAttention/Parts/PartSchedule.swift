@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// PartSchedule.swift - how work on a part of the keys is cut into items, and the memory that takes.
+
+import CKernels
+
+/// How a call is cut into items, and its memory: a workspace, states and prepared rows for each worker, counters, and one
+/// packed chunk for each key/value head.
+struct PartSchedule {
+    let workers, wokenWorkers: Int
+    let workerBytes, chunkBytes: Int
+    private let kernelBytes, stateBytes: Int
+    private let chunks: Int
+    let counters: Int
+    let byteCount: Int
+    /// Whether so few rows read a key that it is not packed before.
+    let packsAsItGoes: Bool
+
+    init(_ attention: PartwiseAttention) {
+        let shape = attention.shape
+        func aligned(_ bytes: Int) -> Int { (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT }
+        let pairs = Double(shape.rowCount) * Double(SequencePlan.chunk)
+        let worthwhile = WorkerCount(
+            nanoseconds: pairs * Double(shape.headDimension + shape.valueDimension)
+                / ForwardSchedule.multiplyAddsPerNanosecond,
+            nanosecondsPerWorker: attention.nanosecondsPerWorker, threads: attention.threads)
+        (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
+        packsAsItGoes =
+            attention.groupHeads * shape.queries <= ForwardSchedule.rowsUnpacked && attention.preparation == nil
+        kernelBytes = aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
+        stateBytes = aligned(
+            QATTN_QUERY_BLOCK * qattn_state_floats(shape.valueDimension) * MemoryLayout<Float>.stride)
+        let block = qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
+        let preparedBytes =
+            attention.preparation == nil
+            ? 0 : aligned(RowPreparation.byteCount(rows: QATTN_QUERY_BLOCK, dimension: shape.headDimension))
+        workerBytes = kernelBytes + stateBytes + preparedBytes + (packsAsItGoes ? aligned(block) : 0)
+        chunkBytes = packsAsItGoes ? 0 : SequencePlan.chunk / SequencePlan.block * block
+        chunks = workers * workerBytes
+        counters = chunks + aligned(shape.keyValueHeads * chunkBytes)
+        byteCount = counters + SharedCounters.stride
+    }
+
+    func workspace(_ memory: UnsafeMutableRawPointer, _ worker: Int) -> UnsafeMutablePointer<Float> {
+        (memory + worker * workerBytes).assumingMemoryBound(to: Float.self)
+    }
+
+    func states(_ memory: UnsafeMutableRawPointer, _ worker: Int) -> UnsafeMutablePointer<Float> {
+        (memory + worker * workerBytes + kernelBytes).assumingMemoryBound(to: Float.self)
+    }
+
+    /// Prepared rows, or the block that is packed as it goes: never both.
+    func rows(_ memory: UnsafeMutableRawPointer, _ worker: Int) -> UnsafeMutableRawPointer {
+        memory + worker * workerBytes + kernelBytes + stateBytes
+    }
+
+    func chunk(_ memory: UnsafeMutableRawPointer, head: Int) -> UnsafeMutableRawPointer {
+        memory + chunks + head * chunkBytes
+    }
+}
+
+/// What the calling thread does between items. It never runs on another.
+private struct Meanwhile: @unchecked Sendable {
+    let body: () -> Void
+}
+
+/// Runs the items `0..<count` on some workers, and `meanwhile` between those of the calling thread.
+func shareItems(
+    _ count: Int, _ counters: SharedCounters, workers: Int, woken: Int, meanwhile: () -> Void,
+    _ body: @escaping @Sendable (_ item: Int, _ worker: Int) -> Void
+) {
+    withoutActuallyEscaping(meanwhile) { meanwhile in
+        let meanwhile = Meanwhile(body: meanwhile)
+        WorkerPool.shared.run(workers: workers, woken: woken) { worker in
+            while true {
+                let item = counters.next()
+                guard item < count else { return }
+                body(item, worker)
+                if worker == 0 { meanwhile.body() }
+            }
+        }
+    }
+}
+
+extension PartSchedule {
+    func share(
+        _ count: Int, _ memory: UnsafeMutableRawPointer, meanwhile: () -> Void = {},
+        _ body: @escaping @Sendable (_ item: Int, _ worker: Int) -> Void
+    ) {
+        shareItems(
+            count, SharedCounters(at: memory + counters, count: 1), workers: workers, woken: wokenWorkers,
+            meanwhile: meanwhile, body)
+    }
+}
