@@ -76,6 +76,18 @@ final class FileDescriptor: Sendable {
         }
     }
 
+    /// Writes `buffer` to the file from `offset` on.
+    func write(_ buffer: UnsafeRawBufferPointer, at offset: Int) throws {
+        var done = 0
+        while done < buffer.count {
+            let part = UnsafeRawBufferPointer(rebasing: buffer[done...].prefix(Self.maximumTransfer))
+            let count = pwrite(descriptor, part.baseAddress, part.count, off_t(offset + done))
+            if count < 0, errno == EINTR { continue }
+            if count < 0 { throw SystemError.last }
+            done += count
+        }
+    }
+
     /// Appends `buffer` to the file.
     func write(_ buffer: UnsafeRawBufferPointer) throws {
         var done = 0

@@ -22,10 +22,10 @@
 /// - a file that may not be written to is not replaced.
 public final class PreparedFile {
     /// As the caller named it.
-    private let path: String
+    let path: String
     /// Where links lead from there.
     private let destination: String
-    private let temporary: String
+    let temporary: String
     /// Of the file to be replaced; nil: there is none.
     private let previous: FileStatus?
     private var isCommitted = false

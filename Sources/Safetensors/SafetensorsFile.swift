@@ -30,10 +30,10 @@ public struct SafetensorsFile: Sendable {
     public let metadata: [String: String]
 
     private let index: NameIndex
-    private let path: String
-    private let file: FileDescriptor
+    let path: String
+    let file: FileDescriptor
     /// Where the data begin: after the length and the header.
-    private let dataStart: Int
+    let dataStart: Int
 
     /// Opens the file at `path` and checks its header.
     ///

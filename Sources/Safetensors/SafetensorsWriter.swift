@@ -43,7 +43,9 @@ extension SafetensorsFile {
         _ tensors: [NamedTensor], metadata: [String: String] = [:], for path: String
     ) throws(SafetensorsError) -> PreparedFile {
         let tensors = tensors.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) }
-        let header = try headerText(tensors, metadata: metadata)
+        for tensor in tensors { try check(tensor) }
+        let header = try headerText(
+            tensors.map { TensorPlan(name: $0.name, shape: $0.shape, elementType: $0.elementType) }, metadata: metadata)
         return try PreparedFile(path) { file in
             try write(UInt64(header.count), to: file)
             try write(header, to: file)
@@ -53,8 +55,9 @@ extension SafetensorsFile {
 
     // MARK: - The header
 
-    private static func headerText(
-        _ tensors: [NamedTensor], metadata: [String: String]
+    /// - Parameter tensors: in the order of their names.
+    static func headerText(
+        _ tensors: [TensorPlan], metadata: [String: String]
     ) throws(SafetensorsError) -> [UInt8] {
         var members: [String] = []
         if !metadata.isEmpty {
@@ -80,15 +83,22 @@ extension SafetensorsFile {
         return text
     }
 
-    private static func byteCount(_ tensor: NamedTensor) throws(SafetensorsError) -> Int {
+    private static func check(_ tensor: NamedTensor) throws(SafetensorsError) {
+        let bits = tensor.shape.allSatisfy { $0 >= 0 } ? Header.bitCount(tensor.shape, tensor.elementType) : nil
+        guard let bits, bits / tensor.elementType.bitWidth == tensor.values.count else {
+            throw .wrongValueCount(tensor: tensor.name, shape: tensor.shape, values: tensor.values.count)
+        }
+    }
+
+    static func byteCount(_ tensor: TensorPlan) throws(SafetensorsError) -> Int {
         guard tensor.name != Header.metadataName else { throw .reservedName(tensor.name) }
         guard ElementType.writable.contains(tensor.elementType) else {
             throw .unsupportedElementType(
                 tensor: tensor.name, elementType: tensor.elementType, expected: ElementType.writable)
         }
-        guard tensor.shape.allSatisfy({ $0 >= 0 }), let bits = Header.bitCount(tensor.shape, tensor.elementType),
-            bits / tensor.elementType.bitWidth == tensor.values.count
-        else { throw .wrongValueCount(tensor: tensor.name, shape: tensor.shape, values: tensor.values.count) }
+        guard tensor.shape.allSatisfy({ $0 >= 0 }), let bits = Header.bitCount(tensor.shape, tensor.elementType) else {
+            throw .sizeOverflow(tensor: tensor.name, shape: tensor.shape)
+        }
         return bits / 8
     }
 
