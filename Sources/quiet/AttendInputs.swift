@@ -5,19 +5,18 @@ import ArgumentParser
 import QuietAttention
 import Safetensors
 
-/// Queries, keys and values that fit together.
-struct AttendInputs {
+/// The shapes of queries, keys and values that fit together.
+struct AttendShapes {
+    /// Of queries, keys and values.
+    let tensors: [TensorDescription]
     let shape: AttentionShape
-    /// That of the file; what is held here is [batch, heads, sequence, dimension].
     let layout: Layout
-    var queries, keys, values: [Float]
-    /// `[1, 12, 192, 32] F32`, for each of the three.
-    let descriptions: [String]
     /// Whether the shapes would also fit in the other layout, and none was asked for.
     private let isAmbiguous: Bool
 
     init(_ file: SafetensorsFile, _ names: TensorNames) throws {
         let tensors = try names.all.map { try file.tensor(named: $0) }
+        self.tensors = tensors
         layout = names.layout ?? .bhsd
         for tensor in tensors where tensor.shape.count != 4 {
             throw Failure(
@@ -33,13 +32,6 @@ struct AttendInputs {
         } catch  where fitsOther {
             throw Failure("\(error); with --layout \(layout.other.rawValue) the shapes fit")
         }
-        func read(_ tensor: TensorDescription) throws -> [Float] {
-            let elements = try file.floats(named: tensor.name)
-            if names.layout != .bshd { return elements }
-            return exchanged(elements, tensor.shape[1], tensor.shape[2], dimension: tensor.shape[3])
-        }
-        (queries, keys, values) = (try read(tensors[0]), try read(tensors[1]), try read(tensors[2]))
-        descriptions = tensors.map { "\($0.shape) \($0.elementType.rawValue)" }
     }
 
     /// Runs `body`, which checks other tensors against the shape; what it refuses may be for the wrong layout.
@@ -60,6 +52,32 @@ struct AttendInputs {
             "tensors \(q) and \(k) may be \(q[2]) heads over \(k[2]), in a sequence of \(q[1]), or \(q[2]) queries over "
                 + "\(k[2]) keys: expected --layout bshd for [batch, sequence, heads, dimension], or --layout bhsd")
     }
+}
+
+/// Queries, keys and values that fit together.
+struct AttendInputs {
+    private let shapes: AttendShapes
+    var queries, keys, values: [Float]
+    /// `[1, 12, 192, 32] F32`, for each of the three.
+    let descriptions: [String]
+
+    var shape: AttentionShape { shapes.shape }
+    /// That of the file; what is held here is [batch, heads, sequence, dimension].
+    var layout: Layout { shapes.layout }
+
+    init(_ file: SafetensorsFile, _ names: TensorNames) throws {
+        shapes = try AttendShapes(file, names)
+        func read(_ tensor: TensorDescription) throws -> [Float] {
+            let elements = try file.floats(named: tensor.name)
+            if names.layout != .bshd { return elements }
+            return exchanged(elements, tensor.shape[1], tensor.shape[2], dimension: tensor.shape[3])
+        }
+        let tensors = shapes.tensors
+        (queries, keys, values) = (try read(tensors[0]), try read(tensors[1]), try read(tensors[2]))
+        descriptions = tensors.map { "\($0.shape) \($0.elementType.rawValue)" }
+    }
+
+    func checking<Result>(_ body: () throws -> Result) throws -> Result { try shapes.checking(body) }
 
     /// Rows `[batch, H, L, ...]` of an output as the file's layout has them.
     func arranged(_ rows: [Float], dimension: Int) -> [Float] {

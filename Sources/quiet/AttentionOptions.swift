@@ -28,6 +28,16 @@ struct MachineOptions: ParsableArguments {
     }
 }
 
+/// Arguments of an attention that options and tensors make together.
+struct AttentionArguments {
+    let sink: AttentionSink
+    let mask: AttentionMask
+    let scaling: ScoreScaling
+    let alibi: ALiBi?
+    let positions: AttentionPositions
+    let queryKeyNorm: QueryKeyNorm?
+}
+
 /// What is done to queries, keys and scores, on which machine: the groups of options together.
 ///
 /// Not a group of groups: an unoptimised parser of arguments checks each level of them many times over.
@@ -42,17 +52,27 @@ struct AttentionOptions {
         _ shape: AttentionShape, sink: AttentionSink?, tensors: AttentionTensors, queryKeyNorm: QueryKeyNorm?,
         layout: AttentionLayout? = nil
     ) throws -> Attention {
+        let given = try arguments(shape, sink: sink, tensors: tensors, queryKeyNorm: queryKeyNorm)
+        return try Attention(
+            shape, sink: given.sink, mask: given.mask, scale: scores.scale, scaling: given.scaling,
+            softcap: scores.softcap, alibi: given.alibi, normaliser: scores.normaliser.library,
+            bias: tensors.bias, positions: given.positions, queryKeyNorm: queryKeyNorm, layout: layout,
+            threads: machine.threads, kernels: try machine.kernelSet)
+    }
+
+    /// What the options come to together with what was given beside them.
+    func arguments(
+        _ shape: AttentionShape, sink: AttentionSink?, tensors: AttentionTensors, queryKeyNorm: QueryKeyNorm?
+    ) throws -> AttentionArguments {
         var mask = scores.mask.mask
         if let lengths = tensors.keyLengths { mask = mask.keyLengths(lengths, padding: tensors.padding) }
         if let allowed = tensors.allowed { mask = mask.allowing(allowed) }
         var positions = try position.library(keys: shape.keys, lists: tensors.rope)
         if let named = tensors.positions { positions = positions.identifiers(queries: named.queries, keys: named.keys) }
-        return try Attention(
-            shape, sink: sink ?? scores.normaliser.library.defaultSink, mask: mask, scale: scores.scale,
-            scaling: tensors.scaling ?? scores.scaling.library(queryHeads: shape.queryHeads), softcap: scores.softcap,
-            alibi: tensors.alibi ?? (scores.alibi ? .standard : nil), normaliser: scores.normaliser.library,
-            bias: tensors.bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
-            threads: machine.threads, kernels: try machine.kernelSet)
+        return AttentionArguments(
+            sink: sink ?? scores.normaliser.library.defaultSink, mask: mask,
+            scaling: tensors.scaling ?? scores.scaling.library(queryHeads: shape.queryHeads),
+            alibi: tensors.alibi ?? (scores.alibi ? .standard : nil), positions: positions, queryKeyNorm: queryKeyNorm)
     }
 
     /// The scaling as it was written, or what a tensor of the file holds in its place.

@@ -38,37 +38,7 @@ struct Bench: ParsableCommand {
     @Option(help: "What to time.")
     var pass = Pass.forward
 
-    @Option(help: "Sequences in the batch.")
-    var batch = 1
-
-    @Option(help: "Heads H of the queries.")
-    var queryHeads = 12
-
-    @Option(help: "Heads G of the keys and values. Default: H.")
-    var kvHeads: Int?
-
-    @Option(help: "Queries L of each sequence. Default: 1024, or 1 to decode.")
-    var queries: Int?
-
-    @Option(help: "Keys S of each sequence. Default: L, or 4096 to decode.")
-    var keys: Int?
-
-    @Option(
-        help: ArgumentHelp(
-            "Keys of each sequence that are not padding, separated by commas. Default: all.", valueName: "n,n,..."),
-        transform: KeyLengths.init(parsing:))
-    var keyLengths: KeyLengths?
-
-    @Option(help: "Channels D of a query and of a key.")
-    var headDim = 64
-
-    @Option(help: "Channels E of a value. Default: D.")
-    var valueDim: Int?
-
-    @Option(
-        help: SinkOption.help("learned           one for each query head, drawn like the inputs"),
-        transform: SinkOption.seeded)
-    var sink: SinkOption?
+    @OptionGroup var problem: SeededShape
 
     @OptionGroup(title: "Norms") var norms: NormOptions
 
@@ -101,14 +71,7 @@ struct Bench: ParsableCommand {
         AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
     }
 
-    private var shape: AttentionShape {
-        get throws {
-            let queries = queries ?? (pass == .decode ? 1 : 1024)
-            return try AttentionShape(
-                batch: batch, queryHeads: queryHeads, keyValueHeads: kvHeads, queries: queries,
-                keys: keys ?? (pass == .decode ? 4096 : queries), headDimension: headDim, valueDimension: valueDim)
-        }
-    }
+    private var shape: AttentionShape { get throws { try problem.shape(decodes: pass == .decode) } }
 
     func validate() throws {
         guard seconds > 0, seconds <= 86_400 else {
@@ -118,15 +81,17 @@ struct Bench: ParsableCommand {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
         let shape = try usage { try self.shape }
-        try keyLengths?.check(shape)
-        try scores.check(sink: sink)
+        try problem.keyLengths?.check(shape)
+        try scores.check(sink: problem.sink)
         try norms.check()
     }
 
     func run() throws {
-        let sink = sink?.sink { _ in SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: queryHeads) }
+        let sink = problem.sink?.sink { _ in
+            SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: problem.queryHeads)
+        }
         let attention = try options.attention(
-            shape, sink: sink, tensors: AttentionTensors(keyLengths: keyLengths?.lengths),
+            shape, sink: sink, tensors: AttentionTensors(keyLengths: problem.keyLengths?.lengths),
             queryKeyNorm: norms.queryKeyNorm(),
             layout: layout.library)
         let report =
@@ -168,7 +133,7 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: queryHeads, sink: sink ?? attention.normaliser.defaultSink, scale: scores.scale,
+                queryHeads: problem.queryHeads, sink: sink ?? attention.normaliser.defaultSink, scale: scores.scale,
                 scaling: attention.scaling,
                 softcap: attention.softcap,
                 alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
@@ -206,27 +171,6 @@ enum Storage: String, CaseIterable {
     }
 }
 
-/// `<n>,<n>,...`, one for each sequence.
-struct KeyLengths: CustomStringConvertible {
-    let lengths: [Int]
-
-    init(parsing text: String) throws {
-        let words = text.split(separator: ",", omittingEmptySubsequences: false)
-        lengths = words.compactMap { Int($0) }
-        guard lengths.count == words.count else { throw ValidationError("expected numbers separated by commas") }
-    }
-
-    func check(_ shape: AttentionShape) throws {
-        guard lengths.count == shape.batch, lengths.allSatisfy((0...shape.keys).contains) else {
-            throw ValidationError(
-                "--key-lengths: expected a number from 0 to \(shape.keys) for each of \(shape.batch) sequences, got \(description)"
-            )
-        }
-    }
-
-    var description: String { lengths.map(String.init).joined(separator: ",") }
-}
-
 /// What bench prints.
 struct BenchReport {
     let command: Bench
@@ -246,7 +190,7 @@ struct BenchReport {
         if case .window(let width) = command.scores.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
         }
-        guard let lengths = command.keyLengths?.lengths else {
+        guard let lengths = command.problem.keyLengths?.lengths else {
             return Double(shape.batch) * Double(seen) * Double(bytesPerToken)
         }
         return Double(lengths.reduce(0) { $0 + min($1, seen) }) * Double(bytesPerToken)
@@ -280,8 +224,8 @@ struct BenchReport {
     }
 
     private var problem: [(name: String, value: JSONValue)] {
-        [("pass", .string(command.pass.rawValue))] + command.options.members(attention, sink: command.sink) + [
-            ("key_lengths", .array((command.keyLengths?.lengths ?? []).map(JSONValue.integer))),
+        [("pass", .string(command.pass.rawValue))] + command.options.members(attention, sink: command.problem.sink) + [
+            ("key_lengths", .array((command.problem.keyLengths?.lengths ?? []).map(JSONValue.integer))),
             ("storage", .string(command.storage.rawValue)),
             ("layout", .string(command.layout.rawValue)),
             ("seed", .string("\(command.seed)")),

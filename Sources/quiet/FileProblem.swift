@@ -23,7 +23,7 @@ struct FileProblem: ParsableArguments {
 
     @OptionGroup var machine: MachineOptions
 
-    private var options: AttentionOptions {
+    var options: AttentionOptions {
         AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
     }
 

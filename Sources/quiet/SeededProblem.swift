@@ -12,16 +12,6 @@ import SeededInputs
     import Glibc
 #endif
 
-/// Streams of the seed.
-enum SeededStream: UInt64 {
-    case queries = 0
-    case keys = 1
-    case values = 2
-    // 3 and 4 are those of masks and biases in the tests.
-    case sinks = 5
-    case outputGradients = 6
-}
-
 /// Queries, keys and values drawn from a seed and rounded to `Scalar`, and buffers for out and lse.
 ///
 /// Rows are drawn in the order [batch, heads, sequence] whatever the layout in memory, and the digest reads them in that
