@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ring.c - CRing.h by MPI. */
+#include "CRing.h"
+
+#include <limits.h>
+
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
+
+_Static_assert(sizeof(MPI_Request) <= sizeof(intptr_t), "a request fits its handle");
+
+static int keep(int error, MPI_Request request, ring_request *kept) {
+    kept->handle = (intptr_t)request;
+    return error;
+}
+
+int ring_begin(void) {
+    int provided;
+    const int error = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
+    if (error) return error;
+    return MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+}
+
+int ring_rank(void) {
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    return rank;
+}
+
+int ring_size(void) {
+    int size = 1;
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    return size;
+}
+
+void ring_end(void) { MPI_Finalize(); }
+
+void ring_abort(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
+
+int ring_send(const void *data, size_t bytes, int to, int tag, ring_request *request) {
+    if (bytes > INT_MAX) return MPI_ERR_COUNT;
+    MPI_Request mpi = MPI_REQUEST_NULL;
+    return keep(MPI_Isend(data, (int)bytes, MPI_BYTE, to, tag, MPI_COMM_WORLD, &mpi), mpi, request);
+}
+
+int ring_receive(void *data, size_t bytes, int from, int tag, ring_request *request) {
+    if (bytes > INT_MAX) return MPI_ERR_COUNT;
+    MPI_Request mpi = MPI_REQUEST_NULL;
+    return keep(MPI_Irecv(data, (int)bytes, MPI_BYTE, from, tag, MPI_COMM_WORLD, &mpi), mpi, request);
+}
+
+int ring_gather(const void *data, size_t bytes, void *all, ring_request *request) {
+    if (bytes > INT_MAX) return MPI_ERR_COUNT;
+    MPI_Request mpi = MPI_REQUEST_NULL;
+    return keep(MPI_Iallgather(data, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD, &mpi), mpi,
+                request);
+}
+
+int ring_test(ring_request *request, int *done) {
+    MPI_Request mpi = (MPI_Request)request->handle;
+    return keep(MPI_Test(&mpi, done, MPI_STATUS_IGNORE), mpi, request);
+}
+
+const char *ring_error(int error) {
+    static char text[MPI_MAX_ERROR_STRING + 1];
+    int length = 0;
+    if (MPI_Error_string(error, text, &length)) return "an unknown error";
+    text[length] = 0;
+    return text;
+}
+
+const char *ring_version(void) {
+    static char text[MPI_MAX_LIBRARY_VERSION_STRING + 1];
+    int length = 0;
+    if (MPI_Get_library_version(text, &length)) return "unknown";
+    text[length] = 0;
+    return text;
+}

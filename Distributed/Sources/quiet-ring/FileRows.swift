@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// FileRows.swift - rows of queries, keys and values out of a file: those that are asked for, and no others.
+
+import QuietAttention
+import Ring
+import Safetensors
+
+/// Rows of a file's tensors, as they lie there or widened to Float.
+struct FileRows<Element: AttentionScalar>: RowSource {
+    let file: SafetensorsFile
+    let shapes: AttendShapes
+
+    func read(
+        _ tensor: RowTensor, item: Int, head: Int, rows: Range<Int>, into buffer: UnsafeMutableBufferPointer<Element>
+    ) throws {
+        let description = shapes.tensors[tensor == .queries ? 0 : tensor == .keys ? 1 : 2]
+        let extents = description.shape
+        let dimension = extents[3]
+        if shapes.layout == .bhsd {
+            let first = ((item * extents[1] + head) * extents[2] + rows.lowerBound) * dimension
+            try read(description, first, buffer)
+        } else {
+            for (index, row) in rows.enumerated() {
+                let first = ((item * extents[1] + row) * extents[2] + head) * dimension
+                let start = index * dimension
+                try read(description, first, .init(rebasing: buffer[start..<start + dimension]))
+            }
+        }
+    }
+
+    private func read(
+        _ tensor: TensorDescription, _ first: Int, _ buffer: UnsafeMutableBufferPointer<Element>
+    ) throws {
+        guard let floats = UnsafeMutableRawBufferPointer(buffer) as UnsafeMutableRawBufferPointer?, !buffer.isEmpty
+        else {
+            return
+        }
+        let size = tensor.elementType.bitWidth / 8
+        if size == MemoryLayout<Element>.stride, tensor.elementType.storage == Element.storage {
+            try file.read(tensor, from: first * size, into: floats)
+            return
+        }
+        // Only Float is widened to.
+        let target = floats.bindMemory(to: Float.self)
+        switch tensor.elementType {
+        case .bfloat16:
+            try convert(tensor, first, target) { (bits: UInt16) in Float(bitPattern: UInt32(bits) << 16) }
+        case .float16: try convert(tensor, first, target, widened)
+        default: try convert(tensor, first, target) { (bits: UInt64) in Float(Double(bitPattern: bits)) }
+        }
+    }
+
+    private func convert<Stored: FixedWidthInteger>(
+        _ tensor: TensorDescription, _ first: Int, _ target: UnsafeMutableBufferPointer<Float>,
+        _ convert: (Stored) -> Float
+    ) throws {
+        var stored = [Stored](repeating: 0, count: target.count)
+        try stored.withUnsafeMutableBytes { try file.read(tensor, from: first * MemoryLayout<Stored>.size, into: $0) }
+        for index in target.indices { target[index] = convert(stored[index]) }
+    }
+}
+
+/// A number of 16 bits of IEEE 754, widened.
+private func widened(_ bits: UInt16) -> Float {
+    let sign = UInt32(bits & 0x8000) << 16
+    let (exponent, fraction) = (UInt32(bits >> 10 & 0x1f), UInt32(bits & 0x3ff))
+    if exponent == 0x1f { return Float(bitPattern: sign | 0x7f80_0000 | fraction << 13) }
+    if exponent > 0 { return Float(bitPattern: sign | (exponent + 112) << 23 | fraction << 13) }
+    let magnitude = Float(fraction) * 0x1p-24
+    return sign == 0 ? magnitude : -magnitude
+}
+
+extension ElementType {
+    /// As the library reads it; nil: not without a conversion.
+    var storage: AttentionStorage? {
+        switch self {
+        case .float32: .float32
+        case .float16: .float16
+        case .bfloat16: .bfloat16
+        default: nil
+        }
+    }
+}

@@ -1,0 +1,1 @@
+../../../../Sources/SeededInputs/BitDigest.swift

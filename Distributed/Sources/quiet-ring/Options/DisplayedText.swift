@@ -1,0 +1,1 @@
+../../../../Sources/Safetensors/DisplayedText.swift

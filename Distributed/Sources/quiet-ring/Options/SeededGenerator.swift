@@ -1,0 +1,1 @@
+../../../../Sources/SeededInputs/SeededGenerator.swift

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+# ranks.py - quiet-ring on 1 to 4 ranks of this machine: the bits of one process, and how runs end when something fails.
+#
+#     Distributed/Tests/ranks.py QUIET QUIET_RING [digests] [files] [faults]
+#
+# Ends with status 1 at the first surprise. Runs as root, too: mpirun is told so.
+
+import glob
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+QUIET, RING = (os.path.abspath(path) for path in sys.argv[1:3])
+STEPS = sys.argv[3:] or ["digests", "files", "faults"]
+MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader,tcp"]
+MPIRUN += ["--mca", "btl_tcp_if_include", "lo"] + (["--allow-run-as-root"] if os.getuid() == 0 else [])
+
+SMALL = "--query-heads 4 --kv-heads 2 --head-dim 40 --value-dim 24"
+# Lengths that do not divide, chunks that nobody or only some see, empty and ragged sequences, few rows.
+DIGESTS = [
+    f"forward {SMALL} --queries 2500 --mask causal --sink learned",
+    f"forward {SMALL} --queries 3100 --mask window=300",
+    f"forward {SMALL} --queries 900 --keys 3500 --mask window=700,70 --storage f16",
+    f"forward {SMALL} --queries 70 --keys 5000 --mask none --sink softmax",
+    f"forward {SMALL} --batch 4 --queries 1300 --keys 2600 --key-lengths 0,1300,2600,1 --mask causal",
+    f"forward {SMALL} --queries 2100 --mask causal --storage bf16 --positions rope --qk-norm rms",
+    f"forward {SMALL} --queries 1500 --mask causal --scaling log=8 --sink log-keys=1 --softcap 4 --alibi",
+    "forward --query-heads 1 --queries 1 --keys 1 --head-dim 3 --mask causal",
+    "forward --query-heads 2 --queries 5 --keys 0 --head-dim 4",
+    f"backward {SMALL} --queries 2300 --mask causal --sink learned",
+    f"backward {SMALL} --queries 2300 --mask window=200",
+    f"backward {SMALL} --queries 500 --keys 2500 --mask none --storage bf16",
+    f"backward {SMALL} --batch 4 --queries 700 --keys 2100 --key-lengths 0,700,2100,1 --mask causal",
+    f"backward {SMALL} --queries 1200 --mask causal --softcap 4 --alibi --scaling log=8",
+    f"decode {SMALL} --queries 2 --keys 9000 --mask causal --sink learned",
+    f"decode {SMALL} --queries 1 --keys 6500 --mask window=900",
+]
+
+
+def run(command, **options):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120, **options)
+
+
+def check(condition, message):
+    if not condition:
+        sys.exit(f"ranks.py: {message}")
+
+
+def digest(command):
+    result = run(command)
+    check(result.returncode == 0, f"{' '.join(command)}: {result.stderr}")
+    return json.loads(result.stdout)["digest"]
+
+
+def ranks(count, *arguments):
+    return MPIRUN + ["-np", str(count), RING, *arguments]
+
+
+def digests():
+    sets = json.loads(run([QUIET, "info", "--json"]).stdout)["kernels_available"]
+    for case in DIGESTS:
+        name, *options = case.split()
+        options += ["--threads", "1", "--seconds", "0.001"]
+        # Decoding over tensors is the forward pass.
+        single = "forward" if name == "decode" else name
+        expected = digest([QUIET, "bench", "--pass", single, *options])
+        for count in (1, 2, 3, 4):
+            found = digest(ranks(count, "bench", "--pass", name, *options))
+            check(found == expected, f"{case}: {found} on {count} ranks, {expected} in one process")
+        print(f"{expected}  {case}", flush=True)
+    for name in sets:
+        for case in (DIGESTS[0], DIGESTS[9]):
+            options = case.split()[1:] + ["--seconds", "0.001", "--threads", "2"]
+            arguments = ["bench", "--pass", case.split()[0], *options, "--kernels"]
+            expected = digest([QUIET, *arguments, sets[0]])
+            check(digest(ranks(3, *arguments, name)) == expected, f"{case}: another digest with {name}")
+        print(f"kernels {name}: the same", flush=True)
+
+
+def write_safetensors(path, tensors):
+    header, data = {}, b""
+    for name, (dtype, shape, bits) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(bits)]}
+        data += bits
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + data)
+
+
+def floats(count, seed, nan=range(0)):
+    generator = random.Random(seed)
+    values = [generator.gauss(0, 1) for _ in range(count)]
+    for index in nan:
+        values[index] = float("nan")
+    return struct.pack(f"<{count}f", *values)
+
+
+def problem(path, batch=2, heads=2, queries=1500, keys=2200, dimension=8, hidden=100):
+    """Keys and values from keys - hidden on are NaN: padding."""
+    shape = [batch, heads, keys, dimension]
+    padding = [i for i in range(batch * heads * keys * dimension) if i // dimension % keys >= keys - hidden]
+    count = batch * heads * dimension
+    write_safetensors(path, {
+        "q": ("F32", [batch, heads, queries, dimension], floats(count * queries, 1)),
+        "k": ("F32", shape, floats(count * keys, 2, padding)),
+        "v": ("F32", shape, floats(count * keys, 3, padding)),
+    })
+
+
+def files():
+    with tempfile.TemporaryDirectory() as folder:
+        source = f"{folder}/in.safetensors"
+        problem(source)
+        for options in (
+            ["--mask", "causal", "--key-lengths", "2100,1500", "--lse"],
+            ["--mask", "window=400", "--key-lengths", "2100,1000", "--sink", "n=3", "--positions", "rope"],
+        ):
+            one = run([QUIET, "attend", source, "--output", f"{folder}/one", *options])
+            check(one.returncode == 0, one.stderr)
+            for count in (1, 3):
+                many = run(ranks(count, "attend", source, "--output", f"{folder}/many", *options))
+                check(many.returncode == 0, many.stderr)
+                with open(f"{folder}/one", "rb") as a, open(f"{folder}/many", "rb") as b:
+                    check(a.read() == b.read(), f"attend {options}: another file from {count} ranks")
+            print(f"attend {' '.join(options)}: the same file", flush=True)
+        check(sorted(os.listdir(folder)) == ["in.safetensors", "many", "one"], f"left behind: {os.listdir(folder)}")
+
+
+def ends(what, command, expected, status=None, within=20, **options):
+    """Runs a command that must fail soon, with a line that holds `expected`."""
+    start = time.monotonic()
+    result = run(command, **options)
+    seconds = time.monotonic() - start
+    check(result.returncode != 0, f"{what}: ended with status 0")
+    check(status is None or result.returncode == status, f"{what}: status {result.returncode}: {result.stderr}")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("quiet-ring: ")]
+    check(len(lines) == 1 and expected in lines[0], f"{what}: {result.stderr}")
+    check(seconds < within, f"{what}: took {seconds:.1f} s")
+    print(f"{what}: {lines[0]} ({seconds:.1f} s)", flush=True)
+
+
+def on_rank_1(before, *arguments):
+    """Two ranks, of which rank 1 first runs something in its shell."""
+    script = f'if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then {before}; fi; exec "$0" "$@"'
+    return MPIRUN + ["-np", "2", "sh", "-c", script, RING, *arguments]
+
+
+def interrupted(what, how, command, folder, within, expected=""):
+    """Signals rank 1 while it computes: the run ends with a status that is not 0, and leaves nothing."""
+    pid_file = f"{folder}/pid"
+    command = [part.replace("PID_FILE", pid_file) for part in command]
+    before = set(os.listdir(folder))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while not os.path.exists(pid_file) or not open(pid_file).read().strip():
+        check(time.monotonic() < deadline and process.poll() is None, f"{what}: it did not start")
+        time.sleep(0.05)
+    pid = int(open(pid_file).read())
+    time.sleep(2.0)
+    check(process.poll() is None, f"{what}: it ended too early: {process.communicate()}")
+    start = time.monotonic()
+    os.kill(pid, how)
+    try:
+        output, errors = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        sys.exit(f"ranks.py: {what}: hangs")
+    seconds = time.monotonic() - start
+    os.remove(pid_file)
+    check(process.returncode != 0, f"{what}: ended with status 0")
+    check(expected in errors, f"{what}: {errors}")
+    left = set(os.listdir(folder)) - before
+    check(not left, f"{what}: left behind: {left}")
+    print(f"{what}: status {process.returncode} after {seconds:.1f} s", flush=True)
+
+
+def faults():
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = f"{folder}/in.safetensors", f"{folder}/out"
+        problem(source, batch=1, queries=300, keys=1200)
+        attend = ["attend", "in.safetensors", "--output", out]
+        ends("no such option", ranks(2, "attend", "--oops"), "Unknown option", status=64)
+        ends("no file", ranks(2, "attend", f"{folder}/none", "--output", out), "cannot open", status=1)
+        ends("no file on one rank", on_rank_1("cd /", *attend), "rank 1: cannot open", status=1, cwd=folder)
+        ends("another file on one rank", on_rank_1(f"mkdir -p {folder}/b; cd {folder}/b; cp ../other in.safetensors",
+             *attend), "rank 1: has a file", status=1, cwd=other_file(folder))
+        kernels = "QUIET_ATTENTION_KERNELS=portable; export QUIET_ATTENTION_KERNELS"
+        ends("other kernels on one rank", on_rank_1(kernels, *attend), "rank 1: has kernels portable", 1, cwd=folder)
+        ends("other options on one rank", on_rank_1('set -- "$@" --lse', *attend), "rank 1: has arguments", 1, cwd=folder)
+        ends("no memory on one rank", on_rank_1("ulimit -v 1500000", "bench", "--queries", "300000", "--head-dim", "256",
+             "--query-heads", "8"), "rank 1: no memory", status=1)
+        ends("an output that cannot be written", ranks(2, "attend", source, "--output", "/nowhere/out"), "cannot write")
+        check(not os.path.exists(out) and not glob.glob(f"{folder}/.safetensors*"), "an output was left behind")
+        long = ["bench", "--queries", "30000", "--seconds", "60", "--mask", "causal", "--threads", "1"]
+        pid = 'echo $$ > "PID_FILE"'
+        interrupted("a rank is killed", signal.SIGKILL, on_rank_1(pid, *long), folder, within=15)
+        interrupted("a rank stands still", signal.SIGSTOP, on_rank_1(pid, *long, "--patience", "3"), folder, within=25,
+                    expected="waited 3.0 s in vain for")
+        problem(source, batch=1, heads=2, queries=9000, keys=9000, dimension=64, hidden=0)
+        slow = [*attend, "--mask", "causal", "--kernels", "portable", "--threads", "1"]
+        interrupted("a rank is killed before the output is written", signal.SIGKILL,
+                    ["env", "-C", folder, *on_rank_1(pid, *slow)], folder, within=15)
+
+
+def other_file(folder):
+    problem(f"{folder}/other", batch=1, queries=300, keys=1100)
+    return folder
+
+
+for step in STEPS:
+    start = time.monotonic()
+    {"digests": digests, "files": files, "faults": faults}[step]()
+    print(f"{step}: {time.monotonic() - start:.0f} s", flush=True)
