@@ -42,12 +42,13 @@ struct Attend: RingCommand {
     }
 
     func run(_ world: World) throws {
-        let (file, shapes, ring) = try world.agreeing {
+        let (shapes, ring, file) = try world.agreeing {
             let file = try SafetensorsFile(path: input)
             let shapes = try problem.shapes(file)
-            return (file, shapes, try shapes.checking { try problem.ring(file, shapes.shape) })
+            return (shapes, try shapes.checking { try problem.ring(file, shapes.shape) }, file)
         }
-        try world.agree(Statement(facts: [("a file with", "\(file.tensors)")]))
+        let tensors = shapes.tensors.map { "\($0.name) \($0.elementType.rawValue) \($0.shape)" }
+        try world.agree(Statement(facts: [("a file with", tensors.joined(separator: ", "))]))
         let types = Set(shapes.tensors.map(\.elementType))
         switch types.count == 1 ? types.first?.storage : nil {
         case .bfloat16: try run(world, ring, shapes, FileRows<BFloat16>(file: file, shapes: shapes))
