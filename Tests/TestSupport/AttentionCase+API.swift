@@ -118,7 +118,7 @@ extension AttentionCase {
     }
 
     /// [batch][heads][rows][width] in the case's layout.
-    private func laidOut(_ tensor: [Float], rows: Int, width: Int) -> [Float] {
+    public func laidOut(_ tensor: [Float], rows: Int, width: Int) -> [Float] {
         let heads = batch * rows * width == 0 ? 0 : tensor.count / (batch * rows * width)
         return layout == .headsFirst ? tensor : exchanged(tensor, batch, heads, rows, width)
     }

@@ -34,8 +34,9 @@ extension Attention {
         }
     }
 
+    /// - Parameter grids: what is added to, row by row, beside; nil: nothing.
     private func rowDiagnostics<Input: AttentionScalar>(
-        queries: Span<Input>, keys: Span<Input>, epsilon: Double, leadingKeys: Int
+        queries: Span<Input>, keys: Span<Input>, epsilon: Double, leadingKeys: Int, grids: WeightGrids? = nil
     ) throws(AttentionError) -> [RowDiagnostics] {
         try checkCount("queries", queries.count, shape.queryCount)
         try checkCount("keys", keys.count, shape.keyCount)
@@ -68,8 +69,8 @@ extension Attention {
                     [RowDiagnostics](unsafeUninitializedCapacity: shape.rowCount) { results, count in
                         let diagnosis = RowDiagnosis(
                             shape: keyShape, schedule: schedule, results: results.baseAddress!, epsilon: epsilon,
-                            leadingKeys: leadingKeys, buffers: buffer.address + schedule.memory.byteCount, keys: longest
-                        )
+                            leadingKeys: leadingKeys, grids: grids,
+                            buffers: buffer.address + schedule.memory.byteCount, keys: longest)
                         // Neither values nor output are touched: any address will do.
                         let queries = UnsafeRawPointer(queries.baseAddress!)
                         let keys = keys.baseAddress.map { UnsafeRawPointer($0) } ?? queries
@@ -97,7 +98,10 @@ extension Attention {
     public func headDiagnostics(
         queries: [Float], keys: [Float], epsilon: Double = 1e-3, leadingKeys: Int = 1
     ) throws(AttentionError) -> [HeadDiagnostics] {
-        let rows = try diagnostics(queries: queries, keys: keys, epsilon: epsilon, leadingKeys: leadingKeys)
+        heads(of: try diagnostics(queries: queries, keys: keys, epsilon: epsilon, leadingKeys: leadingKeys))
+    }
+
+    private func heads(of rows: [RowDiagnostics]) -> [HeadDiagnostics] {
         let rowsPerHead = shape.isPacked ? shape.totalQueries : shape.queries
         // Where there are no rows, there may be any number of items.
         let items = shape.isPacked ? 1 : rows.isEmpty ? 0 : shape.batch
@@ -108,6 +112,33 @@ extension Attention {
                     return rows[first..<first + rowsPerHead]
                 })
         }
+    }
+
+    /// Where every query head puts its weight, as a picture of bounded size, with its diagnostics: one per head, over all
+    /// rows and batch items. The weights are streamed: beside what ``diagnostics(queries:keys:epsilon:leadingKeys:)`` takes,
+    /// memory is that of the result.
+    ///
+    /// - Parameters:
+    ///   - queries: `[B, H, L, D]`.
+    ///   - keys: `[B, G, S, D]`.
+    ///   - rowBands: bands of rows, 1 to 1024; not more than the longest sequence has queries.
+    ///   - keyBands: bands of keys, 1 to 1024; not more than the longest sequence has keys.
+    ///   - epsilon: as of ``diagnostics(queries:keys:epsilon:leadingKeys:)``.
+    ///   - leadingKeys: likewise.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `bands`, `epsilon`, `leadingKeys`, `composition` or `memory`.
+    public func headMaps(
+        queries: [Float], keys: [Float], rowBands: Int = 48, keyBands: Int = 48, epsilon: Double = 1e-3,
+        leadingKeys: Int = 1
+    ) throws(AttentionError) -> [HeadMap] {
+        for (name, bands) in [("rowBands", rowBands), ("keyBands", keyBands)] where !(1...1024).contains(bands) {
+            throw AttentionError(.bands, name, expected: "1 to 1024", found: "\(bands)")
+        }
+        let grids = try WeightGrids(shape, rowBands: rowBands, keyBands: keyBands)
+        let rows = try inFloatMode { () throws(AttentionError) in
+            try rowDiagnostics(
+                queries: queries.span, keys: keys.span, epsilon: epsilon, leadingKeys: leadingKeys, grids: grids)
+        }
+        return heads(of: rows).enumerated().map { head, diagnostics in grids.map(ofHead: head, diagnostics) }
     }
 }
 
@@ -123,93 +154,5 @@ extension AttentionShape {
                 batch: shape.batch, queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads,
                 queries: shape.queries, keys: shape.keys, headDimension: shape.headDimension, valueDimension: 1)
         }
-    }
-}
-
-/// What a run makes of rows instead of output.
-final class RowDiagnosis: @unchecked Sendable {
-    /// With values of one element.
-    let shape: AttentionShape
-    let schedule: ForwardSchedule
-    /// [B][H][L].
-    let results: UnsafeMutablePointer<RowDiagnostics>
-    let epsilon: Double
-    let leadingKeys: Int
-    /// One per worker, of ``byteCount(keys:)``.
-    let buffers: UnsafeMutableRawPointer
-    /// Most keys that a row's blocks hold.
-    let keys: Int
-
-    init(
-        shape: AttentionShape, schedule: ForwardSchedule, results: UnsafeMutablePointer<RowDiagnostics>,
-        epsilon: Double, leadingKeys: Int, buffers: UnsafeMutableRawPointer, keys: Int
-    ) {
-        (self.shape, self.schedule, self.results) = (shape, schedule, results)
-        (self.epsilon, self.leadingKeys, self.buffers, self.keys) = (epsilon, leadingKeys, buffers, keys)
-    }
-
-    /// A pair of query and key takes at least so many times as long as in a forward pass.
-    static let timesForward = 4.0
-    /// Rows whose scores are held at once: two tiles of the kernels.
-    static let rows = 12
-
-    /// The scores of some rows as kernels give them, [block][row][key of the block], and of one row its scores and weights.
-    static func byteCount(keys: Int) -> Int { (rows + 2) * keys * MemoryLayout<Float>.size }
-
-    /// The diagnostics of the rows of a kernel call.
-    ///
-    /// - Parameter result: where that of row 0 goes.
-    func run(
-        _ arguments: qattn_forward_args, kernels: KernelSet, sink: Float, worker: Int,
-        result: UnsafeMutablePointer<RowDiagnostics>
-    ) {
-        let scores = (buffers + worker * Self.byteCount(keys: keys)).assumingMemoryBound(to: Float.self)
-        var part = arguments
-        for begin in stride(from: arguments.row_begin, to: arguments.row_end, by: Self.rows) {
-            part.row_begin = begin
-            part.row_end = min(begin + Self.rows, arguments.row_end)
-            let blocks = blocks(of: part)
-            for block in blocks {
-                kernels.functions.pointee.scores(
-                    &part, block, scores + (block - blocks.lowerBound) * Self.rows * SequencePlan.block)
-            }
-            for row in begin..<part.row_end {
-                // A sink that grows with the row's keys has that part of its logit here.
-                let sink =
-                    sink + (part.problem.row_constants.map { $0[row * part.problem.row_constant_strides.query] } ?? 0)
-                let visible = gather(row - begin, blocks: blocks, from: scores)
-                (result + row).initialize(
-                    to: RowDiagnostics(
-                        visible, sink: sink, epsilon: epsilon, isBiased: part.problem.bias != nil, kernels: kernels))
-            }
-        }
-    }
-
-    /// The blocks with a key that some of the rows see, masks and biases aside.
-    private func blocks(of arguments: qattn_forward_args) -> Range<Int> {
-        let first = max(0, arguments.row_begin + arguments.problem.first_key_offset)
-        let last = min(arguments.problem.seq_kv, arguments.row_end - 1 + arguments.problem.last_key_offset)
-        return first < last ? first / SequencePlan.block..<SequencePlan.blocks(of: last) : 0..<0
-    }
-
-    /// A row's scores above -inf, side by side, and room for its weights.
-    private func gather(
-        _ row: Int, blocks: Range<Int>, from scores: UnsafeMutablePointer<Float>
-    ) -> VisibleScores {
-        let visible = scores + Self.rows * keys
-        var (count, leading, top, topKey) = (0, 0, -Float.infinity, 0)
-        for block in blocks {
-            let source = scores + ((block - blocks.lowerBound) * Self.rows + row) * SequencePlan.block
-            for key in 0..<SequencePlan.block where source[key] != -.infinity {
-                let score = source[key]
-                visible[count] = score
-                count += 1
-                if block * SequencePlan.block + key < leadingKeys { leading = count }
-                if score > top { (top, topKey) = (score, block * SequencePlan.block + key) }
-            }
-        }
-        return VisibleScores(
-            scores: UnsafeBufferPointer(start: visible, count: count),
-            weights: UnsafeMutableBufferPointer(start: visible + keys, count: count), leading: leading, topKey: topKey)
     }
 }

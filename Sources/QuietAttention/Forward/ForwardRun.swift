@@ -160,8 +160,8 @@ struct ForwardRun: @unchecked Sendable {
                 if let diagnosis {
                     let sums = self.rows.sums.offset(start: group.sequence.queryStart, head: queryHead)
                     diagnosis.run(
-                        arguments, kernels: attention.kernels, sink: sinks[0], worker: worker,
-                        result: diagnosis.results + sums)
+                        arguments, group.sequence, head: queryHead, kernels: attention.kernels, sink: sinks[0],
+                        worker: worker, result: diagnosis.results + sums)
                 } else {
                     attention.kernels.functions.pointee.forward(&arguments)
                 }

@@ -82,6 +82,8 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         case epsilon
         /// Less than no keys.
         case leadingKeys
+        /// A picture of weights has no bands, or too many.
+        case bands
         /// Probabilities are negative, NaN or infinite, or none is positive.
         case probabilities
         /// An entropy is asked for that no power of the probabilities has.
