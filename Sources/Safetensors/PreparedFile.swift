@@ -56,6 +56,11 @@ public final class PreparedFile {
         }
     }
 
+    /// A file of this text.
+    package convenience init(text: String, for path: String) throws(SafetensorsError) {
+        try self.init(path) { file in try Array(text.utf8).withUnsafeBytes { try file.write($0) } }
+    }
+
     deinit {
         if !isCommitted { removeFile(temporary) }
     }

@@ -101,7 +101,7 @@ struct Attend: ParsableCommand {
 }
 
 /// Returns whether two paths lead to one existing file.
-private func namesSameFile(_ first: String, _ second: String) -> Bool {
+func namesSameFile(_ first: String, _ second: String) -> Bool {
     var (one, other) = (stat(), stat())
     guard stat(first, &one) == 0, stat(second, &other) == 0 else { return false }
     return one.st_dev == other.st_dev && one.st_ino == other.st_ino

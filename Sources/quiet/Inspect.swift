@@ -28,6 +28,9 @@ struct Inspect: ParsableCommand {
             score of all rows; the ratio of the largest to the median score; and the key that most rows give their largest \
             weight to, counted from 0, with the share of those rows.
 
+            With --report the same as one page of pictures, which opens in a browser from disk: maps of layers by heads; \
+            of each head, its weights by key and by distance; of each tensor, a histogram and its channels with outliers.
+
             Tensors of these names that are no such problem are left out, and the report says why. So are tensors that \
             cannot be read: then the status is 1, behind the report of the others.
             """)
@@ -57,6 +60,12 @@ struct Inspect: ParsableCommand {
 
     @OptionGroup var problem: FileProblem
 
+    @Option(
+        help: ArgumentHelp(
+            "Also write a page of pictures, complete in itself. So many are drawn at most: \(ReportPage.mostHeads) heads, \(ReportPage.mostTensors) tensors.",
+            valueName: "page.html"))
+    var report: String?
+
     @Flag(help: "Print one JSON object.")
     var json = false
 
@@ -77,11 +86,20 @@ struct Inspect: ParsableCommand {
 
     func run() throws {
         let file = try SafetensorsFile(path: input)
+        if let report, namesSameFile(input, report) {
+            throw Failure("the report \(printable(report)) is the input: it would replace the tensors")
+        }
         let tensors = tensor.isEmpty ? file.tensors : try tensor.map { try file.tensor(named: $0) }
         var faults: [String] = []
         let measured = try measure(tensors, of: file, &faults)
         let attention = try InspectedAttention(self, file)
-        try emit(json ? report(measured, attention, faults) : text(measured, attention))
+        // As of attend: a run that fails leaves no page behind, but for what cannot be measured of a file.
+        let page = try report.map { path in
+            let page = ReportPage(file: input, tensors: measured, attention: attention, faults: faults)
+            return try PreparedFile(text: page.html, for: path)
+        }
+        try emit(json ? members(measured, attention, faults) : text(measured, attention))
+        try page?.commit()
         // What could be measured is said above, and so it is worth having; but not all could.
         guard let fault = faults.first else { return }
         throw Failure(faults.count == 1 ? fault : "\(fault); and \(faults.count - 1) more tensors cannot be measured")
@@ -92,26 +110,29 @@ struct Inspect: ParsableCommand {
         _ tensors: [TensorDescription], of file: SafetensorsFile, _ faults: inout [String]
     ) throws -> [MeasuredTensor] {
         var progress = Progress(
-            tensors: tensors.count, bytes: tensors.reduce(0) { $0 + $1.dataRange.count }, isShown: isProgressShown)
+            "tensors", count: tensors.count, .bytes, amount: tensors.reduce(0) { $0 + Double($1.dataRange.count) },
+            isShown: isProgressShown)
         defer { progress.finish() }
+        var left = report == nil ? 0 : ReportPage.mostTensors
         return try tensors.map { tensor in
-            defer { progress.count(bytes: tensor.dataRange.count) }
-            guard self.tensor.isEmpty else {
-                return MeasuredTensor(tensor, values: try file.floats(named: tensor.name))
-            }
-            guard ElementType.readable.contains(tensor.elementType) else { return MeasuredTensor(tensor, values: nil) }
+            defer { progress.count(Double(tensor.dataRange.count)) }
+            var values: [Float]?
             do {
-                return MeasuredTensor(tensor, values: try file.floats(named: tensor.name))
+                if !self.tensor.isEmpty || ElementType.readable.contains(tensor.elementType) {
+                    values = try file.floats(named: tensor.name)
+                }
             } catch {
+                guard self.tensor.isEmpty else { throw error }
                 faults.append("\(error)")
-                return MeasuredTensor(tensor, values: nil)
             }
+            if values != nil { left -= 1 }
+            return MeasuredTensor(tensor, values: values, isDrawn: left >= 0)
         }
     }
 
-    private var isProgressShown: Bool { progress ?? (isatty(STDERR_FILENO) == 1) }
+    var isProgressShown: Bool { progress ?? (isatty(STDERR_FILENO) == 1) }
 
-    private func report(_ measured: [MeasuredTensor], _ attention: InspectedAttention, _ faults: [String]) -> String {
+    private func members(_ measured: [MeasuredTensor], _ attention: InspectedAttention, _ faults: [String]) -> String {
         let members: [(name: String, value: JSONValue)] = [
             ("file", .string(input)), ("tensors", .array(measured.map { $0.report() })),
             ("attention", .array(attention.heads.map { $0.report() })),

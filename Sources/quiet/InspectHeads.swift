@@ -10,16 +10,40 @@ struct MeasuredHeads {
     let epsilon: Double
     let leadingKeys: Int
     let attention: Attention
-    let inputs: AttendInputs
+    /// What was measured, and how, in lines.
+    let lines: String
     let heads: [HeadDiagnostics]
+    /// Of all heads, or none.
+    let maps: [HeadMap]
 
+    /// - Parameter isDrawn: whether there are to be maps.
     init(
-        _ problem: FileProblem, _ inputs: AttendInputs, _ file: SafetensorsFile, epsilon: Double, leadingKeys: Int
+        _ problem: FileProblem, _ inputs: AttendInputs, _ file: SafetensorsFile, epsilon: Double, leadingKeys: Int,
+        isDrawn: Bool
     ) throws {
-        (self.problem, self.inputs, self.epsilon, self.leadingKeys) = (problem, inputs, epsilon, leadingKeys)
+        (self.problem, self.epsilon, self.leadingKeys) = (problem, epsilon, leadingKeys)
         attention = try problem.attention(file, inputs)
-        heads = try attention.headDiagnostics(
-            queries: inputs.queries, keys: inputs.keys, epsilon: epsilon, leadingKeys: leadingKeys)
+        lines = """
+            tensors     \(problem.tensors.all.map(printable).joined(separator: ", "))
+            \(problem.lines(attention, inputs))
+            epsilon     \(decimal(epsilon, digits: 3, format: "g")), first keys \(leadingKeys)
+            """
+        maps =
+            isDrawn
+            ? try attention.headMaps(
+                queries: inputs.queries, keys: inputs.keys, rowBands: HeadFigure.bands, keyBands: HeadFigure.bands,
+                epsilon: epsilon, leadingKeys: leadingKeys) : []
+        heads =
+            isDrawn
+            ? maps.map(\.diagnostics)
+            : try attention.headDiagnostics(
+                queries: inputs.queries, keys: inputs.keys, epsilon: epsilon, leadingKeys: leadingKeys)
+    }
+
+    /// What the three tensors' names share, or that of the queries.
+    var title: String {
+        let name = names[0]
+        return name.hasSuffix(".q") ? String(name.dropLast(2)) : name
     }
 
     private static let columns: [(title: String, name: String, value: KeyPath<HeadDiagnostics, Double> & Sendable)] = [
@@ -42,13 +66,7 @@ struct MeasuredHeads {
         }
         let titles = ["head"] + Self.columns.map(\.title) + ["heaviest key", "of rows"]
         let table = TextTable(titles, rows, leftColumns: 0)
-        return """
-            tensors     \(names.map(printable).joined(separator: ", "))
-            \(problem.lines(attention, inputs))
-            epsilon     \(decimal(epsilon, digits: 3, format: "g")), first keys \(leadingKeys)
-
-            \(table.text)
-            """
+        return lines + "\n\n" + table.text
     }
 
     func report() -> JSONValue {

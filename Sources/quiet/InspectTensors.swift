@@ -8,12 +8,24 @@ import Safetensors
 struct MeasuredTensor {
     let tensor: TensorDescription
     let statistics: TensorStatistics?
+    /// Of those that a report draws.
+    let picture: TensorPicture?
 
-    /// - Parameter values: the elements; nil: they are not measured.
-    init(_ tensor: TensorDescription, values: [Float]?) {
+    /// - Parameters:
+    ///   - values: the elements; nil: they are not measured.
+    ///   - isDrawn: whether there is to be a picture of it.
+    init(_ tensor: TensorDescription, values: [Float]?, isDrawn: Bool) {
         self.tensor = tensor
-        statistics = values.map { TensorStatistics($0) }
+        let statistics = values.map { TensorStatistics($0) }
+        self.statistics = statistics
+        picture =
+            isDrawn
+            ? values.flatMap { values in
+                statistics.map { TensorPicture(values, channels: tensor.shape.last ?? 1, $0) }
+            } : nil
     }
+
+    var name: String { tensor.name }
 
     static let titles = [
         "tensor", "shape", "type", "mean", "deviation", "largest", "kurtosis", "excess", "beyond 6", "int8 dB",
@@ -30,7 +42,7 @@ struct MeasuredTensor {
     }
 
     /// Of a shape that no tensor has in earnest, the beginning.
-    private var shape: String {
+    var shape: String {
         guard tensor.shape.count > 16 else { return "\(tensor.shape)" }
         return
             "[\(tensor.shape.prefix(16).map(String.init).joined(separator: ", ")), ... \(tensor.shape.count) extents]"

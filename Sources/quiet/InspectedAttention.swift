@@ -13,16 +13,30 @@ struct InspectedAttention {
     /// weights of a convolution, too, have four dimensions.
     init(_ command: Inspect, _ file: SafetensorsFile) throws {
         guard command.tensor.isEmpty else { return }
+        var left = command.report == nil ? 0 : ReportPage.mostHeads
         func measure(_ problem: FileProblem, _ inputs: AttendInputs) throws -> MeasuredHeads {
-            try MeasuredHeads(
-                problem, inputs, file, epsilon: command.epsilon, leadingKeys: command.leadingKeys)
+            let isDrawn = left >= inputs.shape.queryHeads && left > 0
+            if isDrawn { left -= inputs.shape.queryHeads }
+            return try MeasuredHeads(
+                problem, inputs, file, epsilon: command.epsilon, leadingKeys: command.leadingKeys, isDrawn: isDrawn)
         }
         guard command.problem.tensors.areUsual else {
             heads = [try measure(command.problem, command.problem.inputs(file))]
             return
         }
+        let candidates = Self.candidates(command.problem, file)
+        func pairs(_ problem: FileProblem) -> Double {
+            let shapes = problem.tensors.all.prefix(2).compactMap { try? file.tensor(named: $0).shape }
+            // In either layout: rows by keys, but for a factor that all have.
+            return shapes.reduce(1.0) { $0 * $1.reduce(1.0) { $0 * Double($1) } }
+        }
+        var progress = Progress(
+            "sets of heads", count: candidates.count, .pairs, amount: candidates.reduce(0) { $0 + pairs($1) },
+            isShown: command.isProgressShown && !candidates.isEmpty)
+        defer { progress.finish() }
         var refusal: Error?
-        for problem in Self.candidates(command.problem, file) {
+        for problem in candidates {
+            defer { progress.count(pairs(problem)) }
             let inputs: AttendInputs
             do {
                 inputs = try problem.inputs(file)

@@ -9,39 +9,48 @@
     import Glibc
 #endif
 
-/// How many tensors are measured of how many. On a terminal one line that changes, elsewhere a line each time; at most two
+/// How many items are done of how many. On a terminal one line that changes, elsewhere a line each time; at most two
 /// a second, and none in the first half second.
 struct Progress {
-    private let tensors, bytes: Int
+    /// What takes the time, and so tells what is left of it.
+    enum Work {
+        case bytes
+        /// Pairs of rows and keys, which nobody wants to read of.
+        case pairs
+    }
+
+    private let items: String
+    private let work: Work
+    private let all: (items: Int, amount: Double)
     private let isShown: Bool
     private let isTerminal = isatty(STDERR_FILENO) == 1
     private let start = ContinuousClock.now
     private var last = ContinuousClock.now
-    private var (doneTensors, doneBytes) = (0, 0)
+    private var done: (items: Int, amount: Double) = (0, 0)
     private var width = 0
 
-    init(tensors: Int, bytes: Int, isShown: Bool) {
-        (self.tensors, self.bytes, self.isShown) = (tensors, bytes, isShown)
+    /// - Parameters:
+    ///   - items: what is counted, in the plural.
+    ///   - amount: the work of all of them.
+    init(_ items: String, count: Int, _ work: Work, amount: Double, isShown: Bool) {
+        (self.items, self.work, all, self.isShown) = (items, work, (count, amount), isShown)
     }
 
-    /// One more is done, of so many bytes.
-    mutating func count(bytes: Int) {
-        doneTensors += 1
-        doneBytes += bytes
+    /// One more is done, of so much work.
+    mutating func count(_ amount: Double) {
+        done = (done.items + 1, done.amount + amount)
         guard isShown, ContinuousClock.now - last >= .milliseconds(500) else { return }
         last = .now
-        show(Self.line(tensors: (doneTensors, tensors), bytes: (doneBytes, self.bytes), seconds: seconds))
+        show(line)
     }
-
-    private var seconds: Double { (ContinuousClock.now - start) / .seconds(1) }
 
     /// Leaves an empty line on a terminal, and elsewhere says that all is done.
     mutating func finish() {
         guard isShown else { return }
         if isTerminal {
             if width > 0 { show("", end: "\r") }
-        } else if doneTensors == tensors {
-            show(Self.line(tensors: (doneTensors, tensors), bytes: (doneBytes, bytes), seconds: seconds))
+        } else if done.items == all.items {
+            show(line)
         }
     }
 
@@ -51,11 +60,11 @@ struct Progress {
         width = line.count
     }
 
-    /// Bytes take the time, so they tell what is left of it.
-    static func line(tensors: (done: Int, all: Int), bytes: (done: Int, all: Int), seconds: Double) -> String {
-        func gigabytes(_ bytes: Int) -> String { decimal(Double(bytes) / 1e9, digits: 2) }
-        let left = bytes.done > 0 ? seconds * Double(bytes.all - bytes.done) / Double(bytes.done) : 0
-        return "\(tensors.done) of \(tensors.all) tensors, \(gigabytes(bytes.done)) of \(gigabytes(bytes.all)) GB, "
-            + "\(decimal(left, digits: 0)) s left"
+    private var line: String {
+        let seconds = (ContinuousClock.now - start) / .seconds(1)
+        let left = done.amount > 0 ? seconds * (all.amount - done.amount) / done.amount : 0
+        func gigabytes(_ bytes: Double) -> String { decimal(bytes / 1e9, digits: 2) }
+        let amounts = work == .bytes ? "\(gigabytes(done.amount)) of \(gigabytes(all.amount)) GB, " : ""
+        return "\(done.items) of \(all.items) \(items), \(amounts)\(decimal(left, digits: 0)) s left"
     }
 }
