@@ -4,9 +4,10 @@
 
     Scripts/evidence.py NAME MODEL.gguf BOOK.txt path/to/language-model DOCUMENTATION [RESULTS]
 
-NAME is length, heads, softmax1 or cache. Runs language-model with one thread, keeps what it prints in the folder RESULTS
-(and takes from there what an earlier run left, so that a run that was stopped goes on), writes DOCUMENTATION/Evidence/NAME.svg
-and replaces the part of DOCUMENTATION/Evidence.md between the marks of that name. Needs nothing but the standard library.
+NAME is length, entropy, heads, softmax1 or cache. Runs language-model with one thread, keeps what it prints in the folder
+RESULTS beside the commit that it was made at (and takes from there what an earlier run left, so that a run that was stopped
+goes on), writes DOCUMENTATION/Evidence/NAME.svg and replaces the part of DOCUMENTATION/Evidence.md between the marks of that
+name. Needs nothing but the standard library, and git for the commit.
 """
 import json
 import math
@@ -15,30 +16,45 @@ import re
 import subprocess
 import sys
 
-LENGTHS = [1024, 2048, 4096, 8192, 12288, 16384]
 BINS = [(1, 1024), (1024, 2048), (2048, 4096), (4096, 8192), (8192, 10240), (10240, 12288), (12288, 16384)]
+LOG_BASE = 512
 COLOURS = ["#1b6ca8", "#c0392b", "#27864d", "#b9770e", "#7d3c98", "#555555"]
 
 
 class Runner:
     def __init__(self, model, book, command, results):
         self.model, self.book, self.command, self.results = model, book, command, results
+        self.commits = set()
         os.makedirs(results, exist_ok=True)
+
+    @staticmethod
+    def commit():
+        """The commit of the tree that this script is in, by which the program is taken to be built."""
+        folder = os.path.dirname(os.path.abspath(__file__))
+
+        def git(*words):
+            return subprocess.run(["git", "-C", folder, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/Sources", ":/CKernels", "..")
+        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
 
     def json(self, name, verb, *options):
         path = f"{self.results}/{name}.json"
         if not os.path.exists(path) or not os.path.getsize(path):
             arguments = [self.command, verb, self.model, self.book, "--threads", "1", *options]
             output = subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout
+            with open(f"{self.results}/{name}.commit", "w") as file:
+                file.write(self.commit())
             with open(path, "wb") as file:
                 file.write(output)
+        with open(f"{self.results}/{name}.commit") as file:
+            self.commits.add(file.read())
         with open(path, "rb") as file:
             return json.load(file)
 
     def losses(self, name, *options):
         path = f"{self.results}/{name}.txt"
-        if not os.path.exists(path):
-            self.json(name, "perplexity", "--losses", path, "--json", *options)
+        self.json(name, "perplexity", "--losses", path, "--json", *options)
         with open(path) as file:
             return [float(line) for line in file]
 
@@ -48,7 +64,9 @@ class Runner:
 
 def chart(title, x_label, y_label, series, logarithmic=(True, False)):
     """Lines of (name, [(x, y), ...]) as an SVG that is legible on white and on black."""
-    width, height, left, bottom, top, right = 760, 400, 70, 50, 40, 150
+    width, height, left, bottom, top = 760, 400, 70, 50, 40
+    # The names stand at the right: 13 points are 7.2 wide on average.
+    right = 30 + 7.2 * max(len(name) for name, _ in series)
     scale = [lambda v: math.log(v) if logarithmic[0] else v, lambda v: math.log(v) if logarithmic[1] else v]
     points = [(scale[0](x), scale[1](y)) for _, line in series for x, y in line]
     low = [min(p[i] for p in points) for i in (0, 1)]
@@ -105,10 +123,10 @@ def length(run):
     rows, series = [], []
     for name, option, tokens in [
         ("plain", "none", 16384),
-        ("NTK, factor 2", "ntk=2", 12288),
-        ("dynamic NTK, factor 2", "dynamic-ntk=2", 12288),
-        ("YaRN, factor 2", "yarn=2", 12288),
-        ("interpolation, factor 2", "pi=2", 12288),
+        ("NTK, factor 2", "ntk=2", 16384),
+        ("dynamic NTK, factor 2", "dynamic-ntk=2", 16384),
+        ("YaRN, factor 2", "yarn=2", 16384),
+        ("interpolation, factor 2", "pi=2", 16384),
     ]:
         losses = run.losses(f"len-{option}", "--tokens", str(tokens), "--rope-scaling", option)
         parts = [
@@ -119,6 +137,27 @@ def length(run):
     head = ["tokens"] + [f"{a} to {b}" for a, b in BINS]
     text = "Perplexity of the tokens at these positions, given all before them, in one window.\n\n" + table(head, rows)
     return text, chart("Perplexity by position", "up to token", "perplexity", series, (True, True))
+
+
+def entropy(run):
+    """How entropy and the largest weight go with the number of keys: as trained, with log n, without 1/sqrt(d)."""
+    trained = run.json("measure", "measure", "--tokens", "2048")["layers"]
+    scaled = run.json("measure-log", "measure", "--tokens", "2048", "--scaling", f"clipped-log={LOG_BASE}")["layers"]
+    sizes = [p["keys"] for p in trained[0]["lengths"]]
+
+    def mean(layers, part, key):
+        return [sum(layer[part][i][key] for layer in layers) / len(layers) for i in range(len(sizes))]
+
+    ways = [("as trained", trained, "lengths"), (f"times max(1, log n / log {LOG_BASE})", scaled, "lengths"), ("without 1/sqrt(d)", trained, "unscaled")]
+    columns, head = [], ["keys"]
+    for name, layers, part in ways:
+        for key, title in [("entropy", "entropy"), ("relative_entropy", "of log n"), ("largest_weight", "largest weight")]:
+            columns.append(mean(layers, part, key))
+            head.append(f"{title}, {name}")
+    rows = [[f"{keys // 2 + 1 if i else 1} to {keys}", *(number(c[i]) for c in columns)] for i, keys in enumerate(sizes)]
+    text = "Entropy in nats, its share of log n, and the largest weight of a row, mean over layers and heads, by the keys that a row sees:\n\n"
+    series = [(f"{what}, {name}", list(zip(sizes, columns[3 * i + c]))) for i, (name, _, _) in enumerate(ways[:2]) for c, what in [(1, "entropy of log n"), (2, "largest weight")]]
+    return text + table(head, rows), chart("Entropy as a share of log n, and the largest weight", "keys", "mean", series, (True, False))
 
 
 def heads(run):
@@ -137,14 +176,6 @@ def heads(run):
     text += f"The text has {classes[0]} first token, {classes[1]} of blanks, {classes[2]} of punctuation, {classes[3]} of words.\n\n"
     text += table(["layer", "first token", "blanks", "punctuation", "words"], rows)
 
-    sizes = [p["keys"] for p in layers[0]["lengths"]]
-    text += "\n\nEntropy in nats, its share of log n, and the largest weight of a row, mean over layers and heads, by the keys that a row sees:\n\n"
-    rows = []
-    for i, keys in enumerate(sizes):
-        values = [sum(layer["lengths"][i][k] for layer in layers) / len(layers) for k in ("entropy", "relative_entropy", "largest_weight")]
-        plain = [sum(layer["unscaled"][i][k] for layer in layers) / len(layers) for k in ("entropy", "largest_weight")]
-        rows.append([f"{keys // 2 + 1 if i else 1} to {keys}", *(number(v) for v in values), *(number(v) for v in plain)])
-    text += table(["keys", "entropy", "of log n", "largest weight", "entropy without 1/sqrt(d)", "largest weight without it"], rows)
     variance = [layer["score_variance"] for layer in layers]
     text += f"\n\nThe variance of q.k is {min(variance):,.0f} to {max(variance):,.0f} by layer (median {sorted(variance)[len(variance) // 2]:,.0f}), "
     text += f"of q.k/sqrt(d) {min(variance) / 64:.1f} to {max(variance) / 64:.1f}: not the 1 of random vectors of unit variance.\n\n"
@@ -207,13 +238,14 @@ def cache(run):
 def main():
     name, model, book, command, documentation = sys.argv[1:6]
     run = Runner(model, book, command, sys.argv[6] if len(sys.argv) > 6 else "evidence-results")
-    text, picture = {"length": length, "heads": heads, "softmax1": softmax1, "cache": cache}[name](run)
+    text, picture = {"length": length, "entropy": entropy, "heads": heads, "softmax1": softmax1, "cache": cache}[name](run)
     os.makedirs(f"{documentation}/Evidence", exist_ok=True)
     with open(f"{documentation}/Evidence/{name}.svg", "w") as file:
         file.write(picture)
     path = f"{documentation}/Evidence.md"
     with open(path) as file:
         page = file.read()
+    text += f"\n\nMeasured at {' and '.join(sorted(f'commit {c}' for c in run.commits))}."
     block = f"<!-- {name}:begin -->\n{text}\n\n![{name}](Evidence/{name}.svg)\n<!-- {name}:end -->"
     page, count = re.subn(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _: block, page, flags=re.S)
     assert count == 1, f"no marks of {name} in {path}"

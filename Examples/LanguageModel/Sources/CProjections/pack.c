@@ -95,8 +95,8 @@ static void quantise_block(const float *x, lm_activations *out) {
         out->low[i] = (int8_t)low;
         out->middle[i] = (int8_t)middle;
         out->high[i] = (int8_t)((upper - middle) >> 8);
-        out->upper[i] = (int16_t)upper;
-        out->lower[i] = (int16_t)low;
+        out->upper[lm_word(i)] = (int16_t)upper;
+        out->lower[lm_word(i)] = (int16_t)low;
         upper_sum += upper;
         lower_sum += low;
     }

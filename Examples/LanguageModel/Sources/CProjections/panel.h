@@ -17,6 +17,9 @@ enum {
     q8_0_bytes = q8_0_weights + halves_bytes
 };
 
+/* The place of a column among the words of activations. */
+static inline int lm_word(int column) { return (column & ~3) | (column & 1) << 1 | (column >> 1 & 1); }
+
 static inline size_t block_bytes(lm_weight_type type) { return type == LM_Q4_1 ? q4_1_bytes : q8_0_bytes; }
 
 /* Where d begins; m, if any, lies behind it. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* project.inl.h - all tokens of a range of panels, in tiles of LM_TILE; included once per instruction set. */
 
-static void LM_PROJECT(const lm_product *product, int first, int last) {
+void LM_PROJECT(const lm_product *product, int first, int last) {
     const lm_matrix *matrix = product->matrix;
     const int blocks = matrix->columns / LM_BLOCK_COLUMNS;
     const size_t panel_bytes = blocks * block_bytes(matrix->type);

@@ -125,8 +125,10 @@ import Testing
         func value(_ block: lm_activations, _ index: Int) -> Double {
             withUnsafeBytes(of: block.upper) { upper in
                 withUnsafeBytes(of: block.lower) { lower in
-                    let high = upper.loadUnaligned(fromByteOffset: 2 * index, as: Int16.self)
-                    let low = lower.loadUnaligned(fromByteOffset: 2 * index, as: Int16.self)
+                    // Of each four the even ones come first.
+                    let word = index / 4 * 4 + [0, 2, 1, 3][index % 4]
+                    let high = upper.loadUnaligned(fromByteOffset: 2 * word, as: Int16.self)
+                    let low = lower.loadUnaligned(fromByteOffset: 2 * word, as: Int16.self)
                     return Double(block.scale) * (256 * Double(high) + Double(low))
                 }
             }

@@ -51,7 +51,7 @@ typedef struct {
     /* The sums of 256 high + middle, and of low. */
     int32_t upper_sum, lower_sum;
     float scale;
-    /* 256 high + middle, and low, for processors that multiply words. */
+    /* 256 high + middle, and low, for processors that multiply words: of each four the even ones before the odd ones. */
     int16_t upper[LM_BLOCK_COLUMNS], lower[LM_BLOCK_COLUMNS];
 } lm_activations;
 
