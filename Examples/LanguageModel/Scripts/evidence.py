@@ -94,8 +94,12 @@ def chart(title, x_label, y_label, series, logarithmic=(True, False)):
         out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>')
         out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     ticks = sorted({x for _, line in series for x, _ in line})
+    last = -math.inf
     for x in ticks if len(ticks) < 12 else ticks[:: len(ticks) // 8]:
         place_x = place(x, series[0][1][0][1])[0]
+        if place_x - last < 46:
+            continue
+        last = place_x
         out.append(f'<text x="{place_x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>')
     for index, (name, line) in enumerate(series):
         colour = COLOURS[index % len(COLOURS)]
@@ -148,14 +152,15 @@ def entropy(run):
     def mean(layers, part, key):
         return [sum(layer[part][i][key] for layer in layers) / len(layers) for i in range(len(sizes))]
 
-    ways = [("as trained", trained, "lengths"), (f"times max(1, log n / log {LOG_BASE})", scaled, "lengths"), ("without 1/sqrt(d)", trained, "unscaled")]
+    ways = [("as trained", trained, "lengths"), ("with log n", scaled, "lengths"), ("without 1/sqrt(d)", trained, "unscaled")]
     columns, head = [], ["keys"]
     for name, layers, part in ways:
         for key, title in [("entropy", "entropy"), ("relative_entropy", "of log n"), ("largest_weight", "largest weight")]:
             columns.append(mean(layers, part, key))
             head.append(f"{title}, {name}")
     rows = [[f"{keys // 2 + 1 if i else 1} to {keys}", *(number(c[i]) for c in columns)] for i, keys in enumerate(sizes)]
-    text = "Entropy in nats, its share of log n, and the largest weight of a row, mean over layers and heads, by the keys that a row sees:\n\n"
+    text = "Entropy in nats, its share of log n, and the largest weight of a row, mean over layers and heads, by the keys that a row sees: "
+    text += f"as the model was trained, with scores times max(1, log n / log {LOG_BASE}), and without their 1/sqrt(d).\n\n"
     series = [(f"{what}, {name}", list(zip(sizes, columns[3 * i + c]))) for i, (name, _, _) in enumerate(ways[:2]) for c, what in [(1, "entropy of log n"), (2, "largest weight")]]
     return text + table(head, rows), chart("Entropy as a share of log n, and the largest weight", "keys", "mean", series, (True, False))
 
