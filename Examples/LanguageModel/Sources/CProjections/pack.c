@@ -66,7 +66,7 @@ void lm_unpack_row(const lm_matrix *matrix, int row, float *out) {
     }
 }
 
-static void quantise_block(const float *x, lm_activations *out) {
+static inline __attribute__((always_inline)) void quantise_block(const float *x, lm_activations *out) {
     int32_t largest = 0;
     for (int i = 0; i < LM_BLOCK_COLUMNS; i++) {
         int32_t bits;
@@ -84,28 +84,34 @@ static void quantise_block(const float *x, lm_activations *out) {
     /* 127 * 65536 + 127 * 256 + 127: the largest number of three signed bytes. */
     const int limit = 8355711;
     float inverse = (float)limit / magnitude;
-    int32_t upper_sum = 0, lower_sum = 0;
+    /* Loops of one kind each, which compilers turn into vectors. */
+    int32_t upper[LM_BLOCK_COLUMNS], lower[LM_BLOCK_COLUMNS], upper_sum = 0, lower_sum = 0;
     for (int i = 0; i < LM_BLOCK_COLUMNS; i++) {
         float scaled = x[i] * inverse;
         int32_t integer = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
         integer = integer > limit ? limit : integer < -limit ? -limit : integer;
-        int32_t low = (int8_t)integer;
-        int32_t upper = (integer - low) >> 8;
-        int32_t middle = (int8_t)upper;
-        out->low[i] = (int8_t)low;
+        lower[i] = (int8_t)integer;
+        upper[i] = (integer - lower[i]) >> 8;
+        upper_sum += upper[i];
+        lower_sum += lower[i];
+    }
+    for (int i = 0; i < LM_BLOCK_COLUMNS; i++) {
+        int32_t middle = (int8_t)upper[i];
+        out->low[i] = (int8_t)lower[i];
         out->middle[i] = (int8_t)middle;
-        out->high[i] = (int8_t)((upper - middle) >> 8);
-        out->upper[lm_word(i)] = (int16_t)upper;
-        out->lower[lm_word(i)] = (int16_t)low;
-        upper_sum += upper;
-        lower_sum += low;
+        out->high[i] = (int8_t)((upper[i] - middle) >> 8);
+    }
+    for (int i = 0; i < LM_BLOCK_COLUMNS; i++) {
+        /* lm_word is its own inverse. */
+        out->upper[i] = (int16_t)upper[lm_word(i)];
+        out->lower[i] = (int16_t)lower[lm_word(i)];
     }
     out->upper_sum = upper_sum;
     out->lower_sum = lower_sum;
     out->scale = magnitude / (float)limit;
 }
 
-void lm_quantise(const float *rows, int tokens, int columns, lm_activations *out) {
+LM_CLONES void lm_quantise(const float *rows, int tokens, int columns, lm_activations *out) {
     size_t blocks = (size_t)tokens * (columns / LM_BLOCK_COLUMNS);
     for (size_t i = 0; i < blocks; i++) {
         quantise_block(rows + LM_BLOCK_COLUMNS * i, out + i);
@@ -113,7 +119,7 @@ void lm_quantise(const float *rows, int tokens, int columns, lm_activations *out
 }
 
 /* e^x for x in -87..88, to about 2 units in the last place: 2^n p(r), r = x - n ln 2. */
-static inline float exponential(float x) {
+static inline __attribute__((always_inline)) float exponential(float x) {
     const float shift = 0x1.8p23f;
     float n = (x * 0x1.715476p0f + shift) - shift;
     float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
@@ -131,7 +137,7 @@ static inline float exponential(float x) {
     return p;
 }
 
-void lm_swiglu(const float *gate, const float *up, float *out, int count) {
+LM_CLONES void lm_swiglu(const float *gate, const float *up, float *out, int count) {
     for (int i = 0; i < count; i++) {
         /* Beyond, the quotient is nothing that counts, or 1 + e^-x is 1. A NaN passes. */
         float x = gate[i] < -87 ? -87 : gate[i];

@@ -6,6 +6,13 @@
 #include "CProjections.h"
 #include <string.h>
 
+/* Compiled once for wider vectors, too, and chosen when the program starts. Bits stay: nothing is contracted. */
+#if defined(__x86_64__) && defined(__linux__)
+#define LM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define LM_CLONES
+#endif
+
 enum {
     /* Four columns of 16 rows, of a byte each. */
     vector_bytes = 4 * LM_PANEL_ROWS,

@@ -78,7 +78,6 @@ static inline __attribute__((always_inline)) void lone_v3_4(const uint8_t *panel
     const __m256i nibble = kept_v3(_mm256_set1_epi8(15)), ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi16(256);
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int b = 0; b < blocks; b++, panel += q4_1_bytes, a++) {
-        lm_announce(panel, q4_1_bytes);
         __m256i high[2], middle[2], low[2];
 #pragma clang loop unroll(full)
         for (int j = 0; j < groups; j++) {
@@ -161,7 +160,6 @@ static inline __attribute__((always_inline)) void lone_v3_8(const uint8_t *panel
     const __m256i even = kept_v3(_mm256_set1_epi16(255));
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int b = 0; b < blocks; b++, panel += q8_0_bytes, a++) {
-        lm_announce(panel, q8_0_bytes);
         __m256i upper[2], lower[2];
         upper[0] = upper[1] = _mm256_set1_epi32(-128 * a->upper_sum);
         lower[0] = lower[1] = _mm256_set1_epi32(-128 * a->lower_sum);

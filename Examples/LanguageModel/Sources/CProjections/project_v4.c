@@ -33,9 +33,6 @@ static inline __attribute__((always_inline)) void tile_v4(lm_weight_type type, c
         sums[t] = _mm512_setzero_ps();
     }
     for (int b = 0; b < blocks; b++, panel += block_bytes(type)) {
-        if (tokens == 1) {
-            lm_announce(panel, block_bytes(type));
-        }
         __m512i weights[groups];
         __m512 d, m = _mm512_setzero_ps();
         if (type == LM_Q4_1) {

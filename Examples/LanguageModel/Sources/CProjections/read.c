@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* read.c - the fastest that one thread reads memory: the ceiling of decoding. */
-#include "CProjections.h"
+#include "panel.h"
 
 typedef uint64_t words __attribute__((ext_vector_type(8), aligned(8)));
 
-#if defined(__x86_64__) && defined(__linux__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-uint64_t lm_read(const uint8_t *bytes, size_t count) {
+LM_CLONES uint64_t lm_read(const uint8_t *bytes, size_t count) {
     words sums[4] = {0};
     size_t i = 0;
     for (; i + 4 * sizeof(words) <= count; i += 4 * sizeof(words)) {
