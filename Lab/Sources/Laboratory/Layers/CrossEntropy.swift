@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// CrossEntropy.swift - the loss: -log of the probability of the right token.
+
+import Foundation
+
+/// `sum over rows of (log sum_c e^z[c] - z[target])`, rows with a negative target left out.
+enum CrossEntropy {
+    /// - Parameters:
+    ///   - weight: what the gradient is multiplied by: 1 over the targets of the whole step.
+    ///   - losses: given the loss of each row, 0 where there is no target.
+    /// - Returns: the sum of losses, in Double and in the order of rows, and the gradient.
+    static func evaluate(
+        _ logits: [Float], _ targets: [Int32], vocabulary: Int, weight: Float,
+        losses: UnsafeMutablePointer<Float>? = nil
+    ) -> (sum: Double, gradient: [Float], correct: Int) {
+        var gradient = [Float](repeating: 0, count: logits.count)
+        var (sum, correct) = (0.0, 0)
+        for (row, target) in targets.enumerated() {
+            losses?[row] = 0
+            guard target >= 0 else { continue }
+            let start = row * vocabulary
+            var (largest, best) = (-Float.infinity, 0)
+            for c in 0..<vocabulary where logits[start + c] > largest { (largest, best) = (logits[start + c], c) }
+            var total: Float = 0
+            for c in 0..<vocabulary {
+                gradient[start + c] = expf(logits[start + c] - largest)
+                total += gradient[start + c]
+            }
+            let loss = logf(total) + largest - logits[start + Int(target)]
+            losses?[row] = loss
+            sum += Double(loss)
+            if best == Int(target) { correct += 1 }
+            let factor = weight / total
+            for c in 0..<vocabulary { gradient[start + c] *= factor }
+            gradient[start + Int(target)] -= weight
+        }
+        return (sum, gradient, correct)
+    }
+}
