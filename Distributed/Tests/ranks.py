@@ -42,6 +42,7 @@ DIGESTS = [
     f"decode {SMALL} --queries 2 --keys 9000 --mask causal --sink learned",
     f"decode {SMALL} --queries 1 --keys 6500 --mask window=900",
 ]
+ONE_RANK = [DIGESTS[0], DIGESTS[9], DIGESTS[14]]
 
 
 def run(command, **options):
@@ -71,7 +72,8 @@ def digests():
         # Decoding over tensors is the forward pass.
         single = "forward" if name == "decode" else name
         expected = digest([QUIET, "bench", "--pass", single, *options])
-        for count in (1, 2, 3, 4):
+        # One rank is one process with the same cuts: shown once for each pass.
+        for count in (1, 2, 3, 4) if case in ONE_RANK else (2, 3, 4):
             found = digest(ranks(count, "bench", "--pass", name, *options))
             check(found == expected, f"{case}: {found} on {count} ranks, {expected} in one process")
         print(f"{expected}  {case}", flush=True)

@@ -81,12 +81,34 @@ struct ModeEntry: Sendable, CustomStringConvertible {
             try Attention(shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(-1)))
         },
         forward("softpick") { try Attention(shape, sink: .softmax, normaliser: .softpick(epsilon: 1e-6)) },
+        ModeEntry("keys a part at a time") { try partwise() },
         ModeEntry("weights") {
             bits(
                 try Attention(shape, sink: .softmax1, mask: .causal).weights(
                     queries: tensors.queries, keys: tensors.keys))
         },
     ]
+
+    /// Keys and values of 1100 tokens as two parts.
+    private static func partwise() throws -> [UInt64] {
+        let attention = try PartwiseAttention(
+            queryHeads: tokens.queryHeads, keyValueHeads: tokens.keyValueHeads, headDimension: 6,
+            valueDimension: tokens.valueDimension, keys: 1100, places: QueryPlaces(positions: Array(1080..<1100)),
+            sink: .softmaxN(0.3), mask: .causal, positions: yarn, queryKeyNorm: .rms())
+        let running = try attention.begin()
+        let queries = tokens.queries(1080..<1100)
+        for range in [0..<1024, 1024..<1100] {
+            let part = tokens.tokens(range)
+            try part.keys.withUnsafeBufferPointer { keys in
+                try part.values.withUnsafeBufferPointer { values in
+                    try queries.withUnsafeBufferPointer {
+                        try attention.add(keys, values: values, of: range, queries: $0, to: running)
+                    }
+                }
+            }
+        }
+        return bits(try attention.results(running))
+    }
 
     private static let caches =
         KeyValueCache.Storage.allCases.flatMap { storage in

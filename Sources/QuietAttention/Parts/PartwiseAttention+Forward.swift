@@ -44,8 +44,11 @@ extension PartwiseAttention {
             let chunk = origin..<min(origin + SequencePlan.chunk, chunks.upperBound)
             let table: RotaryTable? =
                 if let angles {
-                    try RotaryTable(
-                        angles, positions: chunk.lowerBound + positionOffset..<chunk.upperBound + positionOffset, .keys)
+                    try inFloatMode { () throws(AttentionError) in
+                        try RotaryTable(
+                            angles, positions: chunk.lowerBound + positionOffset..<chunk.upperBound + positionOffset,
+                            .keys)
+                    }
                 } else { nil }
             withMaskAndBias { mask, bias in
                 PartRun(

@@ -83,6 +83,8 @@ public final class PartwiseAttention: Sendable {
         bias: BroadcastTensor<Float>? = nil, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
         threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
+        let mode = FloatMode.enter()
+        defer { mode.leave() }
         let shape = try AttentionShape(
             batch: 1, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: places.positions.count, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension)
