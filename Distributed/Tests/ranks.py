@@ -27,6 +27,7 @@ SMALL = "--query-heads 4 --kv-heads 2 --head-dim 40 --value-dim 24"
 DIGESTS = [
     f"forward {SMALL} --queries 2500 --mask causal --sink learned",
     f"forward {SMALL} --queries 3100 --mask window=300",
+    f"forward {SMALL} --queries 9000 --mask window=64",
     f"forward {SMALL} --queries 900 --keys 3500 --mask window=700,70 --storage f16",
     f"forward {SMALL} --queries 70 --keys 5000 --mask none --sink softmax",
     f"forward {SMALL} --batch 4 --queries 1300 --keys 2600 --key-lengths 0,1300,2600,1 --mask causal",
@@ -35,14 +36,14 @@ DIGESTS = [
     "forward --query-heads 1 --queries 1 --keys 1 --head-dim 3 --mask causal",
     "forward --query-heads 2 --queries 5 --keys 0 --head-dim 4",
     f"backward {SMALL} --queries 2300 --mask causal --sink learned",
-    f"backward {SMALL} --queries 2300 --mask window=200",
+    f"backward {SMALL} --queries 5000 --mask window=64",
     f"backward {SMALL} --queries 500 --keys 2500 --mask none --storage bf16",
     f"backward {SMALL} --batch 4 --queries 700 --keys 2100 --key-lengths 0,700,2100,1 --mask causal",
     f"backward {SMALL} --queries 1200 --mask causal --softcap 4 --alibi --scaling log=8",
     f"decode {SMALL} --queries 2 --keys 9000 --mask causal --sink learned",
     f"decode {SMALL} --queries 1 --keys 6500 --mask window=900",
 ]
-ONE_RANK = [DIGESTS[0], DIGESTS[9], DIGESTS[14]]
+ONE_RANK = [DIGESTS[0], DIGESTS[10], DIGESTS[15]]
 
 
 def run(command, **options):
@@ -78,7 +79,7 @@ def digests():
             check(found == expected, f"{case}: {found} on {count} ranks, {expected} in one process")
         print(f"{expected}  {case}", flush=True)
     for name in sets:
-        for case in (DIGESTS[0], DIGESTS[9]):
+        for case in (DIGESTS[0], DIGESTS[10]):
             options = case.split()[1:] + ["--seconds", "0.001", "--threads", "2"]
             arguments = ["bench", "--pass", case.split()[0], *options, "--kernels"]
             expected = digest([QUIET, *arguments, sets[0]])

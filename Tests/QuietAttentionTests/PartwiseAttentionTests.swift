@@ -197,6 +197,32 @@ import Testing
         #expect(try here.results(first).bits == expected.bits)
     }
 
+    /// Rows far apart under a window: chunks between what they see come to neither.
+    @Test func chunksThatNoRowSeesAreLeftOut() throws {
+        let whole = try Whole(Self.rules[2], queries: 3500, keys: 3500)
+        let rows = Array(0..<70) + Array(3400..<3500)
+        let (q, k, v) = whole.tensors
+        let expected = try whole.attention.forward(queries: q, keys: k, values: v)
+        let attention = try whole.partwise(rows)
+        let queries = whole.part(q, heads: Self.heads, rows)
+        func results(_ ranges: [Range<Int>]) throws -> AttentionResult {
+            let running = try attention.begin()
+            for range in ranges {
+                try whole.part(k, heads: Self.keyHeads, range).withUnsafeBufferPointer { keys in
+                    try whole.part(v, heads: Self.keyHeads, range).withUnsafeBufferPointer { values in
+                        try queries.withUnsafeBufferPointer {
+                            try attention.add(keys, values: values, of: range, queries: $0, to: running)
+                        }
+                    }
+                }
+            }
+            return try attention.results(running)
+        }
+        #expect(try results([0..<1024, 3072..<3500]).bits == expected.rows(rows, of: 3500).bits)
+        expectRefusal(.keyRange, "range") { _ = try results([3072..<3500]) }
+        expectRefusal(.keyRange, "range") { _ = try results([0..<1024]) }
+    }
+
     @Test func whatIsHiddenIsNotRead() throws {
         var whole = try Whole(Self.rules[1], queries: 1100, keys: 1100)
         let rows = Array(0..<1000)

@@ -155,10 +155,21 @@ extension PartwiseAttention {
     }
 
     private func checkNothingIsLeftOut(from end: Int, to begin: Int) throws(AttentionError) {
-        guard begin >= end, !visibleKeys.overlaps(end..<begin) else {
+        guard begin >= end, !sees(end..<begin) else {
             throw AttentionError(
                 .keyRange, "range", expected: "keys from \(max(end, visibleKeys.lowerBound)) on",
                 found: "from \(begin) on")
+        }
+    }
+
+    /// Whether some row may see one of these keys, by its place alone: between what rows far apart see may be keys that none does.
+    private func sees(_ range: Range<Int>) -> Bool {
+        guard visibleKeys.overlaps(range) else { return false }
+        guard let places = plan.places else { return true }
+        return (0..<plan.queries).contains { row in
+            let place = places[row] + plan.keyOrigin
+            let seen = max(place + plan.firstKeyOffset, range.lowerBound)
+            return seen < min(place + plan.lastKeyOffset, plan.keyEnd, range.upperBound)
         }
     }
 }

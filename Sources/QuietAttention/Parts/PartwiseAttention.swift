@@ -141,7 +141,7 @@ public final class PartwiseAttention: Sendable {
         self.nanosecondsPerWorker = nanosecondsPerWorker
     }
 
-    /// The keys that some row may see, by its place alone: parts outside may be left out.
+    /// From the first to the last key that some row may see, by its place alone: parts outside may be left out.
     public var visibleKeys: Range<Int> {
         let (begin, end) = (plan.blocks.lowerBound * SequencePlan.block, plan.keys)
         return begin < end ? plan.keyOrigin + begin..<plan.keyEnd : 0..<0
