@@ -117,7 +117,7 @@ extension PartwiseAttention {
     ) throws(AttentionError) {
         try checkGradients(rows, groupHead, keys)
         guard shape.rowCount > 0, !visibleKeys.clamped(to: keys.range).isEmpty else { return }
-        let schedule = GradientSchedule(self)
+        let schedule = inFloatMode { GradientSchedule(self) }
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
         let run = GradientRun(attention: self, schedule: schedule, memory: buffer.address, rows: rows, keys: keys)

@@ -36,7 +36,7 @@ extension PartwiseAttention {
         guard let first = queries.baseAddress, let keys = keys.baseAddress, let values = values.baseAddress else {
             return
         }
-        let schedule = PartSchedule(self)
+        let schedule = inFloatMode { PartSchedule(self) }
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
         let chunks = range.clamped(to: plan.chunks.lowerBound * SequencePlan.chunk..<plan.keyEnd)
@@ -132,7 +132,7 @@ extension PartwiseAttention {
         try check(running)
         try checkNothingIsLeftOut(from: running.keys, to: shape.keys)
         guard let output = output.baseAddress, shape.rowCount > 0 else { return }
-        let schedule = PartSchedule(self)
+        let schedule = inFloatMode { PartSchedule(self) }
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
         withMaskAndBias { mask, bias in
