@@ -28,6 +28,7 @@ CASES = [
     Case("12 heads, 1024 x 1024, d 64, causal", 12, 1024, 64, mask="causal"),
     Case("8/2 heads, 4096 x 4096, d 128, causal", 8, 4096, 128, keyValueHeads=2, mask="causal"),
     Case("8 x 12 heads, 128 x 128, d 32", 12, 128, 32, batch=8),
+    Case("one head, 4096 x 4096, d 64", 1, 4096, 64),
     Case("64/8 heads, 4096 x 4096, d 64, window 128, learned sinks", 64, 4096, 64, keyValueHeads=8, mask="window=128", sink="learned"),
 ]
 TOLERANCE = 3e-6
