@@ -30,10 +30,8 @@ struct MachineOptions: ParsableArguments {
 
 /// Arguments of an attention that options and tensors make together.
 struct AttentionArguments {
-    let sink: AttentionSink
+    let rules: ScoreRules
     let mask: AttentionMask
-    let scaling: ScoreScaling
-    let alibi: ALiBi?
     let positions: AttentionPositions
     let queryKeyNorm: QueryKeyNorm?
 }
@@ -54,10 +52,8 @@ struct AttentionOptions {
     ) throws -> Attention {
         let given = try arguments(shape, sink: sink, tensors: tensors, queryKeyNorm: queryKeyNorm)
         return try Attention(
-            shape, sink: given.sink, mask: given.mask, scale: scores.scale, scaling: given.scaling,
-            softcap: scores.softcap, alibi: given.alibi, normaliser: scores.normaliser.library,
-            bias: tensors.bias, positions: given.positions, queryKeyNorm: queryKeyNorm, layout: layout,
-            threads: machine.threads, kernels: try machine.kernelSet)
+            shape, rules: given.rules, mask: given.mask, bias: tensors.bias, positions: given.positions,
+            queryKeyNorm: queryKeyNorm, layout: layout, threads: machine.threads, kernels: try machine.kernelSet)
     }
 
     /// What the options come to together with what was given beside them.
@@ -69,10 +65,10 @@ struct AttentionOptions {
         if let allowed = tensors.allowed { mask = mask.allowing(allowed) }
         var positions = try position.library(keys: shape.keys, lists: tensors.rope)
         if let named = tensors.positions { positions = positions.identifiers(queries: named.queries, keys: named.keys) }
-        return AttentionArguments(
-            sink: sink ?? scores.normaliser.library.defaultSink, mask: mask,
-            scaling: tensors.scaling ?? scores.scaling.library(queryHeads: shape.queryHeads),
-            alibi: tensors.alibi ?? (scores.alibi ? .standard : nil), positions: positions, queryKeyNorm: queryKeyNorm)
+        var rules = scores.rules(queryHeads: shape.queryHeads, sink: sink)
+        if let scaling = tensors.scaling { rules.scaling = scaling }
+        if let alibi = tensors.alibi { rules.alibi = alibi }
+        return AttentionArguments(rules: rules, mask: mask, positions: positions, queryKeyNorm: queryKeyNorm)
     }
 
     /// The scaling as it was written, or what a tensor of the file holds in its place.

@@ -103,7 +103,7 @@ struct Bench: ParsableCommand {
                 case .f16: try reportFloat16(attention)
                 case .int8: throw ValidationError("--storage: int8 is for the key/value cache")
                 }
-            case .decode: try measureDecode(attention, sink)
+            case .decode: try measureDecode(attention)
             }
         try emit(report.json.text(lines: !json))
     }
@@ -129,14 +129,11 @@ struct Bench: ParsableCommand {
             additions: [("forward_ms", .number(backward.secondsOfForward * 1e3))])
     }
 
-    private func measureDecode(_ attention: Attention, _ sink: AttentionSink?) throws -> BenchReport {
+    private func measureDecode(_ attention: Attention) throws -> BenchReport {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: problem.queryHeads, sink: sink ?? attention.normaliser.defaultSink, scale: scores.scale,
-                scaling: attention.scaling,
-                softcap: attention.softcap,
-                alibi: attention.alibi, normaliser: attention.normaliser, layout: attention.layout,
+                queryHeads: problem.queryHeads, rules: attention.rules, layout: attention.layout,
                 threads: attention.threads,
                 kernels: attention.kernels), storage: storage.cache, seed: seed)
         let measurement = try Measurement(of: decode, seconds: seconds)

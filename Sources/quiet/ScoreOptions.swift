@@ -75,10 +75,19 @@ struct ScoreOptions: ParsableArguments {
         _ = try usage {
             try Attention(
                 AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1),
-                sink: sink?.sink { _ in [0] } ?? normaliser.library.defaultSink,
-                scale: scale, scaling: scaling.library(queryHeads: 1), softcap: softcap, normaliser: normaliser.library,
-                threads: 1, kernels: KernelSet.available.first)
+                rules: rules(queryHeads: 1, sink: sink?.sink { _ in [0] }), threads: 1,
+                kernels: KernelSet.available.first)
         }
+    }
+
+    /// How scores become weights.
+    ///
+    /// - Parameter sink: nil: what suits the normaliser.
+    func rules(queryHeads: Int, sink: AttentionSink?) -> ScoreRules {
+        ScoreRules(
+            sink: sink ?? normaliser.library.defaultSink, scale: scale,
+            scaling: scaling.library(queryHeads: queryHeads), softcap: softcap, alibi: alibi ? .standard : nil,
+            normaliser: normaliser.library)
     }
 }
 

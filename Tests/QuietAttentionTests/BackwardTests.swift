@@ -41,8 +41,9 @@ extension AttentionGradients {
         kernels: KernelSet? = nil
     ) throws -> Attention {
         try Attention(
-            shape, sink: sink, mask: mask, scale: nil, bias: bias, layout: layout, threads: threads, kernels: kernels,
-            workspace: nil, nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
+            shape, rules: ScoreRules(sink: sink), mask: mask, bias: bias, layout: layout, threads: threads,
+            kernels: kernels,
+            nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
     }
 
     /// One head is shared by all threads, span by span; many are taken whole.

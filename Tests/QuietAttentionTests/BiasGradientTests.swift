@@ -11,8 +11,8 @@ import Testing
         _ shape: AttentionShape, _ bias: BroadcastTensor<Float>?, threads: Int = 1
     ) throws -> Attention {
         try Attention(
-            shape, sink: .softmax1, mask: .causal, scale: nil, bias: bias, layout: .batchSequenceHeads,
-            threads: threads, kernels: nil, workspace: nil, nanosecondsPerWorker: 1e-9)
+            shape, rules: ScoreRules(sink: .softmax1), mask: .causal, bias: bias, layout: .batchSequenceHeads,
+            threads: threads, nanosecondsPerWorker: 1e-9)
     }
 
     private func numbers(_ count: Int, seed: UInt64) -> [Float] {

@@ -93,9 +93,12 @@ struct CacheProblem {
         layout: AttentionLayout? = nil, threads: Int = 1, workspace: AttentionWorkspace? = nil
     ) throws -> CachedAttention {
         try CachedAttention(
-            queryHeads: queryHeads, sink: sink ?? rules.normaliser.usualSink, scale: nil, scaling: rules.scaling,
-            softcap: rules.softcap,
-            alibi: rules.alibi, normaliser: rules.normaliser, layout: layout, threads: threads, kernels: kernels,
+            queryHeads: queryHeads,
+            rules: ScoreRules(
+                sink: sink ?? rules.normaliser.usualSink, scaling: rules.scaling, softcap: rules.softcap,
+                alibi: rules.alibi,
+                normaliser: rules.normaliser),
+            layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : WorkerCount.nanosecondsPerWorker)
     }
 

@@ -94,7 +94,7 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         let attention = try PartwiseAttention(
             queryHeads: tokens.queryHeads, keyValueHeads: tokens.keyValueHeads, headDimension: 6,
             valueDimension: tokens.valueDimension, keys: 1100, places: QueryPlaces(positions: Array(1080..<1100)),
-            sink: .softmaxN(0.3), mask: .causal, positions: yarn, queryKeyNorm: .rms())
+            rules: ScoreRules(sink: .softmaxN(0.3)), mask: .causal, positions: yarn, queryKeyNorm: .rms())
         let running = try attention.begin()
         let queries = tokens.queries(1080..<1100)
         for range in [0..<1024, 1024..<1100] {

@@ -263,13 +263,18 @@ import Testing
         expectRefusal(.partialShape, "running") { try add(0..<1024, keys: 2 * 1024 * 6, to: other) }
         expectRefusal(.composition, "mask.keyLengths") {
             _ = try PartwiseAttention(
-                queryHeads: 1, headDimension: 4, keys: 5, places: QueryPlaces(positions: [4]), sink: .softmax1,
-                mask: .causal.keyLengths([3]))
+                queryHeads: 1, headDimension: 4, keys: 5, places: QueryPlaces(positions: [4]),
+                rules: ScoreRules(sink: .softmax1), mask: .causal.keyLengths([3]))
         }
         expectRefusal(.position, "positions.identifiers") {
             _ = try PartwiseAttention(
-                queryHeads: 1, headDimension: 4, keys: 1, places: QueryPlaces(positions: [0]), sink: .softmax1,
-                positions: .rotary().identifiers(queries: [0], keys: [0]))
+                queryHeads: 1, headDimension: 4, keys: 1, places: QueryPlaces(positions: [0]),
+                rules: ScoreRules(sink: .softmax1), positions: .rotary().identifiers(queries: [0], keys: [0]))
+        }
+        expectRefusal(.composition, "rules.normaliser") {
+            _ = try PartwiseAttention(
+                queryHeads: 1, headDimension: 4, keys: 1, places: QueryPlaces(positions: [0]),
+                rules: ScoreRules(sink: .softmax, normaliser: .sigmoid()))
         }
     }
 }

@@ -66,9 +66,9 @@ import Testing
             let attention = try Attention(
                 AttentionShape(
                     queryHeads: Self.queryHeads, keyValueHeads: Self.keyValueHeads, queries: tokens, keys: tokens,
-                    headDimension: Self.dimension, valueDimension: Self.valueDimension), sink: .softmax1,
-                mask: .causal, scale: nil, bias: nil, positions: positions, layout: nil, threads: threads, kernels: nil,
-                workspace: nil, nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
+                    headDimension: Self.dimension, valueDimension: Self.valueDimension),
+                rules: ScoreRules(sink: .softmax1), mask: .causal, positions: positions, threads: threads,
+                nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
             let expected = try attention.forward(
                 queries: fused.tensors[0], keys: fused.tensors[1], values: fused.tensors[2])
             var output = [Float](repeating: 0, count: expected.output.count)

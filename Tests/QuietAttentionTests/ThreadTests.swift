@@ -14,8 +14,9 @@ extension Attention {
         wholeGroups: Bool = false
     ) throws {
         try self.init(
-            shape, sink: sink, mask: mask, scale: nil, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
-            layout: layout, threads: threads, kernels: nil, workspace: workspace,
+            shape, rules: ScoreRules(sink: sink), mask: mask, bias: bias, positions: positions,
+            queryKeyNorm: queryKeyNorm,
+            layout: layout, threads: threads, workspace: workspace,
             nanosecondsPerWorker: spread ? 1e-9 : WorkerCount.nanosecondsPerWorker,
             nanosecondsPerSharedGroup: wholeGroups ? 1e9 : 0)
     }

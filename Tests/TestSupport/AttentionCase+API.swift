@@ -13,9 +13,12 @@ extension AttentionCase {
             batch: batch, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: queries, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension)
         return try Attention(
-            shape, sink: normaliser.hasSink ? attentionSink(inputs) : .softmax, mask: try mask(inputs),
-            scale: scale == .standard ? nil : inputs.scale, scaling: try attentionScaling, softcap: softcap,
-            alibi: hasALiBi ? .standard : nil, normaliser: attentionNormaliser,
+            shape,
+            rules: ScoreRules(
+                sink: normaliser.hasSink ? attentionSink(inputs) : .softmax,
+                scale: scale == .standard ? nil : inputs.scale, scaling: try attentionScaling, softcap: softcap,
+                alibi: hasALiBi ? .standard : nil, normaliser: attentionNormaliser),
+            mask: try mask(inputs),
             bias: try inputs.bias.map { try broadcastTensor($0.values, $0.extents) },
             positions: positions, queryKeyNorm: queryKeyNorm,
             layout: layout == .headsFirst ? .batchHeadsSequence : .batchSequenceHeads, threads: threads,

@@ -38,8 +38,7 @@ struct RingProblem {
         try PartwiseAttention(
             queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
             valueDimension: shape.valueDimension, keys: plan.keys,
-            places: QueryPlaces(positions: rows.map { $0 + plan.diagonal }), sink: arguments.sink, mask: plan.mask,
-            scale: scores.scale, scaling: arguments.scaling, softcap: scores.softcap, alibi: arguments.alibi,
+            places: QueryPlaces(positions: rows.map { $0 + plan.diagonal }), rules: arguments.rules, mask: plan.mask,
             positions: arguments.positions, queryKeyNorm: arguments.queryKeyNorm, threads: threads, kernels: kernels,
             workspace: workspace)
     }

@@ -31,8 +31,10 @@
 public final class CachedAttention: Sendable {
     /// Heads of the queries and of the output.
     public let queryHeads: Int
+    /// How scores become weights; a scale of nil is 1 / sqrt(headDimension) of the caches.
+    public let rules: ScoreRules
     /// What scores are multiplied by; nil: 1 / sqrt(headDimension) of the caches.
-    public let scale: Double?
+    public var scale: Double? { rules.scale }
     /// What the scale is multiplied by, row by row.
     public var scaling: ScoreScaling { rules.scaling }
     /// The bound of scores; nil: none.
@@ -51,8 +53,6 @@ public final class CachedAttention: Sendable {
     /// The memory that calls reuse.
     public let workspace: AttentionWorkspace
 
-    /// With the scale 1 where it is that of the caches.
-    let rules: ScoreRules
     /// One logit per query head.
     let sinks: [Float]
     /// Work that makes a further thread worth waking.
@@ -60,14 +60,8 @@ public final class CachedAttention: Sendable {
 
     /// - Parameters:
     ///   - queryHeads: H, 0...2^20, a multiple of the caches' key/value heads.
-    ///   - sink: the logit, per query head, of weight that goes to no key, as of ``Attention``: `.softmax` for models trained
-    ///     without a sink.
-    ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
-    ///   - scaling: what the scale is multiplied by, row by row.
-    ///   - softcap: scores become `softcap * tanh(score / softcap)`, before ALiBi; nil: they stay.
-    ///   - alibi: linear biases; nil: none.
-    ///   - normaliser: how scores become weights. Clipped softmax needs a row's whole sum before its first weight: the keys of
-    ///     a head are then one work item, whatever their number.
+    ///   - rules: how scores become weights. Clipped softmax needs a row's whole sum before its first weight: the keys of a
+    ///     head are then one work item, whatever their number.
     ///   - layout: nil: that of the caches, or `[total, heads, dimension]` with `queryOffsets`.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
@@ -75,46 +69,48 @@ public final class CachedAttention: Sendable {
     /// - Throws: ``AttentionError`` of kind `dimension`, `scale`, `softcap`, `alibi`, `normaliser`, `composition`, `sink`,
     ///   `sinkCount`, `threads` or `kernelSet`.
     public convenience init(
+        queryHeads: Int, rules: ScoreRules, layout: AttentionLayout? = nil, threads: Int? = nil,
+        kernels: KernelSet? = nil,
+        workspace: AttentionWorkspace? = nil
+    ) throws(AttentionError) {
+        try self.init(
+            queryHeads: queryHeads, rules: rules, layout: layout, threads: threads, kernels: kernels,
+            workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
+    }
+
+    /// The same, with the members of ``ScoreRules`` one by one.
+    public convenience init(
         queryHeads: Int, sink: AttentionSink, scale: Double? = nil, scaling: ScoreScaling = .constant,
         softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
         layout: AttentionLayout? = nil, threads: Int? = nil, kernels: KernelSet? = nil,
         workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
-            queryHeads: queryHeads, sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
-            normaliser: normaliser, layout: layout, threads: threads, kernels: kernels,
-            workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
+            queryHeads: queryHeads,
+            rules: ScoreRules(
+                sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser),
+            layout: layout, threads: threads, kernels: kernels, workspace: workspace)
     }
 
     /// With a threshold for threads, which tests lower so that small work is spread as well.
     init(
-        queryHeads: Int, sink: AttentionSink, scale: Double?, scaling: ScoreScaling = .constant,
-        softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
-        layout: AttentionLayout?, threads: Int?,
-        kernels: KernelSet?, workspace: AttentionWorkspace?, nanosecondsPerWorker: Double
+        queryHeads: Int, rules: ScoreRules, layout: AttentionLayout? = nil, threads: Int?, kernels: KernelSet? = nil,
+        workspace: AttentionWorkspace? = nil, nanosecondsPerWorker: Double
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
         defer { mode.leave() }
         try AttentionShape.check(queryHeads: queryHeads)
         self.queryHeads = queryHeads
-        self.scale = if let scale { try Attention.checked(scale, headDimension: 1) } else { nil }
-        rules = try ScoreRules(
-            sink: sink, scale: self.scale ?? 1, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser
-        )
+        // The caches' head dimension is not known yet: what does not depend on it is checked now.
+        _ = try CheckedScores(rules, headDimension: 1)
+        self.rules = rules
         sinks = try rules.sink.logits(queryHeads: queryHeads)
-        _ = try alibi?.checkedSlopes(queryHeads: queryHeads)
+        _ = try rules.alibi?.checkedSlopes(queryHeads: queryHeads)
         self.layout = layout
         self.threads = try Attention.checked(threads: threads)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
         self.workspace = workspace ?? AttentionWorkspace()
         self.nanosecondsPerWorker = nanosecondsPerWorker
-    }
-
-    /// The rules for caches of a head dimension.
-    func rules(headDimension: Int) throws(AttentionError) -> ScoreRules {
-        var rules = rules
-        rules.scale = try Attention.checked(scale, headDimension: headDimension)
-        return rules
     }
 }
 

@@ -46,7 +46,7 @@ struct CachedProblem {
         allowed = mask.allowed
         self.bias = bias
         sequences = shape.rowCount == 0 ? [] : try Self.sequences(attention, shape, caches, queryOffsets, places, mask)
-        scores = try attention.rules(headDimension: shape.headDimension).kernelScores(
+        scores = try CheckedScores(attention.rules, headDimension: shape.headDimension).kernelScores(
             shape, plans: sequences, isUniform: false, mask: mask, bias: bias)
         queryTables = try Self.queryTables(caches, sequences)
     }

@@ -227,7 +227,7 @@ extension CachedAttention {
             queryHeads: queryHeads, queries: problem.shape.queries, valueDimension: problem.shape.valueDimension,
             keys: keys, kernels: kernels, workspace: workspace, states: states,
             terms: PartialTerms(
-                try rules(headDimension: problem.shape.headDimension), problem, cache, mask: mask))
+                try CheckedScores(rules, headDimension: problem.shape.headDimension), problem, cache, mask: mask))
     }
 
     private static func checked(_ keys: Range<Int>, _ cache: KeyValueCache) throws(AttentionError) -> Range<Int> {

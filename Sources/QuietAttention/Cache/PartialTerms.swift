@@ -18,14 +18,14 @@ struct PartialTerms: Sendable {
     private(set) var keyCounts: [Int]?
 
     /// - Parameter problem: of one cache.
-    init(_ rules: ScoreRules, _ problem: CachedProblem, _ cache: KeyValueCache, mask: AttentionMask) {
-        (scale, softcap, alibi) = (rules.scale, rules.softcap, rules.alibi)
+    init(_ scores: CheckedScores, _ problem: CachedProblem, _ cache: KeyValueCache, mask: AttentionMask) {
+        (scale, softcap, alibi) = (scores.scale, scores.rules.softcap, scores.rules.alibi)
         (positions, norm) = (cache.encoding, cache.queryKeyNorm)
         let plan = problem.sequences.first
         factors = problem.scores.factors(heads: problem.shape.queryHeads, queries: problem.shape.queries)
         (places, keyCounts) = (plan?.positions ?? [], plan?.keyCounts)
         dependsOnPlaces =
-            cache.encoding.embedding != nil || rules.alibi != nil || mask.within(window: cache.window).isBand
+            cache.encoding.embedding != nil || alibi != nil || mask.within(window: cache.window).isBand
     }
 
     /// Those of some of the queries.

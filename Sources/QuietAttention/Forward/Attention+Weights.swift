@@ -40,8 +40,8 @@ extension Attention {
             queries: self.shape.queries, keys: self.shape.keys, headDimension: self.shape.headDimension,
             valueDimension: part.count)
         let attention = try Attention(
-            shape, sink: sink, mask: mask, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
-            normaliser: normaliser, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
+            shape, rules: rules, mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
+            layout: layout,
             threads: threads, kernels: kernels, workspace: workspace)
         // Row j of the values has a 1 where it counts as key j, in every head.
         var values = try [Float](for: "values", repeating: 0, count: shape.valueCount)

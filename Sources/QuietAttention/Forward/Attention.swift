@@ -38,10 +38,12 @@
 public final class Attention: Sendable {
     /// The dimensions.
     public let shape: AttentionShape
+    /// How scores become weights, as the caller said it.
+    public let rules: ScoreRules
     /// Where weight goes that no key deserves.
     public var sink: AttentionSink { rules.sink }
     /// What scores are multiplied by.
-    public var scale: Double { rules.scale }
+    public let scale: Double
     /// What the scale is multiplied by, row by row.
     public var scaling: ScoreScaling { rules.scaling }
     /// The bound of scores; nil: none.
@@ -67,7 +69,6 @@ public final class Attention: Sendable {
     /// The memory that calls reuse.
     public let workspace: AttentionWorkspace
 
-    private let rules: ScoreRules
     /// Work that makes a further thread worth waking.
     let nanosecondsPerWorker: Double
     let scores: KernelScores
@@ -84,15 +85,8 @@ public final class Attention: Sendable {
     ///
     /// - Parameters:
     ///   - shape: the dimensions.
-    ///   - sink: the logit, per query head, of weight that goes to no key. There is no default, since a wrong one is silent:
-    ///     `.softmax` for models trained without a sink (Llama, Qwen, BERT ...) and for normalisers that have none,
-    ///     `.softmax1` for softmax_1, `.logits` for learned sinks (gpt-oss).
+    ///   - rules: how scores become weights.
     ///   - mask: which keys a row sees.
-    ///   - scale: what scores are multiplied by, of either sign; nil: 1 / sqrt(headDimension).
-    ///   - scaling: what the scale is multiplied by, row by row.
-    ///   - softcap: scores become `softcap * tanh(score / softcap)`, before ALiBi and bias; nil: they stay.
-    ///   - alibi: linear biases; nil: none.
-    ///   - normaliser: how scores become weights.
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. A bias of -inf hides the key
     ///     as a mask does.
     ///   - positions: how queries and keys are turned by their positions.
@@ -105,6 +99,19 @@ public final class Attention: Sendable {
     ///   `sinkCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`, `rotaryEmbedding`, `position`,
     ///   `positionCount`, `queryKeyNorm`, `threads`, `kernelSet`, or `memory`.
     public convenience init(
+        _ shape: AttentionShape, rules: ScoreRules, mask: AttentionMask = .none, bias: BroadcastTensor<Float>? = nil,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
+        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+    ) throws(AttentionError) {
+        try self.init(
+            shape, rules: rules, mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
+            layout: layout,
+            threads: threads, kernels: kernels, workspace: workspace,
+            nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
+    }
+
+    /// The same, with the members of ``ScoreRules`` one by one.
+    public convenience init(
         _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask = .none, scale: Double? = nil,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
         normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>? = nil,
@@ -112,27 +119,25 @@ public final class Attention: Sendable {
         threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
-            shape, sink: sink, mask: mask, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi,
-            normaliser: normaliser, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout,
-            threads: threads, kernels: kernels,
-            workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
+            shape,
+            rules: ScoreRules(
+                sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser),
+            mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout, threads: threads,
+            kernels: kernels, workspace: workspace)
     }
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.
     package init(
-        _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask, scale: Double?,
-        scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
-        normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>?,
-        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
-        layout: AttentionLayout?, threads: Int?, kernels: KernelSet?, workspace: AttentionWorkspace?,
-        nanosecondsPerWorker: Double,
+        _ shape: AttentionShape, rules: ScoreRules, mask: AttentionMask = .none, bias: BroadcastTensor<Float>? = nil,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
+        threads: Int?, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil, nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
         defer { mode.leave() }
-        rules = try ScoreRules(
-            sink: sink, scale: Self.checked(scale, headDimension: shape.headDimension), scaling: scaling,
-            softcap: softcap, alibi: alibi, normaliser: normaliser)
+        let checkedScores = try CheckedScores(rules, headDimension: shape.headDimension)
+        self.rules = rules
+        scale = checkedScores.scale
         uniformSink = try rules.sink.uniformLogit() ?? 0
         headSinks = try rules.sink.checkedLogits(queryHeads: shape.queryHeads)
         try mask.check(fits: shape)
@@ -158,7 +163,7 @@ public final class Attention: Sendable {
             nanosecondsPerWorker: nanosecondsPerWorker,
             nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
         rows = TensorRows(shape, self.layout)
-        scores = try rules.kernelScores(
+        scores = try checkedScores.kernelScores(
             shape, plans: schedule.sequences, isUniform: schedule.isUniform, mask: mask, bias: bias)
     }
 
@@ -173,16 +178,6 @@ public final class Attention: Sendable {
 
     /// Threads that a call really uses.
     package var threadsInUse: Int { schedule.workers }
-
-    static func checked(_ scale: Double?, headDimension: Int) throws(AttentionError) -> Double {
-        guard let scale else { return 1 / Double(headDimension).squareRoot() }
-        // Kernels multiply by Float(scale * log2(e)): 1.5 bounds the logarithm.
-        guard abs(scale) <= Double(Float.greatestFiniteMagnitude) / 1.5 else {
-            throw AttentionError(
-                .scale, "scale", expected: "a finite number within the range of Float", found: "\(scale)")
-        }
-        return scale
-    }
 
     static func checked(threads: Int?) throws(AttentionError) -> Int {
         guard let threads else { return availableThreads() }

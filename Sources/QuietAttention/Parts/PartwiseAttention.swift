@@ -12,7 +12,7 @@ import CKernels
 ///     // Queries 2048 and up of a causal sequence of 4096, as one of two machines computes them.
 ///     let attention = try PartwiseAttention(
 ///         queryHeads: 8, keyValueHeads: 2, headDimension: 128, keys: 4096,
-///         places: QueryPlaces(positions: Array(2048..<4096)), sink: .softmax1, mask: .causal)
+///         places: QueryPlaces(positions: Array(2048..<4096)), rules: ScoreRules(sink: .softmax1), mask: .causal)
 ///     let running = try attention.begin()
 ///     for part in parts {                                         // 0..<1024, 1024..<2048, ...
 ///         try attention.add(part.keys, values: part.values, of: part.range, queries: q, to: running)
@@ -62,35 +62,28 @@ public final class PartwiseAttention: Sendable {
     ///   - valueDimension: E; nil: D.
     ///   - keys: of the whole sequence.
     ///   - places: at which keys the queries stand, and, if something counts keys, how many they see in all; nil: counted.
-    ///   - sink: as of ``Attention``.
+    ///   - rules: how scores become weights; rows of a scaling are in the order of the positions. The normaliser is softmax:
+    ///     states of others do not merge.
     ///   - mask: which keys a row sees, a boolean mask `[1, heads or 1, L or 1, keys]` included. No key lengths: `keys` says it.
-    ///   - scale: nil: 1 / sqrt(D).
-    ///   - scaling: as of ``Attention``, rows in the order of the positions.
-    ///   - softcap: as of ``Attention``.
-    ///   - alibi: as of ``Attention``.
     ///   - bias: `[1, heads or 1, L or 1, keys]`.
     ///   - positions: how queries and keys are turned: key j stands at j, queries at their places.
     ///   - queryKeyNorm: as of ``Attention``.
     ///   - threads: as of ``Attention``.
     ///   - kernels: as of ``Attention``.
     ///   - workspace: memory to share with others; nil: its own.
-    /// - Throws: ``AttentionError``, of the kinds that ``Attention`` and ``QueryPlaces`` have, `composition` for key lengths, and
+    /// - Throws: ``AttentionError``, of the kinds that ``Attention`` and ``QueryPlaces`` have, `composition` for key lengths and other normalisers, and
     ///   `position` for identifiers of positions.
     public convenience init(
         queryHeads: Int, keyValueHeads: Int? = nil, headDimension: Int, valueDimension: Int? = nil, keys: Int,
-        places: QueryPlaces, sink: AttentionSink, mask: AttentionMask = .none, scale: Double? = nil,
-        scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
-        bias: BroadcastTensor<Float>? = nil, positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
-        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+        places: QueryPlaces, rules: ScoreRules, mask: AttentionMask = .none, bias: BroadcastTensor<Float>? = nil,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, threads: Int? = nil,
+        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
         defer { mode.leave() }
         let shape = try AttentionShape(
             batch: 1, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: places.positions.count, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension)
-        let rules = try ScoreRules(
-            sink: sink, scale: Attention.checked(scale, headDimension: headDimension), scaling: scaling,
-            softcap: softcap, alibi: alibi, normaliser: .softmax)
         try self.init(
             shape, places, rules, mask, bias, positions, queryKeyNorm, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
@@ -114,6 +107,12 @@ public final class PartwiseAttention: Sendable {
                 .position, "positions.identifiers", expected: "none: key j stands at j, queries at their places",
                 found: "identifiers")
         }
+        guard rules.normaliser == .softmax else {
+            throw AttentionError(
+                .composition, "rules.normaliser", expected: "softmax: states of others do not merge",
+                found: rules.normaliser.name)
+        }
+        let checkedScores = try CheckedScores(rules, headDimension: shape.headDimension)
         try places.check(fits: shape)
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
@@ -123,7 +122,7 @@ public final class PartwiseAttention: Sendable {
         plan = SequencePlan(
             item: 0, queryStart: 0, keyStart: 0, queries: shape.queries, keys: shape.keys,
             positions: places.positions[...], keyCounts: places.keyCounts?[...], mask: mask)
-        scores = try rules.kernelScores(
+        scores = try checkedScores.kernelScores(
             shape, plans: shape.rowCount == 0 ? [] : [plan], isUniform: false, mask: mask, bias: bias)
         preparation = try RowPreparation(
             positions, norm, queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads,
