@@ -44,11 +44,20 @@ let package = Package(
         .target(
             name: "TestSupport", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs"],
             path: "Tests/TestSupport"),
+        // Kernels of tile instructions, which few machines have, in plain C.
+        .target(
+            name: "EmulatedTiles", dependencies: ["CKernels"], path: "Tests/EmulatedTiles",
+            cSettings: [
+                .headerSearchPath("../../CKernels"), .enableWarning("all"), .enableWarning("extra"),
+                .treatAllWarnings(as: .error),
+            ]),
 
         // MARK: - Tests
         .testTarget(
             name: "KernelTests",
-            dependencies: ["CKernels", "QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
+            dependencies: [
+                "CKernels", "EmulatedTiles", "QuietAttention", "AttentionReference", "SeededInputs", "TestSupport",
+            ]),
         .testTarget(
             name: "PropertyTests",
             dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),

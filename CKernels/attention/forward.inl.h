@@ -15,91 +15,14 @@
 #ifndef QATTN_FORWARD_INL_H
 #define QATTN_FORWARD_INL_H
 
-#include "attention/rows.inl.h"
-#include "attention/tiles.inl.h"
+#include "attention/steps.inl.h"
 #include "memory/pack.inl.h"
 #include "memory/prefetch.inl.h"
-#include "tile/integer_tiles.inl.h"
-#include "tile/row_scores.inl.h"
+#if defined(QATTN_TILE_UNIT)
+#include "attention/bands.inl.h"
+#endif
 
 enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
-
-/* 1., up to the finished scores, in memory: of the rows of the smallest tile that holds `count`. */
-QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
-                                       size_t count, size_t block_first) {
-    if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
-    else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
-    if (scores_are_plain(&args->problem) && task->all == ~UINT64_C(0)) return;
-    const score_finish finish = begin_finish(&args->problem);
-    for (size_t r = 0; r < count; r++) {
-        f32x16 t[1][BLOCK_VECTORS];
-        tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
-        finish_scores(&finish, begin_row_finish(&finish, places[r], task->visible[r], block_first), BLOCK_VECTORS,
-                      t[0]);
-        tile_store(task->weights + r * QATTN_KEY_BLOCK, t, 1);
-    }
-}
-
-/* 2., from scores in memory: the rows from row i on. */
-QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
-                               size_t count) {
-    if (ws->normaliser == QATTN_SOFTMAX) {
-        TILE_CALL(tile_softmax, count, task);
-        return;
-    }
-    if (ws->normaliser == QATTN_SOFTPICK) {
-        TILE_CALL(tile_softpick, count, task);
-        return;
-    }
-    f32x16_store(task->rescale, f32x16_splat(1));
-    const row_totals *const totals = &ws->totals[i / TILE_ROWS];
-    for (size_t r = 0; r < count; r++) {
-        float *const weights = task->weights + r * QATTN_KEY_BLOCK, *const sum = task->sum + r * QATTN_LANES;
-        const float c = row_constant(args, ws->places[i + r]);
-        if (ws->normaliser == QATTN_SIGMOID) sigmoid_weights(weights, c);
-        else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX)
-            clipped_weights(weights, (clipped_row){totals->maximum[row_lane(r)], totals->factor[row_lane(r)], c,
-                                                   args->problem.zeta});
-        else relu_squared_weights(weights, sum);
-    }
-}
-
-/* One tile of `count` rows from row i on meets one block, by way of finished scores. */
-QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
-                                size_t count, size_t block_first) {
-    const row_place *const places = ws->places + i;
-    if (ws->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 && count > 4) {
-        switch (BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES) {
-        case 1: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 1)(task, args, places, block_first); return;
-        case 2: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 2)(task, args, places, block_first); return;
-        case 3: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 3)(task, args, places, block_first); return;
-        default: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 4)(task, args, places, block_first); return;
-        }
-    }
-    tile_finished_scores(task, args, places, count, block_first);
-    tile_weights(task, args, ws, i, count);
-    if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
-}
-
-/* What tiles of a call share, whatever the block. Made once: clearing a task, 30 cache lines, for every block took 2 %
- * of the time of four rows that stream blocks from memory, and 13 % of one. */
-QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_workspace *ws) {
-    return (tile_task){.head_dim = args->blocks.head_dim,
-                       .head_lanes = ws->head_lanes,
-                       .value_lanes = ws->value_lanes,
-                       .block_bytes = ws->block_bytes,
-                       .short_passes = args->beyond_caches && args->blocks.storage == QATTN_FLOAT32};
-}
-
-/* The rows of a tile and their sums. */
-QATTN_INLINE void take_rows(tile_task *task, const forward_workspace *ws, size_t tile) {
-    const size_t i = tile * TILE_ROWS;
-    task->queries = ws->queries + i * ws->head_lanes;
-    task->query_steps = ws->query_steps + i;
-    task->maximum = ws->chunk.maximum + tile * QATTN_LANES;
-    task->sum = ws->chunk.sum + i * QATTN_LANES;
-    task->out = ws->chunk.out + i * ws->value_lanes;
-}
 
 QATTN_INLINE block_parts block_number(const qattn_forward_args *args, const forward_workspace *ws, size_t block) {
     return block_cut(&args->blocks, block_at(&args->blocks, block, ws->block_bytes), args->blocks.storage);
@@ -170,18 +93,6 @@ QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, size_t rows)
     return products >= 4 && !foreseen ? 16384 : 0;
 }
 
-/* Which keys of the block the tile of `count` rows from row i on sees, and whether any. */
-QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
-                            size_t count, size_t block_first) {
-    const run_keys keys = keys_of_run(&args->problem, ws->places[i], ws->places[i + count - 1]);
-    if (!range_bits(keys.any, block_first)) return false;
-    if (ws->ranges_only && range_covers(keys.all, block_first)) {
-        tile_sees_all(task, ws->chunk.started + i, count);
-        return true;
-    }
-    return tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first);
-}
-
 /* A packed block, and what follows it up to block_end, to be asked for so far ahead. */
 QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t block,
                              size_t block_end, size_t ahead) {
@@ -200,6 +111,12 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     } else {
         take_block(task, args, ws, block, block_end, ws->rows <= STREAMING_ROWS ? streaming_ahead(args, ws->rows) : 0);
     }
+#if defined(QATTN_TILE_UNIT)
+    if (ws->bands) {
+        QATTN_FUNCTION(bands)(task, args, ws, block_first);
+        return;
+    }
+#endif
     /* The next block comes from memory or L3 while this one is at work. Tiles so few that they wait for memory ask for
      * it as they go. Through others hardware follows by itself; only many tiles of int8, which take long for few bytes,
      * gain from asking for a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 %
@@ -315,6 +232,12 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
     ws.lone_tile = ws.rows <= STREAMING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share;
 
+#if defined(QATTN_TILE_UNIT)
+    if (ws.bands) {
+        narrow_queries(&ws);
+        tile_unit_begin();
+    }
+#endif
     tile_task task = begin_task(args, &ws);
     if (args->states) {
         for (size_t chunk = args->chunk_begin; chunk < args->chunk_end; chunk++) {
@@ -323,11 +246,14 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
                           block_end);
             store_states(args, &ws, chunk);
         }
-        return;
+    } else {
+        if (args->problem.normaliser == QATTN_CLIPPED_SOFTMAX)
+            QATTN_FUNCTION(first_pass)(&task, args, &ws, block_begin, block_end);
+        store_result(args, &ws, forward_blocks(&task, args, &ws, block_begin, block_end));
     }
-    if (args->problem.normaliser == QATTN_CLIPPED_SOFTMAX)
-        QATTN_FUNCTION(first_pass)(&task, args, &ws, block_begin, block_end);
-    store_result(args, &ws, forward_blocks(&task, args, &ws, block_begin, block_end));
+#if defined(QATTN_TILE_UNIT)
+    if (ws.bands) tile_unit_end();
+#endif
 }
 
 /* The states of chunks that forward left, merged from left to right as forward itself merges them. */

@@ -31,6 +31,12 @@ static inline state_layout state_layout_take(forward_layout *layout, size_t tile
                           .out = qattn_take(&layout->floats, rows * layout->value_lanes)};
 }
 
+/* So many tiles, and those that fill up what tile instructions read and write of the last band: a half or all of it. */
+static inline size_t band_tiles(size_t tiles) {
+    const size_t half = (BAND_TILES + 1) / 2, whole = tiles / BAND_TILES * BAND_TILES, rest = tiles - whole;
+    return whole + (rest == 0 ? 0 : rest < half ? half : BAND_TILES);
+}
+
 static inline forward_layout forward_layout_of(size_t head_dim, size_t value_dim, size_t tiles) {
     const size_t rows = tiles * TILE_ROWS;
     forward_layout layout = {.head_lanes = qattn_round_up(head_dim, QATTN_LANES),

@@ -20,12 +20,13 @@ typedef struct forward_workspace {
     qattn_storage value_storage; /* of what tiles read */
     bool plain;                  /* softmax over float32 alone, of scores that need nothing but a mask */
     bool ranges_only;            /* masks are ranges of keys */
+    bool bands;                  /* bfloat16 pairs by tile instructions */
     bool lone_tile;              /* one tile of packed keys that waits for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
-    run_keys keys;          /* of all rows */
-    row_place *places;      /* of the rows; the last one's for those that fill the last tile */
-    float *queries;         /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
-    float *query_steps;     /* int8: q' = integer * step, and `queries` holds the integers, see below */
+    run_keys keys;      /* of all rows */
+    row_place *places;  /* of the rows; the last one's for those that fill the last tile */
+    float *queries;     /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
+    float *query_steps; /* int8: q' = integer * step, and `queries` holds the integers; pairs: the factor of scores */
     row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
     prefetch_cursor upcoming;
@@ -37,19 +38,22 @@ QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
     return args->problem.row_constants[row_offset(args->problem.row_constant_strides, row)];
 }
 
-/* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. */
+/* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. Or q rounded, for
+ * bfloat16 pairs, and c for the scores. */
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const size_t head_dim = args->blocks.head_dim;
+    const bool rounds = args->blocks.storage == QATTN_BFLOAT16_PAIRS;
     const float uniform = query_factor(&args->problem, ws->places[0]);
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
         float *const out = ws->queries + i * ws->head_lanes;
-        const f32x16 c =
-            f32x16_splat(args->problem.row_factors ? query_factor(&args->problem, ws->places[i]) : uniform);
+        const float c = args->problem.row_factors ? query_factor(&args->problem, ws->places[i]) : uniform;
+        if (rounds) ws->query_steps[i] = c;
         const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
             f32x16 x = f32x16_splat(0);
-            if (i < ws->rows) x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), head_dim - d, storage) * c;
-            f32x16_store(out + d, x);
+            if (i < ws->rows && d < head_dim)
+                x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), head_dim - d, storage);
+            f32x16_store(out + d, rounds ? bf16x16_factor(x) : x * f32x16_splat(c));
         }
     }
 }
@@ -209,17 +213,24 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;
     /* Rows in one and the same place, at a stride of 0, are packed: 0 says in a tile's task that they are. */
-    ws->values_in_place =
-        args->unpacked && args->unpacked->value_stride != 0 && args->blocks.value_dim % QATTN_LANES == 0;
+    const bool reads_rows = args->unpacked && args->blocks.storage == QATTN_FLOAT32;
+    ws->values_in_place = reads_rows && args->unpacked->value_stride != 0 && args->blocks.value_dim % QATTN_LANES == 0;
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
-    ws->keys_in_place = args->unpacked && args->unpacked->key_stride != 0 &&
-                        args->blocks.head_dim % QATTN_CHAINS == 0 && ws->rows <= STREAMING_ROWS;
+    ws->keys_in_place = reads_rows && args->unpacked->key_stride != 0 && args->blocks.head_dim % QATTN_CHAINS == 0 &&
+                        ws->rows <= STREAMING_ROWS;
     ws->plain = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
                 scores_are_plain(&args->problem);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
+#if defined(QATTN_TILE_UNIT)
+    ws->bands = args->blocks.storage == QATTN_BFLOAT16_PAIRS && ws->tiles > 1;
+#else
+    ws->bands = false;
+#endif
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
-    const forward_layout layout = forward_layout_of(args->blocks.head_dim, args->blocks.value_dim, ws->tiles);
+    const forward_layout layout =
+        forward_layout_of(packed_channels(args->blocks.head_dim, args->blocks.storage), args->blocks.value_dim,
+                          ws->bands ? band_tiles(ws->tiles) : ws->tiles);
     float *const workspace = args->workspace;
     ws->head_lanes = layout.head_lanes;
     ws->value_lanes = layout.value_lanes;

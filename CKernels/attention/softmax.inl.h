@@ -12,6 +12,7 @@
 #include "attention/mask.inl.h"
 #include "attention/wide_scores.inl.h"
 #include "simd/exp2.h"
+#include "simd/storage.h"
 
 /* The rows' running state. maximum and rescale hold row i of a tile in lane row_lane(i). */
 typedef struct row_state {
@@ -52,9 +53,10 @@ QATTN_INLINE void add_to_sum(float *sum, float rescale, const f32x16 p[BLOCK_VEC
     *row_sum = f32x16_fma(*row_sum, f32x16_splat(rescale), block_sum);
 }
 
-/* From the scores t of vectors [0, count) of a block: p, the rows' new m and l, and rescale = a. */
-QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, float *maximum,
-                               float *sum, float *probabilities, float *rescale) {
+/* From the scores t of vectors [0, count) of a block: p, rounded to factors of bfloat16 if asked for, the rows' new m and
+ * l, and rescale = a. */
+QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, bool rounds,
+                               float *maximum, float *sum, float *probabilities, float *rescale) {
     float references[QATTN_LANES];
     f32x16_store(references, tile_maximum(t, rows, count, maximum, rescale));
     QATTN_UNROLL
@@ -64,6 +66,7 @@ QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, 
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) {
             p[v] = f32x16_exp2(t[i][v] - row_reference);
+            if (rounds) p[v] = bf16x16_factor(p[v]);
             if (v + 1 < count) f32x16_in_order(&p[v], &t[i][v + 1]);
             else if (i + 1 < rows) f32x16_in_order(&p[v], &t[i + 1][0]);
             f32x16_store(probabilities + i * QATTN_KEY_BLOCK + v * QATTN_LANES, p[v]);

@@ -22,7 +22,8 @@ QATTN_INLINE void tile_probabilities(tile_task *task, tile_kind kind, size_t fir
             }
         }
     }
-    tile_softmax(t, kind.rows, count, task->maximum, task->sum, task->weights + first * QATTN_LANES, task->rescale);
+    tile_softmax(t, kind.rows, count, false, task->maximum, task->sum, task->weights + first * QATTN_LANES,
+                 task->rescale);
 }
 
 /* One tile meets one block that all its rows see whole. */
@@ -56,20 +57,24 @@ QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind) {
         tile_masked(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows < TILE_ROWS});              \
     }
 /* 2. for scores in memory, by the normalisers with a running maximum. */
-#define TILE_WEIGHTS(rows)                                                                                             \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_softmax), rows)(tile_task * task) {          \
+#define TILE_SOFTMAX_IN_MEMORY(name, rows, rounds)                                                                     \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(name), rows)(tile_task * task) {                  \
         f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
         tile_load(t, task->weights, rows, BLOCK_VECTORS);                                                              \
-        tile_softmax(t, rows, BLOCK_VECTORS, task->maximum, task->sum, task->weights, task->rescale);                  \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_softpick), rows)(tile_task * task) {         \
+        tile_softmax(t, rows, BLOCK_VECTORS, rounds, task->maximum, task->sum, task->weights, task->rescale);          \
+    }
+#define TILE_WEIGHTS(rows)                                                                                             \
+    TILE_SOFTMAX_IN_MEMORY(tile_softmax, rows, false)                                                                  \
+    TILE_SOFTMAX_IN_MEMORY(tile_softmax_rounded, rows, true)                                                           \
+    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_softpick), rows)(tile_task * task,           \
+                                                                                           bool rounds) {              \
         f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
         tile_load(t, task->weights, rows, BLOCK_VECTORS);                                                              \
         float maximum[QATTN_LANES];                                                                                    \
         f32x16_store(maximum, tile_maximum(t, rows, BLOCK_VECTORS, task->maximum, task->rescale));                     \
         for (size_t i = 0; i < rows; i++)                                                                              \
             softpick_weights(task->weights + i * QATTN_KEY_BLOCK, task->sum + i * QATTN_LANES, task->visible[i],       \
-                             maximum[row_lane(i)], task->rescale[row_lane(i)]);                                        \
+                             maximum[row_lane(i)], task->rescale[row_lane(i)], rounds);                                \
     }
 #define TILE_OF(rows)                                                                                                  \
     TILE_SOFTMAX(rows)                                                                                                 \
@@ -80,6 +85,7 @@ TILE_OF(4)
 TILE_OF(6)
 #undef TILE_OF
 #undef TILE_WEIGHTS
+#undef TILE_SOFTMAX_IN_MEMORY
 #undef TILE_SOFTMAX
 #define TILE_CALL_SOFTMAX(name, rows, ...)                                                                             \
     ((rows) == 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__) : TILE_CALL(name, rows, __VA_ARGS__))
@@ -97,7 +103,7 @@ QATTN_INLINE void tile_softmax_finished(tile_task *task, const qattn_forward_arg
         finish_scores(&finish, begin_row_finish(&finish, places[i], task->visible[i], block_first), count, t[i]);
         if (i + 1 < TILE_ROWS) f32x16_in_order(&t[i][count - 1], &t[i + 1][0]);
     }
-    tile_softmax(t, TILE_ROWS, count, task->maximum, task->sum, task->weights, task->rescale);
+    tile_softmax(t, TILE_ROWS, count, false, task->maximum, task->sum, task->weights, task->rescale);
     tile_all_values(task, kind);
 }
 

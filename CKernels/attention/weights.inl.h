@@ -46,39 +46,42 @@ QATTN_INLINE f32x16 softpick_difference(f32x16 t, f32x16 maximum) {
     return f32x16_abs(t) <= 0.5f ? near : far;
 }
 
-/* The weights of a row replace its scores; l counts them. */
+/* The weights of a row replace its scores, rounded to factors of bfloat16 if asked for; l counts them. */
 #define ROW_WEIGHTS(expression)                                                                                        \
     QATTN_UNROLL                                                                                                       \
     for (size_t v = 0; v < BLOCK_VECTORS; v++) {                                                                       \
         const f32x16 t = f32x16_load(weights + v * QATTN_LANES);                                                       \
         p[v] = expression;                                                                                             \
+        if (rounds) p[v] = bf16x16_factor(p[v]);                                                                       \
         f32x16_store(weights + v * QATTN_LANES, p[v]);                                                                 \
     }
 
-QATTN_INLINE void sigmoid_weights(float *weights, float constant) {
+QATTN_INLINE void sigmoid_weights(float *weights, float constant, bool rounds) {
     f32x16 p[BLOCK_VECTORS];
     const f32x16 offset = f32x16_splat(constant * QATTN_LOG2E_F);
     ROW_WEIGHTS(sigmoid_weight(t, offset))
 }
 
-QATTN_INLINE void relu_squared_weights(float *weights, float *sum) {
+QATTN_INLINE void relu_squared_weights(float *weights, float *sum, bool rounds) {
     f32x16 p[BLOCK_VECTORS];
     ROW_WEIGHTS(relu_squared_weight(t))
     add_to_sum(sum, 1, p, BLOCK_VECTORS);
 }
 
-QATTN_INLINE void clipped_weights(float *weights, clipped_row row) {
+QATTN_INLINE void clipped_weights(float *weights, clipped_row row, bool rounds) {
     f32x16 p[BLOCK_VECTORS];
     ROW_WEIGHTS(clipped_weight(t, row))
 }
 
-QATTN_INLINE void softpick_weights(float *weights, float *sum, uint64_t visible, float maximum, float rescale) {
+QATTN_INLINE void softpick_weights(float *weights, float *sum, uint64_t visible, float maximum, float rescale,
+                                   bool rounds) {
     f32x16 p[BLOCK_VECTORS];
     QATTN_UNROLL
     for (size_t v = 0; v < BLOCK_VECTORS; v++) {
         const uint32_t bits = (uint32_t)(visible >> v * QATTN_LANES) & 0xffff;
         const f32x16 t = f32x16_load(weights + v * QATTN_LANES);
-        const f32x16 d = f32x16_select(bits, softpick_difference(t, f32x16_splat(maximum)), f32x16_splat(0));
+        f32x16 d = f32x16_select(bits, softpick_difference(t, f32x16_splat(maximum)), f32x16_splat(0));
+        if (rounds) d = bf16x16_factor(d);
         p[v] = f32x16_abs(d);
         f32x16_store(weights + v * QATTN_LANES, not_negative(d));
     }

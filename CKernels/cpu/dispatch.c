@@ -1,26 +1,50 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.c - which kernel sets this CPU can run, best first. */
+#define _DEFAULT_SOURCE /* for syscall() */
 #include "attention/forward_layout.h"
 #include "tile/gradient_layout.h"
 
-#if defined(__linux__) && defined(__aarch64__)
-#include <sys/auxv.h>
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 extern const qattn_kernels qattn_kernels_portable;
 #if defined(__x86_64__)
-extern const qattn_kernels qattn_kernels_x86_64_v3, qattn_kernels_x86_64_v4;
+extern const qattn_kernels qattn_kernels_x86_64_v3, qattn_kernels_x86_64_v4, qattn_kernels_x86_64_amx;
 #elif defined(__aarch64__)
 extern const qattn_kernels qattn_kernels_arm64_neon;
 #endif
 
+#if defined(__x86_64__)
+/* Whether this process may use tile instructions on bfloat16: the CPU has them, the system saves their registers (XCR0
+ * bits 17 and 18), and grants this process and its threads to come the larger of the two, which is asked for once. */
+static bool tile_unit_is_ours(void) {
+#if defined(__linux__)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, TILE_STATE = 3 << 17, BF16_AND_TILES = 1 << 22 | 1 << 24 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c & 1 << 27)) return false; /* OSXSAVE: xgetbv exists */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BF16_AND_TILES) != BF16_AND_TILES) return false;
+    unsigned saved, upper;
+    __asm__("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+    if ((saved & TILE_STATE) != TILE_STATE) return false;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 const qattn_kernels *const *qattn_available_kernels(size_t *count) {
 #if defined(__x86_64__)
-    static const qattn_kernels *const best_first[] = {&qattn_kernels_x86_64_v4, &qattn_kernels_x86_64_v3,
-                                                      &qattn_kernels_portable};
+    static const qattn_kernels *const best_first[] = {&qattn_kernels_x86_64_amx, &qattn_kernels_x86_64_v4,
+                                                      &qattn_kernels_x86_64_v3, &qattn_kernels_portable};
     /* The words are those of the sets' target regions, and cover the operating system's part too. */
     __builtin_cpu_init();
-    const size_t skipped = __builtin_cpu_supports("x86-64-v4") ? 0 : __builtin_cpu_supports("x86-64-v3") ? 1 : 2;
+    const size_t skipped = __builtin_cpu_supports("x86-64-v4")   ? !tile_unit_is_ours()
+                           : __builtin_cpu_supports("x86-64-v3") ? 2
+                                                                 : 3;
 #elif defined(__aarch64__)
     static const qattn_kernels *const best_first[] = {&qattn_kernels_arm64_neon, &qattn_kernels_portable};
     const size_t skipped = 0; /* NEON is part of 64-bit ARM */
@@ -32,11 +56,13 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
     return best_first + skipped;
 }
 
-/* What the features are for: f16c and avx512_bf16 widen or multiply 16-bit storage, avx512_vnni multiplies int8. */
+/* What the features are for: f16c and avx512_bf16 widen or multiply 16-bit storage, avx512_vnni multiplies int8, and amx
+ * multiplies bfloat16. */
 const char *qattn_cpu_features(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f")) {
+        if (tile_unit_is_ours()) return "avx2 fma f16c avx512f avx512vnni avx512bf16 amx";
         if (__builtin_cpu_supports("avx512bf16")) return "avx2 fma f16c avx512f avx512vnni avx512bf16";
         return __builtin_cpu_supports("avx512vnni") ? "avx2 fma f16c avx512f avx512vnni" : "avx2 fma f16c avx512f";
     }
@@ -66,7 +92,9 @@ static size_t lanes(size_t dim) { return dim > SIZE_MAX - QATTN_LANES ? SIZE_MAX
 
 size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim) {
     const size_t size = storage == QATTN_FLOAT32 ? 4 : storage == QATTN_INT8 ? 1 : 2;
-    const size_t scales = storage == QATTN_INT8 ? 2 * QATTN_KEY_BLOCK * sizeof(float) : 0;
+    const size_t scales = storage == QATTN_INT8             ? 2 * QATTN_KEY_BLOCK * sizeof(float)
+                          : storage == QATTN_BFLOAT16_PAIRS ? QATTN_ALIGNMENT
+                                                            : 0;
     const size_t channels = sum(head_dim, qattn_channel_padding(head_dim, storage));
     return sum(product(sum(channels, lanes(value_dim)), QATTN_KEY_BLOCK * size), scales);
 }
@@ -80,7 +108,9 @@ static bool rows_have_room(size_t head_dim, size_t value_dim) {
 
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
     if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
-    return sizeof(float) * forward_layout_of(head_dim, value_dim, QUERY_TILES).floats;
+    /* Of all storages, the one whose keys are filled up most. */
+    const size_t channels = head_dim + qattn_channel_padding(head_dim, QATTN_BFLOAT16_PAIRS);
+    return sizeof(float) * forward_layout_of(channels, value_dim, band_tiles(QUERY_TILES)).floats;
 }
 
 size_t qattn_backward_workspace(size_t head_dim, size_t value_dim) {

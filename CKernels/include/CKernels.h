@@ -28,6 +28,7 @@ enum {
     QATTN_LANES = 16,          /* partial sums of a row's denominator; every packed row is padded to a multiple of it */
     QATTN_CHANNEL_BLOCK = 128, /* channels of head_dim summed from 0, in four chains of every fourth */
     QATTN_INTEGER_CHANNELS = 512,    /* the same of int8 keys, in 32-bit integers */
+    QATTN_PAIR_SEGMENT = 32,         /* channels, or keys, of bfloat16 summed from 0 in two chains */
     QATTN_KEY_BLOCK = 64,            /* keys that share one rescaling of a row, and whose values are summed from 0 */
     QATTN_KEY_CHUNK = 1024,          /* keys summed from an empty state; chunks merge from left to right */
     QATTN_QUERY_BLOCK = 132,         /* most rows of one call to forward, of any kernel set */
@@ -37,8 +38,15 @@ enum {
     QATTN_ALIGNMENT = 64             /* bytes, for packed keys, packed values and workspace */
 };
 
-/* QATTN_INT8 is for packed keys and values alone: one symmetric scale per token and head, value = integer * scale. */
-typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN_INT8 } qattn_storage;
+/* The last two are for packed keys and values alone. QATTN_INT8: one symmetric scale per token and head, value =
+ * integer * scale. QATTN_BFLOAT16_PAIRS: bfloat16 that is multiplied as such, with queries and weights rounded to it. */
+typedef enum qattn_storage {
+    QATTN_FLOAT32,
+    QATTN_FLOAT16,
+    QATTN_BFLOAT16,
+    QATTN_INT8,
+    QATTN_BFLOAT16_PAIRS
+} qattn_storage;
 
 /* Packed keys and values of one head, in blocks of QATTN_KEY_BLOCK keys. A block is qattn_block_bytes() long, starts at
  * a multiple of QATTN_ALIGNMENT and holds, each part from a multiple of QATTN_ALIGNMENT on:
@@ -46,16 +54,18 @@ typedef enum qattn_storage { QATTN_FLOAT32, QATTN_FLOAT16, QATTN_BFLOAT16, QATTN
  *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim][QATTN_LANES keys]      a step over d meets 16 keys side by side
  *     values [panels][QATTN_KEY_BLOCK][columns of the panel]                  0 past value_dim
  *
- * or, of QATTN_INT8, two channels of a key, and two keys of a column, side by side:
+ * or, of QATTN_INT8 and QATTN_BFLOAT16_PAIRS, two channels of a key, and two keys of a column, side by side:
  *
  *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim / 2, rounded up][QATTN_LANES keys][2]            0 past head_dim
  *     values [value_dim / QATTN_LANES, rounded up][QATTN_KEY_BLOCK / 2][QATTN_LANES columns][2]        0 past value_dim
- *     key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
+ *     int8: key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
+ *     pairs: uint32_t, not 0 if a value that was packed is not finite; head_dim is rounded up to QATTN_PAIR_SEGMENT
  *
  * which is the order in which forward reads them, from the first byte to the last: memory answers that fastest. The
  * value_dim columns, rounded up to QATTN_LANES, are cut into panels of up to 64 from the left, 80 left into 48 and 32.
  *
- * What stands in the place of a key that was never packed is not read into any row. */
+ * What stands in the place of a key that was never packed is not read into any row. Of QATTN_BFLOAT16_PAIRS the first
+ * keys of a block are packed first, and set the others to 0. */
 typedef struct qattn_blocks {
     void *base;         /* block b is at base + b * qattn_block_bytes(), or */
     void *const *table; /* at table[b], unless NULL: pages of a key/value cache */
@@ -196,7 +206,7 @@ typedef struct qattn_forward_args {
     qattn_storage query_storage;
     qattn_blocks blocks;
     /* If not NULL: keys [0, seq_kv) and their values as unpacked rows. Each block is packed on demand, into
-     * blocks.base, which is room for a single block of float32, unless it can be read in place. For rows that few
+     * blocks.base, which is room for a single block, unless it is of float32 and can be read in place. For rows that few
      * queries read, and no other call would read again. */
     const qattn_pack_args *unpacked;
     void *out; /* [heads][queries][value_dim] */
@@ -255,7 +265,7 @@ typedef struct qattn_backward_args {
 
 /* One instruction set's kernels. */
 typedef struct qattn_kernels {
-    const char *name;   /* portable, x86_64_v3, x86_64_v4, arm64_neon */
+    const char *name;   /* portable, x86_64_v3, x86_64_v4, x86_64_amx, arm64_neon */
     size_t tile_rows;   /* rows that share the loads of keys and values: calls of a multiple of it waste none */
     size_t query_block; /* rows of a call that stay in cache while the keys pass by; at most QATTN_QUERY_BLOCK */
     void (*prepare)(const qattn_prepare_args *args);

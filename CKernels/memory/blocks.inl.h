@@ -8,10 +8,16 @@
 
 /* One block. The scales are of QATTN_INT8 alone. */
 typedef struct block_parts {
-    char *keys;   /* [4][head_dim][16]; int8 [4][pairs of channels][16][2] */
-    char *values; /* [panels][64][panel_lanes]; int8 [value_lanes / 16][32][16][2] */
+    char *keys;   /* [4][head_dim][16]; in pairs [4][pairs of channels][16][2] */
+    char *values; /* [panels][64][panel_lanes]; in pairs [value_lanes / 16][32][16][2] */
     float *key_scales, *value_scales;
 } block_parts;
+
+/* Of QATTN_BFLOAT16_PAIRS, in the place of the scales: not 0 if a value is not finite. */
+QATTN_INLINE uint32_t *not_finite(block_parts block) { return (uint32_t *)block.key_scales; }
+
+/* Whether elements stand in pairs: channels of a key, keys of a column of values. */
+QATTN_INLINE bool in_pairs(qattn_storage storage) { return storage == QATTN_INT8 || storage == QATTN_BFLOAT16_PAIRS; }
 
 /* Columns of the panel that begins a row's last `lanes` value columns. Five vectors make 3 + 2, not 4 + 1: a panel of
  * one has too few independent sums to fill the pipeline. */

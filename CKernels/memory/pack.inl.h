@@ -8,7 +8,9 @@
  * of a key, and two keys of a column of values, stand side by side:
  *
  *     keys[g][d / 2][r][d % 2] = keys[64 block + 16 g + r][d]         0 for channel head_dim, if that is odd
- *     values[c / 16][j / 2][c % 16][j % 2] = values[64 block + j][c] */
+ *     values[c / 16][j / 2][c % 16][j % 2] = values[64 block + j][c]
+ *
+ * and of bfloat16 pairs too, whose channels are 0 up to a whole segment. */
 #ifndef QATTN_PACK_INL_H
 #define QATTN_PACK_INL_H
 
@@ -65,11 +67,16 @@ QATTN_INLINE void prefetch_tensor(const void *base, ptrdiff_t stride, size_t row
     prefetch_lines(&cursor, SIZE_MAX);
 }
 
-/* Elements [0, count) of a row, what int8 is to keep included: 0 behind them. */
+/* What is to be kept of x: all of it, or what int8 and bfloat16 pairs round it to. */
+QATTN_INLINE f32x16 packable(f32x16 x, f32x16 inverse_scale, qattn_storage to) {
+    if (to == QATTN_BFLOAT16_PAIRS) return bf16x16_factor(x);
+    return to == QATTN_INT8 ? int8x16_quantised(x, inverse_scale) : x;
+}
+
+/* The same of elements [0, count) of a row: 0 behind them. */
 QATTN_INLINE f32x16 load_packable(const void *x, size_t count, float inverse_scale, qattn_storage from,
                                   qattn_storage to) {
-    const f32x16 lanes = f32x16_load_first(x, count, from);
-    return to == QATTN_INT8 ? int8x16_quantised(lanes, f32x16_splat(inverse_scale)) : lanes;
+    return packable(f32x16_load_first(x, count, from), f32x16_splat(inverse_scale), to);
 }
 
 /* 1 / scale of a row for int8, and the scale. */
@@ -92,7 +99,7 @@ QATTN_INLINE void row_scales(const char *rows, ptrdiff_t step, size_t count, siz
     for (size_t r = 0; r < count; r++, rows += step) inverse_scales[r] = row_scale(rows, dim, from, scales + r);
 }
 
-/* packed[d + c][r] = key[r][c] of 16 keys and four channels, of which `count` are there: int8 of all lanes, else of
+/* packed[d + c][r] = key[r][c] of 16 keys and four channels, of which `count` are there: in pairs of all lanes, else of
  * those that the group has. Four keys' channels are loaded side by side, which leaves the quarters to transpose. */
 QATTN_INLINE void pack_channels(const key_group *group, const char *const keys[QATTN_LANES], size_t c, size_t d,
                                 size_t count, qattn_storage from, qattn_storage to) {
@@ -101,13 +108,16 @@ QATTN_INLINE void pack_channels(const key_group *group, const char *const keys[Q
     for (size_t i = 0; i < 4; i++) x[i] = f32x16_load_fours(keys + 4 * i, c, from);
     f32x16_transpose_quarters(x);
     char *const packed = group->packed + d * QATTN_LANES * storage_size(to);
-    if (to == QATTN_INT8) {
+    if (in_pairs(to)) {
         const f32x16 inverse_scales = f32x16_load(group->inverse_scales);
         QATTN_UNROLL
-        for (size_t n = 0; n < 4; n += 2)
-            if (n < count)
-                i8x32_store_pairs(packed + n * QATTN_LANES, int8x16_quantised(x[n], inverse_scales),
-                                  int8x16_quantised(x[n + 1], inverse_scales));
+        for (size_t n = 0; n < 4; n += 2) {
+            if (n >= count) continue;
+            char *const pairs = packed + n * QATTN_LANES * storage_size(to);
+            const f32x16 first = packable(x[n], inverse_scales, to), second = packable(x[n + 1], inverse_scales, to);
+            if (to == QATTN_INT8) i8x32_store_pairs(pairs, first, second);
+            else bf16x32_store_pairs(pairs, first, second);
+        }
         return;
     }
     const uint32_t lanes = (1u << group->end) - (1u << group->begin);
@@ -122,7 +132,7 @@ QATTN_INLINE void pack_channels(const key_group *group, const char *const keys[Q
 
 /* The same, key by key. */
 QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
-    const size_t size = storage_size(to), side_by_side = to == QATTN_INT8 ? 2 : 1;
+    const size_t size = storage_size(to), side_by_side = in_pairs(to) ? 2 : 1;
     for (size_t r = group->begin; r < group->end; r++) {
         const char *const key = group->keys[place_of_lane(r)];
         for (size_t d = 0; d < head_dim; d += QATTN_LANES) {
@@ -140,7 +150,11 @@ QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_st
 
 QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
     const bool all_lanes = group->end - group->begin == QATTN_LANES;
-    if (group->end - group->begin < SCATTERED_KEYS || (to == QATTN_INT8 && !all_lanes)) {
+    if (to == QATTN_BFLOAT16_PAIRS && group->begin == 0) {
+        const size_t written = qattn_round_up(head_dim, 2), channels = packed_channels(head_dim, to);
+        memset(group->packed + written * QATTN_LANES * 2, 0, (channels - written) * QATTN_LANES * 2);
+    }
+    if (group->end - group->begin < SCATTERED_KEYS || (in_pairs(to) && !all_lanes)) {
         scatter_keys(group, head_dim, from, to);
         return;
     }
@@ -158,23 +172,29 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
 }
 
 /* Values [begin, end) of a block, at most 16, the first of which is at `value`: panel by panel. */
-QATTN_INLINE void pack_values(const char *value, ptrdiff_t step, size_t value_dim, char *values, size_t begin,
+QATTN_INLINE void pack_values(const char *value, ptrdiff_t step, size_t value_dim, block_parts block, size_t begin,
                               size_t end, const float *inverse_scales, qattn_storage from, qattn_storage to) {
     const size_t value_lanes = qattn_round_up(value_dim, QATTN_LANES), size = storage_size(to);
+    char *values = block.values;
+    u32x16 largest = {0};
     for (size_t column = 0; column < value_lanes;) {
-        const size_t lanes = to == QATTN_INT8 ? QATTN_LANES : panel_lanes(value_lanes - column);
+        const size_t lanes = in_pairs(to) ? QATTN_LANES : panel_lanes(value_lanes - column);
         const char *from_row = value + column * storage_size(from);
         for (size_t j = begin; j < end; j++, from_row += step) {
             for (size_t c = 0; c < lanes; c += QATTN_LANES) {
                 const f32x16 x = load_packable(storage_at(from_row, (ptrdiff_t)c, from), value_dim - column - c,
                                                inverse_scales[j - begin], from, to);
                 if (to == QATTN_INT8) i8x32_store_half(values + j / 2 * 2 * QATTN_LANES, j % 2, x);
-                else f32x16_store_storage(values + (j * lanes + c) * size, x, to);
+                else if (to == QATTN_BFLOAT16_PAIRS) {
+                    bf16x32_store_half(values + j / 2 * 4 * QATTN_LANES, j % 2, x);
+                    largest = u32x16_larger_magnitude(largest, x);
+                } else f32x16_store_storage(values + (j * lanes + c) * size, x, to);
             }
         }
         column += lanes;
         values += lanes * QATTN_KEY_BLOCK * size;
     }
+    if (to == QATTN_BFLOAT16_PAIRS) *not_finite(block) |= __builtin_reduce_max(largest) >= 0x7f800000u;
 }
 
 /* Keys [begin, end) of one block, which are rows from `row` on of the call. */
@@ -185,6 +205,10 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
     const char *value = storage_at(args->values, (ptrdiff_t)row * args->value_stride, value_from);
     const ptrdiff_t key_step = args->key_stride * (ptrdiff_t)storage_size(key_from);
     const ptrdiff_t value_step = args->value_stride * (ptrdiff_t)storage_size(value_from);
+    if (to == QATTN_BFLOAT16_PAIRS && begin == 0) {
+        if (end < QATTN_KEY_BLOCK) memset(block.keys, 0, (size_t)((char *)not_finite(block) - block.keys));
+        *not_finite(block) = 0;
+    }
     for (size_t j = begin; j < end;) {
         const size_t first = j / QATTN_LANES * QATTN_LANES, group_end = qattn_min(end, first + QATTN_LANES);
         const size_t count = group_end - j;
@@ -200,7 +224,7 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
             row_scales(value, value_step, count, value_dim, value_from, block.value_scales + j, inverse_scales);
         if (value_dim > panel_lanes(value_dim) && args->value_stride == (ptrdiff_t)value_dim)
             QATTN_FUNCTION(touch)(value, count * value_dim * storage_size(value_from));
-        pack_values(value, value_step, value_dim, block.values, j, group_end, inverse_scales, value_from, to);
+        pack_values(value, value_step, value_dim, block, j, group_end, inverse_scales, value_from, to);
         key += (ptrdiff_t)count * key_step;
         value += (ptrdiff_t)count * value_step;
         j = group_end;
@@ -225,6 +249,14 @@ QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage key_from,
     }
 }
 
+/* What a forward pass packs to bfloat16 pairs is of one type, or prepared keys beside values of another. */
+QATTN_INLINE void pack_pairs(const qattn_pack_args *args) {
+    const qattn_storage keys = args->key_storage, values = args->value_storage, to = QATTN_BFLOAT16_PAIRS;
+    if (keys == QATTN_BFLOAT16 && values == QATTN_BFLOAT16) pack_rows(args, QATTN_BFLOAT16, QATTN_BFLOAT16, to);
+    else if (keys == QATTN_FLOAT32 && values == QATTN_FLOAT32) pack_rows(args, QATTN_FLOAT32, QATTN_FLOAT32, to);
+    else pack_rows(args, keys, values, to);
+}
+
 static void QATTN_FUNCTION(pack)(const qattn_pack_args *args) {
     const qattn_storage keys = args->key_storage, values = args->value_storage, to = args->blocks.storage;
     assert(keys != QATTN_INT8 && values != QATTN_INT8);
@@ -234,6 +266,7 @@ static void QATTN_FUNCTION(pack)(const qattn_pack_args *args) {
         switch (to) {
         case QATTN_FLOAT16: pack_rows(args, keys, values, QATTN_FLOAT16); break;
         case QATTN_BFLOAT16: pack_rows(args, keys, values, QATTN_BFLOAT16); break;
+        case QATTN_BFLOAT16_PAIRS: pack_pairs(args); break;
         default: pack_rows(args, keys, values, QATTN_INT8); break;
         }
     } else if (keys != values) pack_rows(args, keys, values, QATTN_FLOAT32);

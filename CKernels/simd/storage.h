@@ -20,6 +20,27 @@ QATTN_INLINE u16x16 bf16x16_round(f32x16 x) {
     return __builtin_convertvector(x == x ? rounded : quiet_nan, u16x16);
 }
 
+/* x as a factor of bfloat16: rounded, or 0 of its sign below 2^-56. The lower 16 bits are 0. */
+QATTN_INLINE f32x16 bf16x16_factor(f32x16 x) {
+    const u32x16 bits = f32x16_bits(x);
+    const u32x16 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u, nan = (bits & 0xffff0000u) | 0x400000u;
+    const f32x16 rounded = f32x16_from_bits(x == x ? nearest : nan);
+    return f32x16_abs(rounded) < 0x1p-56f ? f32x16_from_bits(bits & 0x80000000u) : rounded;
+}
+
+/* The first or the second numbers of 16 pairs. */
+QATTN_INLINE f32x16 bf16x32_widen_half(const void *p, bool second) {
+    typedef uint32_t u32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+    const u32x16 pairs = *(const u32x16_unaligned *)p;
+    return f32x16_from_bits(second ? pairs & 0xffff0000u : pairs << 16);
+}
+
+/* p[2r] = first[r], p[2r + 1] = second[r], of factors. */
+QATTN_INLINE void bf16x32_store_pairs(void *p, f32x16 first, f32x16 second) {
+    typedef uint32_t u32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+    *(u32x16_unaligned *)p = f32x16_bits(first) >> 16 | f32x16_bits(second);
+}
+
 QATTN_INLINE f32x16 f16x16_widen(u16x16 x) {
 #if defined(QATTN_AVX512) || defined(QATTN_AVX2) || defined(__aarch64__)
     typedef _Float16 f16x16 __attribute__((ext_vector_type(16)));
@@ -77,6 +98,12 @@ QATTN_INLINE void i8x32_store_half(void *p, bool second, f32x16 x) {
     const u16x16 lanes = __builtin_convertvector((u8x16) __builtin_convertvector(x, i8x16), u16x16);
     const u16x16 old = *(const u16x16_unaligned *)p; /* the second has the upper bits */
     *(u16x16_unaligned *)p = second ? (old & 0xff) | lanes << 8 : (old & 0xff00) | lanes;
+}
+
+/* The same of factors. */
+QATTN_INLINE void bf16x32_store_half(void *p, bool second, f32x16 x) {
+    const f32x16 first = bf16x32_widen_half(p, false);
+    bf16x32_store_pairs(p, second ? first : x, second ? x : bf16x32_widen_half(p, true));
 }
 
 /* How floats become integers of 15 bits and a sign: x = integer * step, integer = x * factor rounded. */
@@ -162,11 +189,11 @@ QATTN_INLINE f32x16 f32x16_load_fours(const char *const rows[4], size_t d, qattn
     return storage == QATTN_BFLOAT16 ? bf16x16_widen(joined) : f16x16_widen(joined);
 }
 
-/* The reverse of f32x16_load_storage; int8 takes integers. */
+/* The reverse of f32x16_load_storage; int8 takes integers, bfloat16 pairs take factors. */
 QATTN_INLINE void f32x16_store_storage(void *p, f32x16 x, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) f32x16_store(p, x);
     else if (storage == QATTN_INT8) *(i8x16_unaligned *)p = __builtin_convertvector(x, i8x16);
-    else *(u16x16_unaligned *)p = storage == QATTN_BFLOAT16 ? bf16x16_round(x) : f16x16_round(x);
+    else *(u16x16_unaligned *)p = storage == QATTN_FLOAT16 ? f16x16_round(x) : bf16x16_round(x);
 }
 
 /* The same, but of int8, for the lanes whose bit of `bits` is set; the others keep what stands there. */

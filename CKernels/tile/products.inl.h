@@ -10,7 +10,7 @@
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
     const float *queries;     /* [6][head_lanes]; for int8 integers, see integer_tiles.inl.h */
-    const float *query_steps; /* int8: [6] */
+    const float *query_steps; /* int8 and bfloat16 pairs: [6], what sums of products are multiplied by */
     block_parts block;
     float *maximum, *sum, *out;
     size_t head_dim, head_lanes, value_lanes, block_bytes;
@@ -216,6 +216,7 @@ TILE_PRODUCTS_OF(6)
     case QATTN_FLOAT16: TILE_CALL(name##_QATTN_FLOAT16, rows, __VA_ARGS__); break;                                     \
     case QATTN_BFLOAT16: TILE_CALL(name##_QATTN_BFLOAT16, rows, __VA_ARGS__); break;                                   \
     case QATTN_INT8: TILE_CALL(name##_QATTN_INT8, rows, __VA_ARGS__); break;                                           \
+    case QATTN_BFLOAT16_PAIRS: TILE_CALL(name##_QATTN_BFLOAT16_PAIRS, rows, __VA_ARGS__); break;                       \
     }
 
 #endif

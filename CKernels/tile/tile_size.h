@@ -16,6 +16,7 @@ enum {
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
+    BAND_TILES = 5, /* 30 rows, twice 15, which tile instructions multiply at once */
     /* So few rows, those of one tile lower than six, wait for memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
@@ -34,8 +35,9 @@ static inline size_t qattn_take(size_t *floats, size_t count) {
     return begin;
 }
 
-/* Channels with which a packed key is filled up: those of int8 come in pairs. */
+/* Channels with which a packed key is filled up: those of int8 come in pairs, those of bfloat16 pairs in segments. */
 static inline size_t qattn_channel_padding(size_t head_dim, qattn_storage storage) {
+    if (storage == QATTN_BFLOAT16_PAIRS) return (size_t)-head_dim % QATTN_PAIR_SEGMENT;
     return storage == QATTN_INT8 ? head_dim % 2 : 0;
 }
 

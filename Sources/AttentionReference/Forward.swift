@@ -93,7 +93,8 @@ extension ReferenceProblem {
     private func chunkSums(
         _ row: Row, _ scores: [Float], _ normaliser: RowNormaliser, keys chunk: Range<Int>
     ) -> OnlineSums? {
-        var state = OnlineSums(normaliser, valueDimension: valueDimension, isBiased: row.bias != nil)
+        var state = OnlineSums(
+            normaliser, valueDimension: valueDimension, isBiased: row.bias != nil, products: products)
         var seesAny = false
         for first in stride(from: chunk.lowerBound, to: chunk.upperBound, by: keyBlock) {
             let block = first..<min(first + keyBlock, chunk.upperBound)
@@ -117,7 +118,8 @@ extension ReferenceProblem {
     ///     finished[j] = capped[j] - unit slope |position - j| + unit bias[j]
     ///
     /// unit is log2(e) for normalisers that take powers, so that a weight is a power of two, which is cheaper and more
-    /// accurate than a power of e; otherwise 1. Whatever multiplies every product is in the query already.
+    /// accurate than a power of e; otherwise 1. Whatever multiplies every product is in the query already, but with products
+    /// of bfloat16, where it multiplies their sum.
     func scores(_ row: Row) -> (capped: [Float], finished: [Float]) {
         let unitFloat: Float = normaliser.takesScores ? 1 : log2eFloat
         let factor = scale * row.factor
@@ -127,6 +129,8 @@ extension ReferenceProblem {
         if let int8 = row.int8 {
             let query = FifteenBits(query)
             product = { int8.keys.dot(query, row: int8.first + $0) }
+        } else if products == .bfloat16 {
+            product = { pairDot(row.query, row.keys + $0 * headDimension, count: headDimension) * queryFactor }
         } else {
             product = { dot(query, row.keys + $0 * headDimension, count: headDimension) }
         }

@@ -28,6 +28,7 @@ struct OnlineSums {
     let normaliser: RowNormaliser
     /// Whether the maximum is one of ``WideScores``.
     let isBiased: Bool
+    let products: ReferenceProducts
     /// The largest score; for softmax -infinity before there is one, or where all are -infinity; for others 0 and up.
     var maximum: Float
     /// Key j is counted in lane j mod 16: 16 short sums instead of a long one.
@@ -36,8 +37,10 @@ struct OnlineSums {
     var output: [Float]
 
     /// The empty state.
-    init(_ normaliser: RowNormaliser, valueDimension: Int, isBiased: Bool = false) {
-        (self.normaliser, self.isBiased) = (normaliser, isBiased)
+    init(
+        _ normaliser: RowNormaliser, valueDimension: Int, isBiased: Bool = false, products: ReferenceProducts = .float32
+    ) {
+        (self.normaliser, self.isBiased, self.products) = (normaliser, isBiased, products)
         maximum = normaliser.isSoftmax ? -.infinity : 0
         output = [Float](repeating: 0, count: valueDimension)
     }
@@ -64,6 +67,9 @@ struct OnlineSums {
         for j in 0..<count where isVisible[j] {
             (weights[j], counted[j]) = normaliser.weight(scores[j], reference: reference)
         }
+        if products == .bfloat16 {
+            (weights, counted) = (weights.map(\.roundedForProducts), counted.map(\.roundedForProducts))
+        }
 
         // 3. The denominator: four weights per lane.
         for lane in 0..<laneCount {
@@ -72,15 +78,21 @@ struct OnlineSums {
             lanes[lane] = fma(lanes[lane], rescale, firstPair + secondPair)
         }
 
-        // 4. The numerator, from an empty sum: 64 roundings of small numbers instead of 1024 of growing ones.
+        maximum = newMaximum
         let visible = (0..<count).filter { isVisible[$0] }
+        if products == .bfloat16, case .floats(let values) = values {
+            output = output.map { $0.rescaledForProducts(rescale) }
+            addPairProducts(weights, values, rows: visible, to: &output)
+            return
+        }
+
+        // 4. The numerator, from an empty sum: 64 roundings of small numbers instead of 1024 of growing ones.
         let blockOutput =
             switch values {
             case .floats(let values): weightedSum(weights, of: values, rows: visible)
             case .int8(let values, let first): values.weightedSum(weights, first: first, rows: visible)
             }
         for d in output.indices { output[d] = fma(output[d], rescale, blockOutput[d]) }
-        maximum = newMaximum
     }
 
     /// sum_j weights[j] values[j] of the visible rows, key by key. The sum starts at -0, which alone leaves every number as

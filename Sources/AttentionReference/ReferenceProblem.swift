@@ -67,6 +67,8 @@ public struct ReferenceProblem: Sendable {
     public var rowConstants: [Float]?
     /// What the keys and values given are kept in, and computed with.
     public var storage = ReferenceStorage.float32
+    /// Which numbers are multiplied.
+    public var products = ReferenceProducts.float32
 
     /// A problem without masks and bias.
     ///

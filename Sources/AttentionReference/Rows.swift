@@ -42,7 +42,8 @@ extension ReferenceProblem {
             ? Int8Head(
                 keys: Int8Rows(keys, dimension: headDimension), values: Int8Rows(values, dimension: valueDimension),
                 first: 0) : nil
-        forEachRow(queries, keys, values, int8, bias?.values ?? [], body)
+        let rounded = { (tensor: [Float]) in products == .bfloat16 ? tensor.map(\.roundedForProducts) : tensor }
+        forEachRow(rounded(queries), rounded(keys), rounded(values), int8, bias?.values ?? [], body)
     }
 
     /// Arrays become pointers here, by being arguments: those of empty arrays are valid too, if never read.
@@ -130,6 +131,7 @@ extension ReferenceProblem {
         let rows = batch * queryHeads * queries
         precondition((rowFactors?.count ?? rows) == rows && (rowConstants?.count ?? rows) == rows, "one per row")
         precondition((alibiSlopes?.count ?? queryHeads) == queryHeads, "one slope per query head")
+        precondition(storage == .float32 || products == .float32, "int8 has products of its own")
         precondition(softcap.map { $0 > 0 && $0 < .infinity } ?? true, "softcap")
     }
 }

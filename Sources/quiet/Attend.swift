@@ -33,6 +33,8 @@ struct Attend: ParsableCommand {
 
     @OptionGroup var problem: FileProblem
 
+    @OptionGroup(title: "Scores and weights") var products: ProductsOption
+
     @OptionGroup(title: "Instead of scores and weights") var recurrence: RecurrenceOptions
 
     @OptionGroup(title: "Values and output") var outputs: OutputOptions
@@ -48,6 +50,9 @@ struct Attend: ParsableCommand {
         if let kind = recurrence.recurrent { try recurrence.check(kind, problem, lse: outputs.lse) }
         let normaliser = problem.scores.normaliser
         try gradients.check(normaliser, outputs, isRecurrent: recurrence.recurrent != nil)
+        guard products.products == .f32 || (!gradients.gradients && recurrence.recurrent == nil) else {
+            throw ValidationError("--products: expected f32 with --gradients or --recurrent")
+        }
         guard !outputs.lse || normaliser.library.hasSink else {
             throw ValidationError("--lse: the normaliser \(normaliser) has no log-sum-exp")
         }
@@ -67,7 +72,7 @@ struct Attend: ParsableCommand {
         }
         let norms = problem.norms
         try norms.apply(outputs.valueNorm, to: &inputs.values, dimension: shape.valueDimension, kernels: kernels)
-        let method = try AttendMethod(recurrence.recurrent, problem, file, &inputs)
+        let method = try AttendMethod(recurrence.recurrent, problem, products: products.library, file, &inputs)
 
         var computed = try AttendResult(method, inputs)
         try norms.apply(

@@ -60,10 +60,11 @@ enum AttendMethod {
 
     /// - Parameter inputs: queries and keys are normalised here where the method does not do it itself.
     init(
-        _ kind: RecurrenceOptions.Kind?, _ problem: FileProblem, _ file: SafetensorsFile, _ inputs: inout AttendInputs
+        _ kind: RecurrenceOptions.Kind?, _ problem: FileProblem, products: AttentionProducts, _ file: SafetensorsFile,
+        _ inputs: inout AttendInputs
     ) throws {
         guard let kind else {
-            self = .scores(try problem.attention(file, inputs))
+            self = .scores(try problem.attention(file, inputs, products: products))
             return
         }
         let shape = inputs.shape

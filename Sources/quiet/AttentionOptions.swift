@@ -48,12 +48,13 @@ struct AttentionOptions {
     /// The attention that the options ask for.
     func attention(
         _ shape: AttentionShape, sink: AttentionSink?, tensors: AttentionTensors, queryKeyNorm: QueryKeyNorm?,
-        layout: AttentionLayout? = nil
+        products: AttentionProducts = .float32, layout: AttentionLayout? = nil
     ) throws -> Attention {
         let given = try arguments(shape, sink: sink, tensors: tensors, queryKeyNorm: queryKeyNorm)
         return try Attention(
             shape, rules: given.rules, mask: given.mask, bias: tensors.bias, positions: given.positions,
-            queryKeyNorm: queryKeyNorm, layout: layout, threads: machine.threads, kernels: try machine.kernelSet)
+            queryKeyNorm: queryKeyNorm, products: products, layout: layout, threads: machine.threads,
+            kernels: try machine.kernelSet)
     }
 
     /// What the options come to together with what was given beside them.
@@ -96,6 +97,7 @@ struct AttentionOptions {
             ("normaliser", .string("\(scores.normaliser)")),
             ("positions", .string(position.summary)),
             ("qk_norm", .string(norms.qkNorm.rawValue)),
+            ("products", .string(attention.products.rawValue)),
         ]
     }
 }

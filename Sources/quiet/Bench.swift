@@ -46,6 +46,8 @@ struct Bench: ParsableCommand {
 
     @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
 
+    @OptionGroup(title: "Scores and weights") var products: ProductsOption
+
     @OptionGroup var machine: MachineOptions
 
     @Option(
@@ -80,6 +82,9 @@ struct Bench: ParsableCommand {
         guard storage != .int8 || pass == .decode else {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
+        guard products.products == .f32 || pass == .forward else {
+            throw ValidationError("--products: bf16 is for the pass forward")
+        }
         let shape = try usage { try self.shape }
         try problem.keyLengths?.check(shape)
         try scores.check(sink: problem.sink)
@@ -92,8 +97,7 @@ struct Bench: ParsableCommand {
         }
         let attention = try options.attention(
             shape, sink: sink, tensors: AttentionTensors(keyLengths: problem.keyLengths?.lengths),
-            queryKeyNorm: norms.queryKeyNorm(),
-            layout: layout.library)
+            queryKeyNorm: norms.queryKeyNorm(), products: products.library, layout: layout.library)
         let report =
             switch pass {
             case .forward, .backward:

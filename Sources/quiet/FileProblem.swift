@@ -39,16 +39,20 @@ struct FileProblem: ParsableArguments {
         try AttendInputs(file, tensors)
     }
 
-    func attention(_ file: SafetensorsFile, _ inputs: AttendInputs) throws -> Attention {
-        try inputs.checking { try attention(file, inputs.shape) }
+    func attention(
+        _ file: SafetensorsFile, _ inputs: AttendInputs, products: AttentionProducts = .float32
+    ) throws -> Attention {
+        try inputs.checking { try attention(file, inputs.shape, products) }
     }
 
-    private func attention(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> Attention {
+    private func attention(
+        _ file: SafetensorsFile, _ shape: AttentionShape, _ products: AttentionProducts
+    ) throws -> Attention {
         let vectors = try normTensors.vectors(file, shape)
         return try options.attention(
             shape, sink: try scoreTensors.sink?.sink { try file.floats(named: $0) },
             tensors: AttentionTensors(file, scoreTensors, positionTensors, shape),
-            queryKeyNorm: norms.queryKeyNorm(vectors))
+            queryKeyNorm: norms.queryKeyNorm(vectors), products: products)
     }
 
     // MARK: - Reports
@@ -74,7 +78,7 @@ struct FileProblem: ParsableArguments {
             \(inputs.lines)
             weights     \(scores.normaliser), sink \(sink), mask \(scores.mask), scale \(scale)
             scores      scaling \(options.scaling(attention)), softcap \(softcap), \(attention.alibi == nil ? "no ALiBi" : "ALiBi")
-            positions   \(position.summary), norm of queries and keys \(norms.qkNorm.rawValue)
+            positions   \(position.summary), norm of queries and keys \(norms.qkNorm.rawValue), products \(attention.products.rawValue)
             """ + tensorLine
     }
 

@@ -8,7 +8,7 @@
  *
  * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in
  * DigestCase.swift: both must say the same. */
-#include "CKernels.h"
+#include "EmulatedTiles.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -204,7 +204,9 @@ static uint64_t run_forward(const test_case *c, const qattn_kernels *kernels, bo
     const ptrdiff_t own = (ptrdiff_t)c->seq_kv - (ptrdiff_t)c->seq_q;
     const int causal = strcmp(c->mask, "none") != 0;
     const size_t blocks = (c->seq_kv + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
-    const qattn_storage packed_storage = strcmp(c->storage, "int8") ? QATTN_FLOAT32 : QATTN_INT8;
+    const qattn_storage packed_storage = !strcmp(c->storage, "int8")    ? QATTN_INT8
+                                         : !strcmp(c->storage, "pairs") ? QATTN_BFLOAT16_PAIRS
+                                                                        : QATTN_FLOAT32;
     void *packed = allocate(blocks, qattn_block_bytes(packed_storage, c->head_dim, c->value_dim));
     float *workspace = allocate(qattn_forward_workspace(c->head_dim, c->value_dim), 1);
     float *out = allocate(c->seq_q * c->value_dim, sizeof *out);
@@ -445,10 +447,19 @@ static bool report(const char *name, const qattn_kernels *kernels, uint64_t hash
     return equal;
 }
 
+/* The sets that this CPU offers, and the one whose tile instructions are emulated. */
+static size_t kernel_sets(const qattn_kernels *sets[8]) {
+    size_t count;
+    const qattn_kernels *const *available = qattn_available_kernels(&count);
+    memcpy(sets, available, count * sizeof *sets);
+    sets[count] = qattn_emulated_kernels();
+    return count + 1;
+}
+
 /* Runs one line of the table; returns the number of wrong digests, or -1 when it does not read. */
 static int run_line(const char *line) {
-    size_t sets;
-    const qattn_kernels *const *available = qattn_available_kernels(&sets);
+    const qattn_kernels *available[8];
+    const size_t sets = kernel_sets(available);
     test_case c;
     int wrong = 0;
     if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {

@@ -48,13 +48,14 @@ struct DigestCase: Sendable, CustomStringConvertible {
         self.line = line
         name = words[0]
         expected = words[12]
-        storage = words[10] == "int8" ? .float32 : AttentionCase.StorageChoice(rawValue: words[10])!
+        storage = ["int8", "pairs"].contains(words[10]) ? .float32 : AttentionCase.StorageChoice(rawValue: words[10])!
         let (queries, keys) = (Int(words[2])!, Int(words[3])!)
         let isCausal = words[8] != "none"
         var problem = HeadProblem(
             queryCount: queries, keyCount: keys, headDimension: Int(words[4])!, valueDimension: Int(words[5])!,
             sink: Float(words[7])!, scale: Double(words[6])!)
         if words[10] == "int8" { problem.packedStorage = .int8 }
+        if words[10] == "pairs" { problem.products = .bfloat16 }
         if isCausal { problem.lastKeyOffset = keys - queries + 1 }
         if words[8] == "window" { problem.firstKeyOffset = problem.lastKeyOffset - Int(words[9])! }
         problem.fill(seed: UInt64(words[1])!, extra: words[11])

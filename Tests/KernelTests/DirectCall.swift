@@ -3,6 +3,7 @@
 
 import AttentionReference
 import CKernels
+import EmulatedTiles
 import TestSupport
 
 /// A kernel set of the C interface.
@@ -15,6 +16,9 @@ struct KernelTable: Sendable, CustomStringConvertible {
         let sets = qattn_available_kernels(&count)!
         return (0..<count).map { KernelTable(functions: sets[$0]!) }
     }()
+
+    /// The kernels of `x86_64_amx`, their tile instructions in plain C.
+    static let emulated = KernelTable(functions: qattn_emulated_kernels())
 
     var description: String { String(cString: functions.pointee.name) }
 }
@@ -50,8 +54,10 @@ extension AttentionCase.StorageChoice {
     }
 }
 
-extension ReferenceStorage {
-    fileprivate var kernelStorage: qattn_storage { self == .int8 ? QATTN_INT8 : QATTN_FLOAT32 }
+extension HeadProblem {
+    fileprivate var blockStorage: qattn_storage {
+        products == .bfloat16 ? QATTN_BFLOAT16_PAIRS : packedStorage == .int8 ? QATTN_INT8 : QATTN_FLOAT32
+    }
 }
 
 extension ReferenceNormaliser {
@@ -188,7 +194,7 @@ extension DirectCall {
     /// Room for so many blocks. What the kernels do not write stays NaN.
     private func room(_ problem: HeadProblem, blocks: Int) -> GuardedBuffer<Float> {
         let bytes = qattn_block_bytes(
-            problem.packedStorage.kernelStorage, problem.headDimension, problem.valueDimension)
+            problem.blockStorage, problem.headDimension, problem.valueDimension)
         return floats([Float](repeating: .nan, count: blocks * bytes / 4))
     }
 
@@ -220,7 +226,7 @@ extension DirectCall {
 
     private func blocks(_ problem: HeadProblem, at packed: GuardedBuffer<Float>) -> qattn_blocks {
         qattn_blocks(
-            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: problem.packedStorage.kernelStorage,
+            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: problem.blockStorage,
             head_dim: problem.headDimension, value_dim: problem.valueDimension)
     }
 

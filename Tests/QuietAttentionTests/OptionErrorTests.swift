@@ -65,6 +65,33 @@ import Testing
         }
     }
 
+    /// What forward keeps of products of bfloat16 would not be what backward multiplies.
+    @Test func gradientsOfBFloat16Products() throws {
+        let attention = try Attention(shape, sink: .softmax1, products: .bfloat16)
+        func zeros(_ count: Int) -> [Float] { [Float](repeating: 0, count: count) }
+        let (q, k, v) = (zeros(shape.queryCount), zeros(shape.keyCount), zeros(shape.valueCount))
+        var record = ForwardRecord()
+        expectRefusal(.composition, "products") {
+            _ = try attention.forward(queries: q, keys: k, values: v, recording: &record)
+        }
+        _ = try Attention(shape, sink: .softmax1).forward(queries: q, keys: k, values: v, recording: &record)
+        expectRefusal(.composition, "products") {
+            _ = try attention.backward(
+                outputGradient: zeros(shape.outputCount), queries: q, keys: k, values: v,
+                output: zeros(shape.outputCount), record: record)
+        }
+    }
+
+    /// The weights are those that are multiplied: of rounded queries and keys, themselves rounded to 8 bits.
+    @Test func weightsAreOfTheProductsAskedFor() throws {
+        func numbers(_ count: Int, _ step: Int) -> [Float] { (0..<count).map { Float($0 * step % 19) / 7 - 1.3 } }
+        let (q, k) = (numbers(shape.queryCount, 5), numbers(shape.keyCount, 7))
+        let float32 = try Attention(shape, sink: .softmax1).weights(queries: q, keys: k)
+        let bfloat16 = try Attention(shape, sink: .softmax1, products: .bfloat16).weights(queries: q, keys: k)
+        #expect(float32 != bfloat16)
+        for (a, b) in zip(float32, bfloat16) { #expect(abs(a - b) <= 0.05 * a) }
+    }
+
     @Test(arguments: [0, -1, Int.min])
     func threads(_ threads: Int) {
         expectRefusal(.threads, "threads") { _ = try Attention(shape, sink: .softmax1, threads: threads) }

@@ -52,6 +52,18 @@ extension CommandLineTests {
 
     // MARK: - Scores
 
+    @Test func attendMultipliesBFloat16() throws {
+        let problem = try OptionProblem(self)
+        let attention = try Attention(problem.shape, sink: .softmax1, mask: .causal, products: .bfloat16)
+        let out = try out(problem.path, ["--sink", "softmax1", "--mask", "causal", "--products", "bf16"])
+        #expect(out == (try problem.output(attention)))
+        #expect(out != (try self.out(problem.path, ["--sink", "softmax1", "--mask", "causal"])))
+        let refused = try QuietProcess([
+            "attend", problem.path, "--output", folder("none.safetensors"), "--products", "bf16", "--gradients",
+        ])
+        #expect(refused.status != 0 && refused.diagnostics.contains("--products"))
+    }
+
     @Test(
         arguments: [
             ("softmax", .softmax), ("clipped=-0.1", .clippedSoftmax(gamma: .fixed(-0.1))),

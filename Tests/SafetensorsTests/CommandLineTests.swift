@@ -256,7 +256,8 @@ import Testing
         ["bench", "--seconds", "0"], ["bench", "--seconds", "nan"], ["bench", "--threads", "100000"],
         ["bench", "--queries=-1"], ["bench", "--query-heads", "3", "--kv-heads", "2"], ["bench", "--head-dim", "0"],
         ["bench", "--queries", "9999999999999999999"], ["bench", "--batch", "9223372036854775807"],
-        ["bench", "--seed=-1"],
+        ["bench", "--seed=-1"], ["bench", "--products", "f16"],
+        ["bench", "--products", "bf16", "--pass", "decode"], ["bench", "--products", "bf16", "--pass", "backward"],
         ["info", "more"],
     ])
     func usageErrors(arguments: [String]) throws {

@@ -21,6 +21,7 @@ extension AttentionCase {
             mask: try mask(inputs),
             bias: try inputs.bias.map { try broadcastTensor($0.values, $0.extents) },
             positions: positions, queryKeyNorm: queryKeyNorm,
+            products: products == .float32 ? .float32 : .bfloat16,
             layout: layout == .headsFirst ? .batchHeadsSequence : .batchSequenceHeads, threads: threads,
             kernels: kernels, workspace: nil, nanosecondsPerWorker: 1e-9)
     }

@@ -68,6 +68,7 @@ extension AttentionCase: PropertyCase {
         add(\.softcap, nil)
         add(\.hasALiBi, false)
         add(\.normaliser, .softmax)
+        add(\.products, .float32)
         if sink != .none && sink != .one { add(\.sink, .one) }
         add(\.family, .unitNormal)
         if seed > 9 { add(\.seed, 1) }

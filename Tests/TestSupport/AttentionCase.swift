@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AttentionCase.swift - one attention problem as a handful of numbers and choices, and the data made from them.
 
+import AttentionReference
 import Foundation
 import SeededInputs
 
@@ -30,6 +31,7 @@ public struct AttentionCase: Hashable, Sendable {
     public var softcap: Double?
     public var hasALiBi = false
     public var normaliser = NormaliserChoice.softmax
+    public var products = ReferenceProducts.float32
     public var seed: UInt64 = 1
 
     public init(
@@ -125,6 +127,7 @@ extension AttentionCase: CustomStringConvertible {
         if let softcap { words.append("softcap \(softcap)") }
         if hasALiBi { words.append("ALiBi") }
         if normaliser != .softmax { words.append("\(normaliser)") }
+        if products != .float32 { words.append("products \(products)") }
         words.append("seed \(seed)")
         return words.joined(separator: ", ")
     }

@@ -34,6 +34,7 @@ extension AttentionCase {
         problem.allowed = inputs.allowed.map { ReferenceBroadcast($0.values, extents: $0.extents) }
         problem.bias = inputs.bias.map { ReferenceBroadcast($0.values, extents: $0.extents) }
         addScoreRules(to: &problem)
+        problem.products = products
         return problem
     }
 
@@ -61,7 +62,7 @@ extension HeadProblem {
         (problem.softcap, problem.normaliser) = (softcap, normaliser)
         problem.alibiSlopes = alibiSlope.map { [Float](repeating: $0, count: heads) }
         problem.rowConstants = [Float](repeating: constant, count: heads * queryCount)
-        problem.storage = packedStorage
+        (problem.storage, problem.products) = (packedStorage, products)
         return problem
     }
 

@@ -24,6 +24,8 @@ public struct HeadProblem: Sendable {
     public var constant: Float = 0
     /// What keys and values are packed in.
     public var packedStorage = ReferenceStorage.float32
+    /// Which numbers are multiplied; packed as they are multiplied.
+    public var products = ReferenceProducts.float32
 
     /// Without tensors and masks, and with no bound on what rows see.
     public init(

@@ -42,6 +42,7 @@ extension Attention {
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
         recording record: inout ForwardRecord
     ) throws(AttentionError) {
+        try checkHasGradients()
         try record.resize(rows: shape.rowCount, hasSink: normaliser.hasSink)
         try record.references.withUnsafeMutableBufferPointer { references throws(AttentionError) in
             try record.factors.withUnsafeMutableBufferPointer { factors throws(AttentionError) in

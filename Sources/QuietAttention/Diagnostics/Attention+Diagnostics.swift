@@ -56,8 +56,8 @@ extension Attention {
         // As a forward pass would be cut up, but for values, and for the time that a pair of query and key takes.
         let keyShape = try AttentionShape(withoutValues: shape)
         let schedule = try ForwardSchedule(
-            keyShape, mask: mask, preparesRows: preparation != nil, diagnoses: true, kernels: kernels,
-            threads: threads,
+            keyShape, mask: mask, preparesRows: preparation != nil, diagnoses: true,
+            products: products, kernels: kernels, threads: threads,
             nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker / RowDiagnosis.timesForward)
         let longest = schedule.sequences.reduce(0) { max($0, $1.blocks.count) } * SequencePlan.block
         let buffer = try workspace.take(

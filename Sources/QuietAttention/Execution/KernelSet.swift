@@ -11,7 +11,7 @@ import CKernels
     import Musl
 #endif
 
-/// The kernels of one instruction set: `portable`, `x86_64_v3`, `x86_64_v4` or `arm64_neon`.
+/// The kernels of one instruction set: `portable`, `x86_64_v3`, `x86_64_v4`, `x86_64_amx` or `arm64_neon`.
 ///
 /// All sets give the same bits; they differ in speed. The best one that the CPU runs is the default, unless the
 /// environment variable `QUIET_ATTENTION_KERNELS` names another.
@@ -49,7 +49,8 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
     /// Most rows of a call.
     var queryBlock: Int { functions.pointee.query_block }
 
-    private init(functions: UnsafePointer<qattn_kernels>) { self.functions = functions }
+    /// Of functions that are valid for ever.
+    package init(functions: UnsafePointer<qattn_kernels>) { self.functions = functions }
 
     private static func named(_ name: String, argument: String) throws(AttentionError) -> KernelSet {
         guard let set = available.first(where: { $0.name == name }) else {

@@ -41,8 +41,7 @@ extension Attention {
             valueDimension: part.count)
         let attention = try Attention(
             shape, rules: rules, mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
-            layout: layout,
-            threads: threads, kernels: kernels, workspace: workspace)
+            products: products, layout: layout, threads: threads, kernels: kernels, workspace: workspace)
         // Row j of the values has a 1 where it counts as key j, in every head.
         var values = try [Float](for: "values", repeating: 0, count: shape.valueCount)
         var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)

@@ -24,7 +24,7 @@
 /// | output | `[B, H, L, E]` | `[total, H, E]` |
 /// | logSumExp, sinkShare | `[B, H, L]` | `[H, total]` |
 ///
-/// All arithmetic is in Float. The bits of a row do not depend on the kernel set, on threads, on other rows, heads and
+/// All arithmetic is in Float, of numbers as given or, by ``AttentionProducts``, rounded to bfloat16. The bits of a row do not depend on the kernel set, on threads, on other rows, heads and
 /// batch items, on what lies in masked places, or on the caller's floating-point mode, which calls leave as it was.
 ///
 /// *Edge cases*: a row that sees no key puts out 0, with log-sum-exp s and sink share 1 (0 for softmax, s = -inf). NaN or
@@ -60,6 +60,8 @@ public final class Attention: Sendable {
     public let positions: AttentionPositions
     /// How queries and keys are normalised first; nil: not at all.
     public let queryKeyNorm: QueryKeyNorm?
+    /// Which numbers are multiplied.
+    public let products: AttentionProducts
     /// The order of dimensions of queries, keys, values and output.
     public let layout: AttentionLayout
     /// Most threads that a call uses.
@@ -91,6 +93,7 @@ public final class Attention: Sendable {
     ///     as a mask does.
     ///   - positions: how queries and keys are turned by their positions.
     ///   - queryKeyNorm: how queries and keys are normalised before that; nil: not at all.
+    ///   - products: which numbers are multiplied.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` of a packed batch.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
@@ -100,11 +103,13 @@ public final class Attention: Sendable {
     ///   `positionCount`, `queryKeyNorm`, `threads`, `kernelSet`, or `memory`.
     public convenience init(
         _ shape: AttentionShape, rules: ScoreRules, mask: AttentionMask = .none, bias: BroadcastTensor<Float>? = nil,
-        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
-        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        products: AttentionProducts = .float32, layout: AttentionLayout? = nil, threads: Int? = nil,
+        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
             shape, rules: rules, mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm,
+            products: products,
             layout: layout,
             threads: threads, kernels: kernels, workspace: workspace,
             nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
@@ -115,22 +120,25 @@ public final class Attention: Sendable {
         _ shape: AttentionShape, sink: AttentionSink, mask: AttentionMask = .none, scale: Double? = nil,
         scaling: ScoreScaling = .constant, softcap: Double? = nil, alibi: ALiBi? = nil,
         normaliser: AttentionNormaliser = .softmax, bias: BroadcastTensor<Float>? = nil,
-        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        products: AttentionProducts = .float32, layout: AttentionLayout? = nil,
         threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
             shape,
             rules: ScoreRules(
                 sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser),
-            mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, layout: layout, threads: threads,
-            kernels: kernels, workspace: workspace)
+            mask: mask, bias: bias, positions: positions, queryKeyNorm: queryKeyNorm, products: products,
+            layout: layout,
+            threads: threads, kernels: kernels, workspace: workspace)
     }
 
     /// With thresholds for threads, which tests lower so that small work is spread as well.
     package init(
         _ shape: AttentionShape, rules: ScoreRules, mask: AttentionMask = .none, bias: BroadcastTensor<Float>? = nil,
-        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, layout: AttentionLayout? = nil,
-        threads: Int?, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil, nanosecondsPerWorker: Double,
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        products: AttentionProducts = .float32, layout: AttentionLayout? = nil, threads: Int?,
+        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil, nanosecondsPerWorker: Double,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
@@ -147,6 +155,7 @@ public final class Attention: Sendable {
         self.bias = bias
         self.positions = positions
         self.queryKeyNorm = queryKeyNorm
+        self.products = products
         preparation = try RowPreparation(
             positions, queryKeyNorm, queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads,
             headDimension: shape.headDimension)
@@ -159,7 +168,8 @@ public final class Attention: Sendable {
         self.workspace = workspace ?? AttentionWorkspace()
         self.nanosecondsPerWorker = nanosecondsPerWorker
         schedule = try ForwardSchedule(
-            shape, mask: mask, preparesRows: preparation != nil, kernels: self.kernels, threads: self.threads,
+            shape, mask: mask, preparesRows: preparation != nil, products: products, kernels: self.kernels,
+            threads: self.threads,
             nanosecondsPerWorker: nanosecondsPerWorker,
             nanosecondsPerSharedGroup: nanosecondsPerSharedGroup)
         rows = TensorRows(shape, self.layout)

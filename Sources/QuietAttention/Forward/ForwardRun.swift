@@ -36,10 +36,10 @@ struct ForwardRun: @unchecked Sendable {
     /// Of the work: without values where rows are diagnosed.
     var shape: AttentionShape { diagnosis?.shape ?? attention.shape }
 
-    /// The packed keys and values of a slot, in Float: it is what the kernels compute fastest with.
+    /// The packed keys and values of a slot, as they are multiplied.
     func blocks(slot: Int) -> qattn_blocks {
         qattn_blocks(
-            base: memory + slot * schedule.memory.slotBytes, table: nil, storage: QATTN_FLOAT32,
+            base: memory + slot * schedule.memory.slotBytes, table: nil, storage: attention.products.packedStorage,
             head_dim: shape.headDimension, value_dim: shape.valueDimension)
     }
 

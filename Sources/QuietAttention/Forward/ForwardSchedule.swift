@@ -55,7 +55,7 @@ final class ForwardSchedule: Sendable {
 
     init(
         _ shape: AttentionShape, mask: AttentionMask, preparesRows: Bool = false, diagnoses: Bool = false,
-        kernels: KernelSet, threads: Int,
+        products: AttentionProducts = .float32, kernels: KernelSet, threads: Int,
         nanosecondsPerWorker: Double = WorkerCount.nanosecondsPerWorker,
         nanosecondsPerSharedGroup: Double = ForwardSchedule.nanosecondsPerSharedGroup
     ) throws(AttentionError) {
@@ -99,9 +99,9 @@ final class ForwardSchedule: Sendable {
         let keys = min(sequences.reduce(0) { max($0, $1.keys) }, packsAsItGoes ? SequencePlan.block : .max)
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
-            slotBytes: Memory.packedBytes(shape, keys: keys))
+            slotBytes: Memory.packedBytes(shape, products, keys: keys))
         memory = try Memory(
-            shape, keys: keys, slots: slots, workers: workers, preparedRows: preparesRows ? queryBlock : 0)
+            shape, products, keys: keys, slots: slots, workers: workers, preparedRows: preparesRows ? queryBlock : 0)
     }
 
     /// Estimates of how long the work takes on one thread.
@@ -219,12 +219,13 @@ final class ForwardSchedule: Sendable {
         static func counterCount(slots: Int) -> Int { 1 + 4 * slots }
 
         init(
-            _ shape: AttentionShape, keys: Int, slots: Int, workers: Int, preparedRows: Int
+            _ shape: AttentionShape, _ products: AttentionProducts, keys: Int, slots: Int, workers: Int,
+            preparedRows: Int
         ) throws(AttentionError) {
             workspaceBytes =
                 Self.forwardBytes(shape)
                 + RowPreparation.byteCount(rows: preparedRows, dimension: shape.headDimension)
-            slotBytes = Self.packedBytes(shape, keys: keys)
+            slotBytes = Self.packedBytes(shape, products, keys: keys)
             // Sequences of 2^40 keys of 1024 elements take 2^53 bytes a slot: slots can exceed Int, nothing else can.
             let (slotsBytes, overflow) = slotBytes.multipliedReportingOverflow(by: slots)
             guard !overflow, slotsBytes < Int.max / 2 else {
@@ -238,8 +239,9 @@ final class ForwardSchedule: Sendable {
         }
 
         /// Of the packed keys and values of one group.
-        static func packedBytes(_ shape: AttentionShape, keys: Int) -> Int {
-            SequencePlan.blocks(of: keys) * qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
+        static func packedBytes(_ shape: AttentionShape, _ products: AttentionProducts, keys: Int) -> Int {
+            SequencePlan.blocks(of: keys)
+                * qattn_block_bytes(products.packedStorage, shape.headDimension, shape.valueDimension)
         }
 
         /// Of a kernel call's own workspace: prepared rows stand behind it.

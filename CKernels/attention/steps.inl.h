@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* steps.inl.h - the steps of forward.inl.h for one tile of rows and one block of keys, by way of scores in memory. */
+#ifndef QATTN_STEPS_INL_H
+#define QATTN_STEPS_INL_H
+
+#include "attention/rows.inl.h"
+#include "attention/tiles.inl.h"
+#include "tile/integer_tiles.inl.h"
+#include "tile/pair_tiles.inl.h"
+#include "tile/row_scores.inl.h"
+
+/* What stands between the products of a tile of `count` rows and their weights, of scores in memory. */
+QATTN_INLINE void finish_tile_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
+                                     size_t count, size_t block_first) {
+    if (scores_are_plain(&args->problem) && task->all == ~UINT64_C(0)) return;
+    const score_finish finish = begin_finish(&args->problem);
+    for (size_t r = 0; r < count; r++) {
+        f32x16 t[1][BLOCK_VECTORS];
+        tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
+        finish_scores(&finish, begin_row_finish(&finish, places[r], task->visible[r], block_first), BLOCK_VECTORS,
+                      t[0]);
+        tile_store(task->weights + r * QATTN_KEY_BLOCK, t, 1);
+    }
+}
+
+/* 1., up to the finished scores, in memory: of the rows of the smallest tile that holds `count`. */
+QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
+                                       size_t count, size_t block_first) {
+    if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
+    else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
+    finish_tile_scores(task, args, places, count, block_first);
+}
+
+/* 2., from scores in memory: the rows from row i on. */
+QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                               size_t count) {
+    const bool rounds = ws->value_storage == QATTN_BFLOAT16_PAIRS;
+    if (ws->normaliser == QATTN_SOFTMAX) {
+        if (rounds) TILE_CALL(tile_softmax_rounded, count, task);
+        else TILE_CALL(tile_softmax, count, task);
+        return;
+    }
+    if (ws->normaliser == QATTN_SOFTPICK) {
+        TILE_CALL(tile_softpick, count, task, rounds);
+        return;
+    }
+    f32x16_store(task->rescale, f32x16_splat(1));
+    const row_totals *const totals = &ws->totals[i / TILE_ROWS];
+    for (size_t r = 0; r < count; r++) {
+        float *const weights = task->weights + r * QATTN_KEY_BLOCK, *const sum = task->sum + r * QATTN_LANES;
+        const float c = row_constant(args, ws->places[i + r]);
+        if (ws->normaliser == QATTN_SIGMOID) sigmoid_weights(weights, c, rounds);
+        else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX)
+            clipped_weights(
+                weights,
+                (clipped_row){totals->maximum[row_lane(r)], totals->factor[row_lane(r)], c, args->problem.zeta},
+                rounds);
+        else relu_squared_weights(weights, sum, rounds);
+    }
+}
+
+/* One tile of `count` rows from row i on meets one block, by way of finished scores. */
+QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                                size_t count, size_t block_first) {
+    const row_place *const places = ws->places + i;
+    if (ws->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 && count > 4) {
+        switch (BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES) {
+        case 1: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 1)(task, args, places, block_first); return;
+        case 2: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 2)(task, args, places, block_first); return;
+        case 3: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 3)(task, args, places, block_first); return;
+        default: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 4)(task, args, places, block_first); return;
+        }
+    }
+    tile_finished_scores(task, args, places, count, block_first);
+    tile_weights(task, args, ws, i, count);
+    if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
+}
+
+/* What tiles of a call share, whatever the block. Made once: clearing a task, 30 cache lines, for every block took 2 %
+ * of the time of four rows that stream blocks from memory, and 13 % of one. */
+QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_workspace *ws) {
+    return (tile_task){.head_dim = args->blocks.head_dim,
+                       .head_lanes = ws->head_lanes,
+                       .value_lanes = ws->value_lanes,
+                       .block_bytes = ws->block_bytes,
+                       .short_passes = args->beyond_caches && args->blocks.storage == QATTN_FLOAT32};
+}
+
+/* The rows of a tile and their sums. */
+QATTN_INLINE void take_rows(tile_task *task, const forward_workspace *ws, size_t tile) {
+    const size_t i = tile * TILE_ROWS;
+    task->queries = ws->queries + i * ws->head_lanes;
+    task->query_steps = ws->query_steps + i;
+    task->maximum = ws->chunk.maximum + tile * QATTN_LANES;
+    task->sum = ws->chunk.sum + i * QATTN_LANES;
+    task->out = ws->chunk.out + i * ws->value_lanes;
+}
+
+/* Which keys of the block the tile of `count` rows from row i on sees, and whether any. */
+QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                            size_t count, size_t block_first) {
+    const run_keys keys = keys_of_run(&args->problem, ws->places[i], ws->places[i + count - 1]);
+    if (!range_bits(keys.any, block_first)) return false;
+    if (ws->ranges_only && range_covers(keys.all, block_first)) {
+        tile_sees_all(task, ws->chunk.started + i, count);
+        return true;
+    }
+    return tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first);
+}
+
+#endif

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// ProductsOption.swift - which numbers are multiplied.
+
+import ArgumentParser
+import QuietAttention
+
+struct ProductsOption: ParsableArguments {
+    enum Kind: String, CaseIterable, ExpressibleByArgument {
+        case f32, bf16
+    }
+
+    @Option(
+        help: ArgumentHelp(
+            "The numbers that are multiplied.",
+            discussion: """
+                f32               queries, keys, values and weights, the default
+                bf16              the same rounded to bfloat16, as CPUs with
+                                  AMX multiply them
+                """,
+            valueName: "type"))
+    var products = Kind.f32
+
+    var library: AttentionProducts { products == .f32 ? .float32 : .bfloat16 }
+}
