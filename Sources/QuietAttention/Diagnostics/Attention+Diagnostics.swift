@@ -93,7 +93,7 @@ extension Attention {
 
     /// How every query head spreads its weight: one per head, over all rows and batch items.
     ///
-    /// - Parameters: as of ``diagnostics(queries:keys:epsilon:leadingKeys:)``.
+    /// - Parameters: as of `diagnostics(queries:keys:epsilon:leadingKeys:)`.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `epsilon`, `leadingKeys`, `composition` or `memory`.
     public func headDiagnostics(
         queries: [Float], keys: [Float], epsilon: Double = 1e-3, leadingKeys: Int = 1
@@ -115,7 +115,7 @@ extension Attention {
     }
 
     /// Where every query head puts its weight, as a picture of bounded size, with its diagnostics: one per head, over all
-    /// rows and batch items. The weights are streamed: beside what ``diagnostics(queries:keys:epsilon:leadingKeys:)`` takes,
+    /// rows and batch items. The weights are streamed: beside what `diagnostics(queries:keys:epsilon:leadingKeys:)` takes,
     /// memory is that of the result.
     ///
     /// - Parameters:
@@ -123,7 +123,7 @@ extension Attention {
     ///   - keys: `[B, G, S, D]`.
     ///   - rowBands: bands of rows, 1 to 1024; not more than the longest sequence has queries.
     ///   - keyBands: bands of keys, 1 to 1024; not more than the longest sequence has keys.
-    ///   - epsilon: as of ``diagnostics(queries:keys:epsilon:leadingKeys:)``.
+    ///   - epsilon: as of `diagnostics(queries:keys:epsilon:leadingKeys:)`.
     ///   - leadingKeys: likewise.
     /// - Throws: ``AttentionError`` of kind `elementCount`, `bands`, `epsilon`, `leadingKeys`, `composition` or `memory`.
     public func headMaps(

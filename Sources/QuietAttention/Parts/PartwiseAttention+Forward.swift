@@ -105,7 +105,10 @@ extension PartwiseAttention {
 
     /// Writes the results of all rows, and keeps what backward needs.
     ///
-    /// - Parameters: as of the one without a record, and
+    /// - Parameters:
+    ///   - running: what the rows know after the last key that one of them sees. It stays as it is.
+    ///   - output: `[H, L, E]`, of any storage type.
+    ///   - logSumExp: `[H, L]`; nil: not wanted.
     ///   - record: filled, rows in the order of the log-sum-exp.
     public func finish<Output: AttentionScalar>(
         _ running: RunningAttention, into output: UnsafeMutableBufferPointer<Output>,
