@@ -8,6 +8,7 @@
 typedef uint16_t u16x16 __attribute__((ext_vector_type(16)));
 typedef uint16_t u16x16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
 typedef int8_t i8x16 __attribute__((ext_vector_type(16)));
+typedef uint32_t u32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
 typedef int8_t i8x16_unaligned __attribute__((ext_vector_type(16), aligned(1)));
 typedef int8_t i8x32_unaligned __attribute__((ext_vector_type(32), aligned(1)));
 
@@ -30,14 +31,12 @@ QATTN_INLINE f32x16 bf16x16_factor(f32x16 x) {
 
 /* The first or the second numbers of 16 pairs. */
 QATTN_INLINE f32x16 bf16x32_widen_half(const void *p, bool second) {
-    typedef uint32_t u32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
     const u32x16 pairs = *(const u32x16_unaligned *)p;
     return f32x16_from_bits(second ? pairs & 0xffff0000u : pairs << 16);
 }
 
 /* p[2r] = first[r], p[2r + 1] = second[r], of factors. */
 QATTN_INLINE void bf16x32_store_pairs(void *p, f32x16 first, f32x16 second) {
-    typedef uint32_t u32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
     *(u32x16_unaligned *)p = f32x16_bits(first) >> 16 | f32x16_bits(second);
 }
 

@@ -12,6 +12,9 @@ extension Unicode.Scalar {
         default: false
         }
     }
+
+    /// As in a Swift literal: `\u{202e}`.
+    package var asNumber: String { "\\u{\(String(value, radix: 16))}" }
 }
 
 /// Returns `text` in quotation marks on one line, escaped as in a Swift literal what would mislead: `\u{202e}`.
@@ -29,7 +32,7 @@ package func quoted(_ text: String, limit: Int = .max) -> String {
         case "\n": result += "\\n"
         case "\r": result += "\\r"
         case "\t": result += "\\t"
-        case _ where scalar.misleadsWhenShown: result += "\\u{\(String(scalar.value, radix: 16))}"
+        case _ where scalar.misleadsWhenShown: result += scalar.asNumber
         default: result.unicodeScalars.append(scalar)
         }
     }

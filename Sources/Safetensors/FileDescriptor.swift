@@ -65,41 +65,42 @@ final class FileDescriptor: Sendable {
 
     /// Fills `buffer` with the bytes from `offset` on.
     func read(into buffer: UnsafeMutableRawBufferPointer, from offset: Int) throws {
-        var done = 0
-        while done < buffer.count {
-            let part = UnsafeMutableRawBufferPointer(rebasing: buffer[done...].prefix(Self.maximumTransfer))
-            let count = pread(descriptor, part.baseAddress, part.count, off_t(offset + done))
-            if count < 0, errno == EINTR { continue }
-            if count < 0 { throw SystemError.last }
+        try Self.transfer(buffer.count) { part in
+            let count = pread(
+                descriptor, buffer.baseAddress! + part.lowerBound, part.count, off_t(offset + part.lowerBound))
             if count == 0 { throw SystemError("the file ends too early") }
-            done += count
+            return count
         }
     }
 
     /// Writes `buffer` to the file from `offset` on.
     func write(_ buffer: UnsafeRawBufferPointer, at offset: Int) throws {
-        var done = 0
-        while done < buffer.count {
-            let part = UnsafeRawBufferPointer(rebasing: buffer[done...].prefix(Self.maximumTransfer))
-            let count = pwrite(descriptor, part.baseAddress, part.count, off_t(offset + done))
-            if count < 0, errno == EINTR { continue }
-            if count < 0 { throw SystemError.last }
-            done += count
+        try Self.transfer(buffer.count) { part in
+            pwrite(descriptor, buffer.baseAddress! + part.lowerBound, part.count, off_t(offset + part.lowerBound))
         }
     }
 
     /// Appends `buffer` to the file.
     func write(_ buffer: UnsafeRawBufferPointer) throws {
-        var done = 0
-        while done < buffer.count {
-            let part = UnsafeRawBufferPointer(rebasing: buffer[done...].prefix(Self.maximumTransfer))
+        try Self.transfer(buffer.count) { part in
+            let start = buffer.baseAddress! + part.lowerBound
             #if canImport(Darwin)
-                let count = Darwin.write(descriptor, part.baseAddress, part.count)
+                return Darwin.write(descriptor, start, part.count)
             #elseif canImport(Musl)
-                let count = Musl.write(descriptor, part.baseAddress, part.count)
+                return Musl.write(descriptor, start, part.count)
             #else
-                let count = Glibc.write(descriptor, part.baseAddress, part.count)
+                return Glibc.write(descriptor, start, part.count)
             #endif
+        }
+    }
+
+    /// Transfers `byteCount` bytes, by as many system calls as that takes.
+    ///
+    /// - Parameter call: transfers some of these bytes: how many, or -1 with the reason in errno.
+    private static func transfer(_ byteCount: Int, _ call: (Range<Int>) throws -> Int) throws {
+        var done = 0
+        while done < byteCount {
+            let count = try call(done..<min(byteCount, done + maximumTransfer))
             if count < 0, errno == EINTR { continue }
             if count < 0 { throw SystemError.last }
             done += count

@@ -47,8 +47,7 @@ extension SafetensorsFile {
         let header = try headerText(
             tensors.map { TensorPlan(name: $0.name, shape: $0.shape, elementType: $0.elementType) }, metadata: metadata)
         return try PreparedFile(path) { file in
-            try write(UInt64(header.count), to: file)
-            try write(header, to: file)
+            try write(header: header, to: file)
             for tensor in tensors { try write(tensor, to: file) }
         }
     }
@@ -140,7 +139,9 @@ extension SafetensorsFile {
         try elements.withUnsafeBytes { try file.write($0) }
     }
 
-    private static func write(_ value: UInt64, to file: FileDescriptor) throws {
-        try withUnsafeBytes(of: value) { try file.write($0) }
+    /// Writes the header's length and the header.
+    static func write(header: [UInt8], to file: FileDescriptor) throws {
+        try withUnsafeBytes(of: UInt64(header.count)) { try file.write($0) }
+        try write(header, to: file)
     }
 }

@@ -69,8 +69,7 @@ public final class SlicedFile {
         }
         self.places = places
         prepared = try PreparedFile(path) { file in
-            try withUnsafeBytes(of: UInt64(header.count)) { try file.write($0) }
-            try header.withUnsafeBytes { try file.write($0) }
+            try SafetensorsFile.write(header: header, to: file)
             try file.makeRoom(from: 8 + header.count, to: end)
         }
         let temporary = prepared.temporary

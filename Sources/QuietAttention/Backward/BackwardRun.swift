@@ -51,13 +51,8 @@ struct BackwardRun: @unchecked Sendable {
     // MARK: - Whole groups
 
     private func runWholeGroups() {
-        let counters = schedule.counters(memory)
-        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
-            while true {
-                let number = counters.next()
-                guard number < schedule.groups else { return }
-                runWhole(attention.schedule.group(number), worker: worker)
-            }
+        schedule.share(schedule.groups, memory) { number, worker in
+            runWhole(attention.schedule.group(number), worker: worker)
         }
     }
 
@@ -80,15 +75,8 @@ struct BackwardRun: @unchecked Sendable {
     private func shareRows(of group: Group, _ body: @escaping (RowPiece, Group, _ worker: Int) -> Void) {
         let pieces = rowPieces(of: group)
         guard !pieces.isEmpty else { return }
-        let counters = schedule.counters(memory)
         let body = SharedBody(body)
-        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
-            while true {
-                let number = counters.next()
-                guard number < pieces.count else { return }
-                body.run(pieces[number], group, worker)
-            }
-        }
+        schedule.share(pieces.count, memory) { number, worker in body.run(pieces[number], group, worker) }
     }
 
     /// One group on all workers: each claims spans of keys in ascending order, and takes a panel of rows through its span
@@ -99,12 +87,9 @@ struct BackwardRun: @unchecked Sendable {
     private func share(_ group: Group) {
         let counters = schedule.counters(memory)
         let spans = BackwardSchedule.spans(keys: group.sequence.keys)
-        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
-            while true {
-                let span = counters.next()
-                guard span < spans else { return }
-                run(group, span: span, counters: counters, worker: worker)
-            }
+        WorkerPool.shared.share(spans, counters, workers: schedule.workers, woken: schedule.wokenWorkers) {
+            span, worker in
+            run(group, span: span, counters: counters, worker: worker)
         }
     }
 
@@ -208,7 +193,9 @@ struct BackwardRun: @unchecked Sendable {
         let (sequence, shape) = (group.sequence, attention.shape)
         let own = sequence.keyOrigin + keys.lowerBound..<sequence.keyOrigin + keys.upperBound
         let seenEnd = sequence.keyOrigin + sequence.keys
-        for part in andUnseen ? [0..<sequence.keyOrigin, own, seenEnd..<keyCount(sequence)] : [own] {
+        for part in andUnseen
+            ? [0..<sequence.keyOrigin, own, seenEnd..<attention.shape.keys(ofSequence: sequence.item)] : [own]
+        {
             begin(
                 .keyGradients, keySums + keyRow(group, part.lowerBound), rows: part.count,
                 stride: attention.rows.keys.row, dimension: shape.headDimension)

@@ -56,7 +56,7 @@ struct BackwardSchedule {
         workers = worthwhile.most
         wokenWorkers = worthwhile.woken
         takesWholeGroups = workers == 1 || groups >= 4 * workers
-        kernelBytes = Self.aligned(
+        kernelBytes = AlignedMemory.aligned(
             max(
                 qattn_backward_workspace(shape.headDimension, shape.valueDimension),
                 RowPreparation.byteCount(
@@ -74,7 +74,7 @@ struct BackwardSchedule {
                 throw AttentionError(
                     .memory, "workspace", expected: "at most \(Int.max / 2) bytes", found: "\(count) times \(bytes)")
             }
-            defer { end = Self.aligned(next.partialValue) }
+            defer { end = AlignedMemory.aligned(next.partialValue) }
             return end
         }
         _ = try take(shape.rowCount, MemoryLayout<Float>.stride)
@@ -106,10 +106,6 @@ struct BackwardSchedule {
 
     static func panels(queries: Int) -> Int { (queries + panelRows - 1) / panelRows }
 
-    private static func aligned(_ bytes: Int) -> Int {
-        (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT
-    }
-
     // MARK: - Parts of the buffer
 
     func deltas(_ memory: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
@@ -129,6 +125,14 @@ struct BackwardSchedule {
     /// The counters of shared work, all 0: the next ticket, and the panels that each span has left.
     func counters(_ memory: UnsafeMutableRawPointer) -> SharedCounters {
         SharedCounters(at: memory + counterBytes, count: counters)
+    }
+
+    /// Runs the items `0..<count` on all workers.
+    func share(
+        _ count: Int, _ memory: UnsafeMutableRawPointer,
+        _ body: @escaping @Sendable (_ item: Int, _ worker: Int) -> Void
+    ) {
+        WorkerPool.shared.share(count, counters(memory), workers: workers, woken: wokenWorkers, body)
     }
 
     /// What rows add to the numbers of their heads; nil where that is not wanted.

@@ -23,15 +23,9 @@ extension BackwardRun {
         if tensors.accumulates { Self.clearNegativeZeros(sums, count: extents.count) }
         let sums = SharedSums(first: sums)
         let parts = parts(extents)
-        let counters = schedule.counters(memory)
-        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
-            while true {
-                let number = counters.next()
-                guard number < parts.count else { return }
-                for group in parts[number].groups {
-                    addBiasGradients(
-                        of: attention.schedule.group(group), parts[number].block, extents, to: sums, worker)
-                }
+        schedule.share(parts.count, memory) { number, worker in
+            for group in parts[number].groups {
+                addBiasGradients(of: attention.schedule.group(group), parts[number].block, extents, to: sums, worker)
             }
         }
     }

@@ -59,23 +59,18 @@ extension BackwardRun {
         let sums = SharedSums(first: first)
         let longest = attention.schedule.sequences.reduce(0) { max($0, $1.queries) }
         let runs = (longest + BackwardSchedule.scoreRows - 1) / BackwardSchedule.scoreRows
-        let counters = schedule.counters(memory)
-        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
-            while true {
-                let number = counters.next()
-                guard number < schedule.groups * groupHeads * runs else { return }
-                let (place, run) = number.quotientAndRemainder(dividingBy: runs)
-                let (groupNumber, head) = place.quotientAndRemainder(dividingBy: groupHeads)
-                let group = attention.schedule.group(groupNumber)
-                let queries = group.sequence.queries
-                let begin = min(run * BackwardSchedule.scoreRows, queries)
-                var arguments = arguments(group, worker: worker)
-                arguments.row_begin = head * queries + begin
-                arguments.row_end = head * queries + min(begin + BackwardSchedule.scoreRows, queries)
-                let row = attention.rows.sums.offset(
-                    start: group.sequence.queryStart, head: group.keyValueHead * groupHeads + head)
-                kernel(&arguments, sums.first + row + begin)
-            }
+        schedule.share(schedule.groups * groupHeads * runs, memory) { number, worker in
+            let (place, run) = number.quotientAndRemainder(dividingBy: runs)
+            let (groupNumber, head) = place.quotientAndRemainder(dividingBy: groupHeads)
+            let group = attention.schedule.group(groupNumber)
+            let queries = group.sequence.queries
+            let begin = min(run * BackwardSchedule.scoreRows, queries)
+            var arguments = arguments(group, worker: worker)
+            arguments.row_begin = head * queries + begin
+            arguments.row_end = head * queries + min(begin + BackwardSchedule.scoreRows, queries)
+            let row = attention.rows.sums.offset(
+                start: group.sequence.queryStart, head: group.keyValueHead * groupHeads + head)
+            kernel(&arguments, sums.first + row + begin)
         }
     }
 }

@@ -52,12 +52,6 @@ extension BackwardRun {
         tensors.accumulates && schedule.tensor(tensor, memory) == nil
     }
 
-    /// Keys of a sequence, those that no row sees included.
-    func keyCount(_ sequence: SequencePlan) -> Int {
-        let shape = attention.shape
-        return shape.keyOffsets.map { $0[sequence.item + 1] - $0[sequence.item] } ?? shape.keys
-    }
-
     // MARK: - Pieces
 
     /// The rows of a group that are prepared before the kernels and finished after them; none where the kernels read and
@@ -69,7 +63,7 @@ extension BackwardRun {
             }
         }
         guard schedule.tensor(.queryGradients, memory) != nil else { return [] }
-        let keys = keyCount(group.sequence)
+        let keys = attention.shape.keys(ofSequence: group.sequence.item)
         let queries = (0..<groupHeads).flatMap { pieces(.queries(head: $0), group.sequence.queries) }
         func keyPieces(_ tensor: RowPiece.Tensor, _ sums: BackwardSchedule.FloatTensor) -> [RowPiece] {
             schedule.tensor(sums, memory) == nil ? [] : pieces(tensor, keys)

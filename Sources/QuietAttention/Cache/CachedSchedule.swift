@@ -132,13 +132,12 @@ struct CachedSchedule {
         static let counterStride = SharedCounters.stride
 
         init(workers: Int, workspaceBytes: Int, tableLength: Int, units: Int, stateFloats: Int) {
-            func aligned(_ bytes: Int) -> Int { (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT }
-            self.workspaceBytes = aligned(workspaceBytes)
-            tableBytes = aligned(tableLength * MemoryLayout<UnsafeRawPointer>.stride)
+            self.workspaceBytes = AlignedMemory.aligned(workspaceBytes)
+            tableBytes = AlignedMemory.aligned(tableLength * MemoryLayout<UnsafeRawPointer>.stride)
             tables = workers * self.workspaceBytes
             nextItems = tables + workers * tableBytes
             unfinishedItems = nextItems + workers * Self.counterStride
-            states = unfinishedItems + aligned(units * MemoryLayout<Int>.stride)
+            states = unfinishedItems + AlignedMemory.aligned(units * MemoryLayout<Int>.stride)
             byteCount = states + stateFloats * MemoryLayout<Float>.stride
         }
     }

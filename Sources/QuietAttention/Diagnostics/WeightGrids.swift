@@ -110,11 +110,3 @@ final class WeightGrids: Sendable {
             undefinedRows: Int(own[places.undefined]))
     }
 }
-
-extension AttentionShape {
-    /// Of one sequence, padding included.
-    fileprivate func keys(ofSequence item: Int) -> Int {
-        guard let keyOffsets else { return keys }
-        return keyOffsets[item + 1] - keyOffsets[item]
-    }
-}

@@ -32,6 +32,9 @@ enum AlignedMemory {
         return address
     }
 
+    /// The next multiple of QATTN_ALIGNMENT.
+    static func aligned(_ bytes: Int) -> Int { (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT }
+
     static func free(_ address: UnsafeMutableRawPointer) {
         #if canImport(Darwin)
             Darwin.free(address)

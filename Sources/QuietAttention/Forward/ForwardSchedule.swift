@@ -246,12 +246,7 @@ final class ForwardSchedule: Sendable {
 
         /// Of a kernel call's own workspace: prepared rows stand behind it.
         static func forwardBytes(_ shape: AttentionShape) -> Int {
-            aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
-        }
-
-        private static func aligned(_ bytes: Int) -> Int {
-            let alignment = QATTN_ALIGNMENT
-            return (bytes + alignment - 1) / alignment * alignment
+            AlignedMemory.aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
         }
     }
 }

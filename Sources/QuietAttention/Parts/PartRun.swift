@@ -24,7 +24,9 @@ struct PartRun: @unchecked Sendable {
     func run(_ meanwhile: () -> Void) {
         if schedule.packsAsItGoes {
             schedule.share(shape.keyValueHeads, memory, meanwhile: meanwhile) { head, worker in
-                compute(head: head, rows: 0..<attention.groupHeads * shape.queries, heads: attention.groupHeads, worker)
+                compute(
+                    queryHead: head * attention.groupHeads, heads: attention.groupHeads,
+                    rows: 0..<attention.groupHeads * shape.queries, worker)
             }
             return
         }
@@ -36,15 +38,16 @@ struct PartRun: @unchecked Sendable {
                 head: item / packs,
                 first..<min(first + ForwardSchedule.packItemBlocks * SequencePlan.block, chunk.count), worker)
         }
-        let runs = (shape.queries + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
+        let most = attention.kernels.queryBlock
+        let runs = (shape.queries + most - 1) / most
         schedule.share(shape.queryHeads * runs, memory, meanwhile: meanwhile) { item, worker in
             // Last rows first: under a causal mask they see most.
-            let begin = (runs - 1 - item % runs) * QATTN_QUERY_BLOCK
-            compute(head: item / runs, rows: begin..<min(begin + QATTN_QUERY_BLOCK, shape.queries), heads: 1, worker)
+            let begin = (runs - 1 - item % runs) * most
+            compute(queryHead: item / runs, heads: 1, rows: begin..<min(begin + most, shape.queries), worker)
         }
     }
 
-    /// The rows of the chunk in the caller's tensors, from key `first` of it on.
+    /// Some keys of the chunk, counted from its first, where they are in the caller's tensors.
     private func packArguments(head: Int, _ rows: Range<Int>, into blocks: qattn_blocks) -> qattn_pack_args {
         let row = head * part.count + chunk.lowerBound - part.lowerBound + rows.lowerBound
         return qattn_pack_args(
@@ -85,10 +88,11 @@ struct PartRun: @unchecked Sendable {
 
     /// Computes the chunk's states of rows of `heads` query heads, and joins them to what the rows know.
     ///
-    /// - Parameter head: the query head, or the key/value head whose query heads all these are.
-    private func compute(head: Int, rows: Range<Int>, heads: Int, _ worker: Int) {
+    /// - Parameters:
+    ///   - queryHead: the first of them; all share a key/value head.
+    ///   - rows: counted from the first of that head.
+    private func compute(queryHead: Int, heads: Int, rows: Range<Int>, _ worker: Int) {
         let kernels = attention.kernels.functions
-        let queryHead = heads == 1 && !schedule.packsAsItGoes ? head : head * attention.groupHeads
         let keyHead = queryHead / attention.groupHeads
         var arguments = qattn_forward_args()
         arguments.problem = attention.problem(queryHead: queryHead, heads: heads, keys: chunk, mask: mask, bias: bias)
@@ -148,38 +152,34 @@ struct PartResults: @unchecked Sendable {
     let bias: UnsafePointer<Float>?
 
     func run() {
-        let shape = attention.shape
-        let runs = (shape.rowCount + QATTN_QUERY_BLOCK - 1) / QATTN_QUERY_BLOCK
-        attention.sinks.withUnsafeBufferPointer { sinks in
-            var arguments = qattn_forward_args()
-            arguments.problem = attention.problem(
-                queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: mask, bias: bias)
-            arguments.problem.sinks = sinks.baseAddress
-            arguments.blocks.head_dim = 1
-            arguments.blocks.value_dim = shape.valueDimension
-            arguments.out = output
-            arguments.out_strides = qattn_strides(
-                head: shape.queries * shape.valueDimension, query: shape.valueDimension, key: 0)
-            arguments.out_storage = storage.kernelStorage
-            (arguments.lse, arguments.sink_share) = (logSumExp, sinkShare)
-            (arguments.references, arguments.factors) = (references, factors)
-            arguments.sum_head_stride = shape.queries
-            arguments.chunk_end = 1
-            let all = SharedArguments(arguments)
-            schedule.share(runs, memory) { item, worker in
-                var arguments = all.arguments
-                arguments.row_begin = item * QATTN_QUERY_BLOCK
-                arguments.row_end = min(arguments.row_begin + QATTN_QUERY_BLOCK, shape.rowCount)
-                arguments.states = states + arguments.row_begin * qattn_state_floats(shape.valueDimension)
-                arguments.workspace = schedule.workspace(memory, worker)
-                attention.kernels.functions.pointee.finish(&arguments)
-            }
+        let most = attention.kernels.queryBlock
+        let rows = attention.shape.rowCount
+        schedule.share((rows + most - 1) / most, memory) { item, worker in
+            finish(item * most..<min((item + 1) * most, rows), worker)
         }
     }
-}
 
-private struct SharedArguments: @unchecked Sendable {
-    let arguments: qattn_forward_args
-
-    init(_ arguments: qattn_forward_args) { self.arguments = arguments }
+    private func finish(_ rows: Range<Int>, _ worker: Int) {
+        let shape = attention.shape
+        var arguments = qattn_forward_args()
+        arguments.problem = attention.problem(
+            queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: mask, bias: bias)
+        arguments.blocks.head_dim = 1
+        arguments.blocks.value_dim = shape.valueDimension
+        arguments.out = output
+        arguments.out_strides = qattn_strides(
+            head: shape.queries * shape.valueDimension, query: shape.valueDimension, key: 0)
+        arguments.out_storage = storage.kernelStorage
+        (arguments.lse, arguments.sink_share) = (logSumExp, sinkShare)
+        (arguments.references, arguments.factors) = (references, factors)
+        arguments.sum_head_stride = shape.queries
+        arguments.chunk_end = 1
+        (arguments.row_begin, arguments.row_end) = (rows.lowerBound, rows.upperBound)
+        arguments.states = states + rows.lowerBound * qattn_state_floats(shape.valueDimension)
+        arguments.workspace = schedule.workspace(memory, worker)
+        attention.sinks.withUnsafeBufferPointer { sinks in
+            arguments.problem.sinks = sinks.baseAddress
+            attention.kernels.functions.pointee.finish(&arguments)
+        }
+    }
 }

@@ -17,7 +17,6 @@ struct PartSchedule {
 
     init(_ attention: PartwiseAttention) {
         let shape = attention.shape
-        func aligned(_ bytes: Int) -> Int { (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT }
         let pairs = Double(shape.rowCount) * Double(SequencePlan.chunk)
         let worthwhile = WorkerCount(
             nanoseconds: pairs * Double(shape.headDimension + shape.valueDimension)
@@ -26,17 +25,19 @@ struct PartSchedule {
         (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
         packsAsItGoes =
             attention.groupHeads * shape.queries <= ForwardSchedule.rowsUnpacked && attention.preparation == nil
-        kernelBytes = aligned(qattn_forward_workspace(shape.headDimension, shape.valueDimension))
-        stateBytes = aligned(
-            QATTN_QUERY_BLOCK * qattn_state_floats(shape.valueDimension) * MemoryLayout<Float>.stride)
+        kernelBytes = ForwardSchedule.Memory.forwardBytes(shape)
+        stateBytes = AlignedMemory.aligned(
+            attention.kernels.queryBlock * qattn_state_floats(shape.valueDimension) * MemoryLayout<Float>.stride)
         let block = qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
         let preparedBytes =
             attention.preparation == nil
-            ? 0 : aligned(RowPreparation.byteCount(rows: QATTN_QUERY_BLOCK, dimension: shape.headDimension))
-        workerBytes = kernelBytes + stateBytes + preparedBytes + (packsAsItGoes ? aligned(block) : 0)
+            ? 0
+            : AlignedMemory.aligned(
+                RowPreparation.byteCount(rows: attention.kernels.queryBlock, dimension: shape.headDimension))
+        workerBytes = kernelBytes + stateBytes + preparedBytes + (packsAsItGoes ? AlignedMemory.aligned(block) : 0)
         chunkBytes = packsAsItGoes ? 0 : SequencePlan.chunk / SequencePlan.block * block
         chunks = workers * workerBytes
-        counters = chunks + aligned(shape.keyValueHeads * chunkBytes)
+        counters = chunks + AlignedMemory.aligned(shape.keyValueHeads * chunkBytes)
         byteCount = counters + SharedCounters.stride
     }
 
@@ -58,35 +59,12 @@ struct PartSchedule {
     }
 }
 
-/// What the calling thread does between items. It never runs on another.
-private struct Meanwhile: @unchecked Sendable {
-    let body: () -> Void
-}
-
-/// Runs the items `0..<count` on some workers, and `meanwhile` between those of the calling thread.
-func shareItems(
-    _ count: Int, _ counters: SharedCounters, workers: Int, woken: Int, meanwhile: () -> Void,
-    _ body: @escaping @Sendable (_ item: Int, _ worker: Int) -> Void
-) {
-    withoutActuallyEscaping(meanwhile) { meanwhile in
-        let meanwhile = Meanwhile(body: meanwhile)
-        WorkerPool.shared.run(workers: workers, woken: woken) { worker in
-            while true {
-                let item = counters.next()
-                guard item < count else { return }
-                body(item, worker)
-                if worker == 0 { meanwhile.body() }
-            }
-        }
-    }
-}
-
 extension PartSchedule {
     func share(
         _ count: Int, _ memory: UnsafeMutableRawPointer, meanwhile: () -> Void = {},
         _ body: @escaping @Sendable (_ item: Int, _ worker: Int) -> Void
     ) {
-        shareItems(
+        WorkerPool.shared.share(
             count, SharedCounters(at: memory + counters, count: 1), workers: workers, woken: wokenWorkers,
             meanwhile: meanwhile, body)
     }

@@ -172,8 +172,7 @@ private struct GradientSchedule {
             nanosecondsPerWorker: attention.nanosecondsPerWorker,
             threads: min(attention.threads, max(shape.keyValueHeads, 1)))
         (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
-        let bytes = qattn_backward_workspace(shape.headDimension, shape.valueDimension)
-        workerBytes = (bytes + QATTN_ALIGNMENT - 1) / QATTN_ALIGNMENT * QATTN_ALIGNMENT
+        workerBytes = AlignedMemory.aligned(qattn_backward_workspace(shape.headDimension, shape.valueDimension))
     }
 }
 
@@ -186,7 +185,7 @@ private struct GradientRun<Input: AttentionScalar, OutputGradient: AttentionScal
 
     func run(groupHead: Int, _ meanwhile: () -> Void) {
         let heads = attention.shape.keyValueHeads
-        shareItems(
+        WorkerPool.shared.share(
             heads, SharedCounters(at: memory + schedule.workers * schedule.workerBytes, count: 1),
             workers: schedule.workers, woken: schedule.wokenWorkers, meanwhile: meanwhile
         ) { head, worker in

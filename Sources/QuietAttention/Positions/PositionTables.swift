@@ -71,7 +71,7 @@ struct PositionTables: Sendable {
             && (shareNames || !scaling.countsPositions)
         return (0..<(isUniform ? min(shape.batch, 1) : shape.batch)).map { item in
             let queries = shape.queryOffsets.map { $0[item + 1] - $0[item] } ?? shape.queries
-            let keys = shape.keyOffsets.map { $0[item + 1] - $0[item] } ?? shape.keys
+            let keys = shape.keys(ofSequence: item)
             let real = mask.keyLength(item: item, keys: keys)
             let diagonal = mask.diagonal(item: item, queries: queries, keys: keys)
             let realQueries = min(max(0, real - diagonal), queries)

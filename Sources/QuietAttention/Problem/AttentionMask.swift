@@ -118,7 +118,7 @@ public struct AttentionMask: Sendable {
                 found: "\(lengths.count)")
         }
         for (item, length) in lengths.enumerated() {
-            let keys = shape.keyOffsets.map { $0[item + 1] - $0[item] } ?? shape.keys
+            let keys = shape.keys(ofSequence: item)
             guard (0...keys).contains(length) else {
                 throw AttentionError(
                     .keyLength, "mask.keyLengths[\(item)]", expected: "0 to \(keys)", found: "\(length)")

@@ -137,6 +137,9 @@ public struct AttentionShape: Sendable, Hashable {
     /// Longest key, and longest value.
     static let longestDimension = 1024
 
+    /// Of one sequence, padding and keys that no row sees included.
+    func keys(ofSequence item: Int) -> Int { keyOffsets.map { $0[item + 1] - $0[item] } ?? keys }
+
     static func check(queryHeads: Int) throws(AttentionError) {
         try check("queryHeads", queryHeads, in: 0...mostHeads)
     }

@@ -30,7 +30,7 @@ struct HeadRows {
             return HeadRows(
                 queryHead: head,
                 queryCount: shape.queryOffsets.map { $0[item + 1] - queryStart } ?? shape.queries,
-                keyCount: shape.keyOffsets.map { $0[item + 1] - keyStart } ?? shape.keys,
+                keyCount: shape.keys(ofSequence: item),
                 queries: Rows(rows.queries, start: queryStart, head: head),
                 keys: Rows(rows.keys, start: keyStart, head: head / group),
                 values: Rows(rows.values, start: keyStart, head: head / group),

@@ -27,7 +27,7 @@ struct Markup: ExpressibleByStringInterpolation {
             case "'": result += "&#39;"
             case "\n": result += "\n"
             // What would turn the direction of writing, or is no character, is shown as its number.
-            case _ where scalar.misleadsWhenShown: result += "\\u{\(String(scalar.value, radix: 16))}"
+            case _ where scalar.misleadsWhenShown: result += scalar.asNumber
             default: result.unicodeScalars.append(scalar)
             }
         }
