@@ -101,17 +101,27 @@ import Testing
         }
     }
 
-    /// Blocks, parts of rows, grouped heads and windows; as many threads as there are parts to hand out.
-    @Test("every kernel set and number of threads gives the same bits")
-    func sameBits() throws {
+    /// Blocks, parts of rows, grouped heads and windows.
+    static var manyParts: AttentionCase {
         var problem = AttentionCase(queries: 150, keys: 1100, headDimension: 24) {
             ($0.batch, $0.keyValueHeads, $0.group) = (2, 2, 2)
             ($0.sink, $0.geometry) = (.mixed, .window(300))
         }
         problem.bias = .excluding
+        return problem
+    }
+
+    /// Every kernel set, and as many threads as there are parts to hand out.
+    static var waysToRun: [(kernels: KernelSet, threads: Int)] {
+        kernelSets.map { ($0, 1) } + [(kernelSets[0], 2), (kernelSets[0], 3)]
+    }
+
+    @Test("every kernel set and number of threads gives the same bits")
+    func sameBits() throws {
+        let problem = Self.manyParts
         let inputs = problem.inputs
         var results: Set<String> = []
-        for (kernels, threads) in kernelSets.map({ ($0, 1) }) + [(kernelSets[0], 2), (kernelSets[0], 3)] {
+        for (kernels, threads) in Self.waysToRun {
             let attention = try problem.attention(inputs, kernels: kernels, threads: threads)
             results.insert("\(try problem.diagnostics(inputs, attention, epsilon: epsilon, leadingKeys: 70))")
         }

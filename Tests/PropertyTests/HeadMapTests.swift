@@ -109,14 +109,10 @@ private struct TextbookMap {
 
     @Test("every kernel set and number of threads gives the same bits")
     func sameBits() throws {
-        var problem = AttentionCase(queries: 150, keys: 1100, headDimension: 24) {
-            ($0.batch, $0.keyValueHeads, $0.group) = (2, 2, 2)
-            ($0.sink, $0.geometry) = (.mixed, .window(300))
-        }
-        problem.bias = .excluding
+        let problem = DiagnosticsTests.manyParts
         let inputs = problem.inputs
         var results: Set<[HeadMap]> = []
-        for (kernels, threads) in kernelSets.map({ ($0, 1) }) + [(kernelSets[0], 2), (kernelSets[0], 3)] {
+        for (kernels, threads) in DiagnosticsTests.waysToRun {
             results.insert(try maps(problem, inputs, bands: (20, 30), kernels: kernels, threads: threads))
         }
         #expect(results.count == 1)

@@ -63,12 +63,7 @@ extension InspectTests {
 
     /// Status 1, behind the report of all that can be measured.
     @Test func tensorsBeyondMemory() throws {
-        let extent = 1 << 41
-        let header =
-            #"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"#
-            + #""huge":{"dtype":"F32","shape":[\#(extent)],"data_offsets":[8,\#(8 + 4 * extent)]}}"#
-        let path = try folder.file(safetensors(header, dataBytes: 8))
-        try #require(truncate(path, off_t(16 + header.utf8.count + 4 * extent)) == 0)
+        let path = try folder.fileBeyondMemory()
         let run = try QuietProcess("inspect", path, "--json")
         #expect(
             run.status == 1

@@ -2,6 +2,7 @@
 // TemporaryFolder.swift - files that last as long as a test.
 
 import Foundation
+import Testing
 
 @testable import Safetensors
 
@@ -28,6 +29,17 @@ final class TemporaryFolder {
     func file(_ bytes: [UInt8], name: String = "file.safetensors") throws -> String {
         try Data(bytes).write(to: URL(fileURLWithPath: self(name)))
         return self(name)
+    }
+
+    /// Writes a sparse file of two tensors, `w` of 2 elements and `huge` of 2^41, and returns its path.
+    func fileBeyondMemory() throws -> String {
+        let extent = 1 << 41
+        let header =
+            #"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"#
+            + #""huge":{"dtype":"F32","shape":[\#(extent)],"data_offsets":[8,\#(8 + 4 * extent)]}}"#
+        let path = try file(safetensors(header, dataBytes: 8))
+        try #require(truncate(path, off_t(16 + header.utf8.count + 4 * extent)) == 0)
+        return path
     }
 }
 

@@ -16,11 +16,14 @@ protocol RingRun {
     func digest() throws -> String
 }
 
-/// Pairs that are seen, of all ranks' rows.
-private func visiblePairs(_ ring: RingProblem, _ world: World) throws -> Double {
-    try (0..<ring.shape.batch).reduce(0.0) { sum, item in
-        let plan = ring.plan(item, ranks: world.size)
-        return try sum + ring.attention(plan, rows: 0..<plan.queries).visiblePairs
+extension RingProblem {
+    /// Of products over so many channels of each pair that is seen, of all ranks' rows.
+    fileprivate func operations(_ world: World, channels: Int) throws -> Double {
+        let pairs = try (0..<shape.batch).reduce(0.0) { sum, item in
+            let plan = plan(item, ranks: world.size)
+            return try sum + attention(plan, rows: 0..<plan.queries).visiblePairs
+        }
+        return 2 * pairs * Double(channels)
     }
 }
 
@@ -38,7 +41,7 @@ struct TimedForward<Element: AttentionScalar>: RingRun {
             let part = try OwnPart(plan, RingShape(shape), rank: world.rank, item: item, rows)
             return try RingForward(world, part, ring.attention(plan, rows: part.rows))
         }
-        operations = try 2 * visiblePairs(ring, world) * Double(shape.headDimension + shape.valueDimension)
+        operations = try ring.operations(world, channels: shape.headDimension + shape.valueDimension)
     }
 
     func prepare() {}
@@ -78,8 +81,7 @@ struct TimedBackward<Element: AttentionScalar>: RingRun {
             let backward = try RingBackward(world, forward, item: item, rows) { try ring.attention(plan, rows: $0) }
             return (plan, backward)
         }
-        operations =
-            try 2 * visiblePairs(ring, world) * Double(3 * shape.headDimension + 2 * shape.valueDimension)
+        operations = try ring.operations(world, channels: 3 * shape.headDimension + 2 * shape.valueDimension)
     }
 
     func prepare() throws { for item in items { try item.backward.runForward() } }
@@ -139,7 +141,7 @@ struct TimedDecode<Element: AttentionScalar>: RingRun {
             let plan = ring.plan(item, ranks: world.size)
             return try RingDecode(world, ring.attention(plan, rows: 0..<plan.queries), item: item, rows)
         }
-        operations = try 2 * visiblePairs(ring, world) * Double(shape.headDimension + shape.valueDimension)
+        operations = try ring.operations(world, channels: shape.headDimension + shape.valueDimension)
     }
 
     func prepare() {}
