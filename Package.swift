@@ -42,7 +42,8 @@ let package = Package(
             linkerSettings: [.linkedLibrary("m")]),
         .target(name: "SeededInputs"),
         .target(
-            name: "TestSupport", dependencies: ["QuietAttention", "AttentionReference", "SeededInputs"],
+            name: "TestSupport",
+            dependencies: ["EmulatedTiles", "QuietAttention", "AttentionReference", "SeededInputs"],
             path: "Tests/TestSupport"),
         // Kernels of tile instructions, which few machines have, in plain C.
         .target(

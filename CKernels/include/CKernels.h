@@ -59,13 +59,14 @@ typedef enum qattn_storage {
  *     keys   [QATTN_KEY_BLOCK / QATTN_LANES][head_dim / 2, rounded up][QATTN_LANES keys][2]            0 past head_dim
  *     values [value_dim / QATTN_LANES, rounded up][QATTN_KEY_BLOCK / 2][QATTN_LANES columns][2]        0 past value_dim
  *     int8: key scales [QATTN_KEY_BLOCK], value scales [QATTN_KEY_BLOCK], float32
- *     pairs: uint32_t, not 0 if a value that was packed is not finite; head_dim is rounded up to QATTN_PAIR_SEGMENT
+ *     pairs: uint32_t, not 0 if a value is not finite, and 0 up to QATTN_ALIGNMENT; head_dim is rounded up to
+ *     QATTN_PAIR_SEGMENT
  *
  * which is the order in which forward reads them, from the first byte to the last: memory answers that fastest. The
  * value_dim columns, rounded up to QATTN_LANES, are cut into panels of up to 64 from the left, 80 left into 48 and 32.
  *
  * What stands in the place of a key that was never packed is not read into any row. Of QATTN_BFLOAT16_PAIRS the first
- * keys of a block are packed first, and set the others to 0. */
+ * keys of a block are packed first, and set the others to 0; keys may be packed again, with those behind them or not. */
 typedef struct qattn_blocks {
     void *base;         /* block b is at base + b * qattn_block_bytes(), or */
     void *const *table; /* at table[b], unless NULL: pages of a key/value cache */

@@ -171,6 +171,16 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
     pack_channels(group, keys, 0, d, head_dim - d, from, to);
 }
 
+/* Whether a value of a block of bfloat16 pairs is not finite. */
+QATTN_INLINE bool some_value_is_not_finite(block_parts block) {
+    u32x16 largest = {0};
+    for (const char *pairs = block.values; pairs < (const char *)not_finite(block); pairs += 4 * QATTN_LANES) {
+        largest = u32x16_larger_magnitude(largest, bf16x32_widen_half(pairs, false));
+        largest = u32x16_larger_magnitude(largest, bf16x32_widen_half(pairs, true));
+    }
+    return __builtin_reduce_max(largest) >= 0x7f800000u;
+}
+
 /* Values [begin, end) of a block, at most 16, the first of which is at `value`: panel by panel. */
 QATTN_INLINE void pack_values(const char *value, ptrdiff_t step, size_t value_dim, block_parts block, size_t begin,
                               size_t end, const float *inverse_scales, qattn_storage from, qattn_storage to) {
@@ -207,7 +217,7 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
     const ptrdiff_t value_step = args->value_stride * (ptrdiff_t)storage_size(value_from);
     if (to == QATTN_BFLOAT16_PAIRS && begin == 0) {
         if (end < QATTN_KEY_BLOCK) memset(block.keys, 0, (size_t)((char *)not_finite(block) - block.keys));
-        *not_finite(block) = 0;
+        memset(not_finite(block), 0, QATTN_ALIGNMENT);
     }
     for (size_t j = begin; j < end;) {
         const size_t first = j / QATTN_LANES * QATTN_LANES, group_end = qattn_min(end, first + QATTN_LANES);
@@ -229,6 +239,9 @@ QATTN_INLINE void pack_block(const qattn_pack_args *args, block_parts block, siz
         value += (ptrdiff_t)count * value_step;
         j = group_end;
     }
+    /* Values that were packed before may have made way: what a full block says is of its own values alone. */
+    if (to == QATTN_BFLOAT16_PAIRS && begin && end == QATTN_KEY_BLOCK && *not_finite(block))
+        *not_finite(block) = some_value_is_not_finite(block);
 }
 
 QATTN_INLINE void pack_rows(const qattn_pack_args *args, qattn_storage key_from, qattn_storage value_from,

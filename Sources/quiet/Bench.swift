@@ -51,11 +51,12 @@ struct Bench: ParsableCommand {
     @OptionGroup var machine: MachineOptions
 
     @Option(
+        name: .customLong("storage"),
         help: ArgumentHelp(
-            "Type that inputs are rounded to: f32, bf16 or f16; of the keys and values to decode with, also int8. Outputs are f32. Default: f32.",
+            "Type that inputs are rounded to: f32, bf16 or f16; of the keys and values to decode with, also int8. Outputs are f32. Default: f32, or bf16 to decode with products of it.",
             valueName: "type"),
         transform: Storage.init(parsing:))
-    var storage = Storage.f32
+    var givenStorage: Storage?
 
     @Option(help: "Order of dimensions in memory: bhsd (batch, heads, sequence, dimension) or bshd.")
     var layout = Layout.bhsd
@@ -68,6 +69,11 @@ struct Bench: ParsableCommand {
 
     @Flag(help: "Print the JSON object on one line.")
     var json = false
+
+    /// A cache for products of bfloat16 is one of bfloat16.
+    fileprivate var storage: Storage {
+        givenStorage ?? (pass == .decode && products.products == .bf16 ? .bf16 : .f32)
+    }
 
     fileprivate var options: AttentionOptions {
         AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
@@ -82,8 +88,11 @@ struct Bench: ParsableCommand {
         guard storage != .int8 || pass == .decode else {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
-        guard products.products == .f32 || pass == .forward else {
-            throw ValidationError("--products: bf16 is for the pass forward")
+        guard products.products == .f32 || pass != .backward else {
+            throw ValidationError("--products: bf16 is for the passes forward and decode")
+        }
+        guard products.products == .f32 || pass != .decode || storage == .bf16 else {
+            throw ValidationError("--storage: expected bf16 to decode with --products bf16, got \(storage.rawValue)")
         }
         let shape = try usage { try self.shape }
         try problem.keyLengths?.check(shape)
@@ -137,9 +146,9 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: problem.queryHeads, rules: attention.rules, layout: attention.layout,
-                threads: attention.threads,
-                kernels: attention.kernels), storage: storage.cache, seed: seed)
+                queryHeads: problem.queryHeads, rules: attention.rules, products: attention.products,
+                layout: attention.layout, threads: attention.threads, kernels: attention.kernels),
+            storage: storage.cache, seed: seed)
         let measurement = try Measurement(of: decode, seconds: seconds)
         return BenchReport(
             command: self, attention: attention, measurement: measurement, bytesPerToken: decode.bytesPerToken,

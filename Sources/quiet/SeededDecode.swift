@@ -4,8 +4,8 @@
 import QuietAttention
 import SeededInputs
 
-/// Caches and queries with the numbers of ``SeededProblem``, in the same order: with float32 storage and the same mask
-/// the digest is that of the forward pass.
+/// Caches and queries with the numbers of ``SeededProblem``, in the same order: with float32 storage, or products of
+/// bfloat16, and the same mask the digest is that of the forward pass.
 final class SeededDecode: TimedProblem {
     private let attention: CachedAttention
     private let mask: AttentionMask
@@ -26,7 +26,7 @@ final class SeededDecode: TimedProblem {
         let empty = try KeyValueCache(
             keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
             valueDimension: shape.valueDimension, storage: storage, positions: problem.positions,
-            queryKeyNorm: problem.queryKeyNorm, kernels: attention.kernels)
+            queryKeyNorm: problem.queryKeyNorm, products: attention.products, kernels: attention.kernels)
         try requireMemory(Double(shape.batch * shape.keys) * Double(empty.bytesPerToken))
         queries = try Buffer(shape.queryCount)
         output = try Buffer(shape.outputCount)

@@ -9,10 +9,7 @@ import SeededInputs
 import TestSupport
 import Testing
 
-/// The kernels of `x86_64_amx`, on any machine.
-private let emulated = KernelSet(functions: KernelTable.emulated.functions)
-
-private let sets = KernelSet.available + [emulated]
+private let sets = KernelSet.available + [.emulatedTiles]
 
 extension AttentionCase {
     fileprivate var ofBFloat16: AttentionCase {
@@ -127,13 +124,13 @@ extension [AttentionCase] {
     func tilesAreUsedAndGivenBack(queries: Int, areUsed: Bool) throws {
         let shape = AttentionCase(queries: queries, keys: 65, headDimension: 33).ofBFloat16
         let before = qattn_emulated_products()
-        try requireReferenceBits(shape, emulated)
+        try requireReferenceBits(shape, .emulatedTiles)
         #expect((qattn_emulated_products() > before) == areUsed)
         #expect(!qattn_emulated_tiles_are_held())
         let products = qattn_emulated_products()
         var float32 = shape
         float32.products = .float32
-        try requireReferenceBits(float32, emulated)
+        try requireReferenceBits(float32, .emulatedTiles)
         #expect(qattn_emulated_products() == products)
     }
 }

@@ -21,7 +21,7 @@ private struct CacheCase: PropertyCase {
 
     var steps: [Step]
     var keyValueHeads, group, headDimension, valueDimension: Int
-    var storage: KeyValueCache.Storage
+    var numbers: CacheNumbers
     var window: Int?
     var rollback: Int
     var maximumTokens: Int?
@@ -52,7 +52,7 @@ private struct CacheCase: PropertyCase {
         return CacheCase(
             steps: steps, keyValueHeads: generator.next(in: 1...2), group: generator.next(in: 1...3),
             headDimension: generator.next(in: 1...9), valueDimension: generator.next(in: 1...20),
-            storage: generator.element(of: KeyValueCache.Storage.allCases),
+            numbers: generator.element(of: CacheNumbers.all),
             window: generator.chance(1, outOf: 3) ? tokens(&generator) : nil,
             rollback: generator.chance(1, outOf: 2) ? tokens(&generator) : 0,
             maximumTokens: generator.chance(1, outOf: 6) ? tokens(&generator) : nil, threads: generator.next(in: 1...2))
@@ -83,12 +83,12 @@ private struct CacheCase: PropertyCase {
         if window != nil { add { $0.window = nil } }
         for less in rollback.shrunk() { add { $0.rollback = less } }
         if maximumTokens != nil { add { $0.maximumTokens = nil } }
-        if storage != .float32 { add { $0.storage = .float32 } }
+        if numbers.storage != .float32 { add { $0.numbers = .float32 } }
         return candidates
     }
 
     var description: String {
-        "\(steps), heads \(keyValueHeads * group)/\(keyValueHeads), d\(headDimension), dv\(valueDimension), \(storage),"
+        "\(steps), heads \(keyValueHeads * group)/\(keyValueHeads), d\(headDimension), dv\(valueDimension), \(numbers),"
             + " window \(window.map(String.init) ?? "-") and \(rollback), maximum \(maximumTokens.map(String.init) ?? "-"), \(threads) threads"
     }
 }
@@ -124,7 +124,7 @@ private struct TokenList {
 }
 
 @Suite struct CacheSequenceTests {
-    @Test("random sequences of operations", arguments: kernelSets)
+    @Test("random sequences of operations", arguments: kernelSets + [.emulatedTiles])
     func sequences(kernels: KernelSet) throws {
         try forAll(CacheCase.self, cases: caseCount) { try check($0, kernels) }
     }
@@ -132,8 +132,9 @@ private struct TokenList {
     private func check(_ shape: CacheCase, _ kernels: KernelSet) throws {
         let empty = try KeyValueCache(
             keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
-            valueDimension: shape.valueDimension, storage: shape.storage, window: shape.window,
-            rollbackTokens: shape.rollback, maximumTokens: shape.maximumTokens, kernels: kernels)
+            valueDimension: shape.valueDimension, storage: shape.numbers.storage, window: shape.window,
+            rollbackTokens: shape.rollback, maximumTokens: shape.maximumTokens, products: shape.numbers.products,
+            kernels: kernels)
         var caches = [KeyValueCache](repeating: empty, count: CacheCase.caches)
         var lists = [TokenList](repeating: TokenList(), count: CacheCase.caches)
         var next = 0
@@ -182,14 +183,16 @@ private struct TokenList {
         let queryHeads = shape.keyValueHeads * shape.group
         guard queries <= list.tokens.count else {
             let data = tensor(Array(0..<queries), shape, .queries)
-            let attention = try CachedAttention(queryHeads: queryHeads, sink: .softmax1, kernels: kernels)
+            let attention = try CachedAttention(
+                queryHeads: queryHeads, sink: .softmax1, products: shape.numbers.products, kernels: kernels)
             try requireSuccess(false, .cacheRange, step) { _ = try attention.attend(queries: data, cache: cache) }
             return
         }
         // The first of the queries may see no token that is gone.
         let first = max(0, list.tokens.count - queries - (shape.window ?? list.tokens.count) + 1)
         let attention = try CachedAttention(
-            queryHeads: queryHeads, sink: .softmax1, threads: shape.threads, kernels: kernels)
+            queryHeads: queryHeads, sink: .softmax1, products: shape.numbers.products, threads: shape.threads,
+            kernels: kernels)
         let data = tensor(Array(step * 100..<step * 100 + queries), shape, .queries)
         guard first / 64 * 64 >= list.held else {
             try requireSuccess(false, .cacheRange, step) { _ = try attention.attend(queries: data, cache: cache) }
@@ -199,7 +202,7 @@ private struct TokenList {
         let (keys, values) = (tensor(list.tokens, shape, .keys), tensor(list.tokens, shape, .values))
         let mask = shape.window.map(AttentionMask.window) ?? .causal
         let expected: AttentionResult
-        if shape.storage == .int8 {
+        if shape.numbers.storage == .int8 {
             var fresh = try KeyValueCache(
                 keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
                 valueDimension: shape.valueDimension, storage: .int8, kernels: kernels)
@@ -210,7 +213,9 @@ private struct TokenList {
                 AttentionShape(
                     queryHeads: queryHeads, keyValueHeads: shape.keyValueHeads, queries: queries,
                     keys: list.tokens.count, headDimension: shape.headDimension,
-                    valueDimension: shape.valueDimension), sink: .softmax1, mask: mask, kernels: kernels)
+                    valueDimension: shape.valueDimension), sink: .softmax1, mask: mask,
+                products: shape.numbers.products,
+                kernels: kernels)
             expected = try attention.forward(queries: data, keys: keys, values: values)
         }
         try requireSameBits("out", result.output, expected.output, "step \(step), \(kernels)")
@@ -222,7 +227,7 @@ private struct TokenList {
         case queries, keys, values
     }
 
-    /// `[heads][numbers][dimension]`, from the numbers of the tokens; what a storage holds exactly, unless it is int8.
+    /// `[heads][numbers][dimension]`, from the numbers of the tokens; what a cache holds exactly, unless it is int8 or products round it.
     private func tensor(_ numbers: [Int], _ shape: CacheCase, _ tensor: Tensor) -> [Float] {
         let heads = tensor == .queries ? shape.keyValueHeads * shape.group : shape.keyValueHeads
         let dimension = tensor == .values ? shape.valueDimension : shape.headDimension
@@ -231,25 +236,22 @@ private struct TokenList {
                 var generator = SeededGenerator(
                     seed: UInt64(number), stream: tensor.rawValue * 1000 + UInt64(head))
                 let row = generator.normals(dimension)
-                return switch tensor == .queries ? .float32 : shape.storage {
-                case .float32, .int8: row
-                case .bfloat16: row.map(AttentionCase.StorageChoice.bfloat16.rounded)
-                case .float16: row.map(AttentionCase.StorageChoice.float16.rounded)
-                }
+                return tensor == .queries ? row : row.map(shape.numbers.rounded)
             }
         }
     }
 
     private func pageBytes(_ shape: CacheCase) -> Int {
-        let channels = shape.storage == .int8 ? (shape.headDimension + 1) / 2 * 2 : shape.headDimension
-        let row = channels + (shape.valueDimension + 15) / 16 * 16
-        let head =
-            switch shape.storage {
-            case .float32: 64 * row * 4
-            case .float16, .bfloat16: 64 * row * 2
-            case .int8: 64 * row + 2 * 64 * 4
+        let (filled, element, scales) =
+            switch (shape.numbers.storage, shape.numbers.products) {
+            case (.float32, _): (1, 4, 0)
+            case (.float16, _), (.bfloat16, .float32): (1, 2, 0)
+            case (.bfloat16, .bfloat16): (32, 2, 64)
+            case (.int8, _): (2, 1, 2 * 64 * 4)
             }
-        return shape.keyValueHeads * head
+        let channels = (shape.headDimension + filled - 1) / filled * filled
+        let row = channels + (shape.valueDimension + 15) / 16 * 16
+        return shape.keyValueHeads * (64 * row * element + scales)
     }
 
     private func requireSuccess(

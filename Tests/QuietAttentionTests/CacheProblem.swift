@@ -3,6 +3,7 @@
 
 import AttentionReference
 import SeededInputs
+import TestSupport
 
 @testable import QuietAttention
 
@@ -13,7 +14,7 @@ struct CacheProblem {
     let tokens: Int
     var headDimension = 5
     var valueDimension = 18
-    private(set) var queries, keys, values: [Float]
+    var queries, keys, values: [Float]
 
     var queryHeads: Int { keyValueHeads * group }
 
@@ -66,14 +67,14 @@ struct CacheProblem {
     }
 
     func cache(
-        _ storage: KeyValueCache.Storage = .float32, window: Int? = nil, rollbackTokens: Int = 0,
+        _ numbers: CacheNumbers = .float32, window: Int? = nil, rollbackTokens: Int = 0,
         maximumTokens: Int? = nil, layout: AttentionLayout = .batchHeadsSequence, kernels: KernelSet? = nil,
         appending range: Range<Int>? = nil, allocate: @escaping AlignedMemory.Allocate = ExtentMemory.allocate
     ) throws -> KeyValueCache {
         var cache = try KeyValueCache(
             keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
-            storage: storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
-            layout: layout, kernels: kernels, allocate: allocate)
+            storage: numbers.storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
+            layout: layout, products: numbers.products, kernels: kernels, allocate: allocate)
         if let range { try append(range, to: &cache) }
         return cache
     }
@@ -90,7 +91,8 @@ struct CacheProblem {
     /// With work spread over all threads however little it is.
     func attention(
         _ kernels: KernelSet? = nil, sink: AttentionSink? = .softmax1, rules: Rules = Rules(),
-        layout: AttentionLayout? = nil, threads: Int = 1, workspace: AttentionWorkspace? = nil
+        products: AttentionProducts = .float32, layout: AttentionLayout? = nil, threads: Int = 1,
+        workspace: AttentionWorkspace? = nil
     ) throws -> CachedAttention {
         try CachedAttention(
             queryHeads: queryHeads,
@@ -98,13 +100,14 @@ struct CacheProblem {
                 sink: sink ?? rules.normaliser.usualSink, scaling: rules.scaling, softcap: rules.softcap,
                 alibi: rules.alibi,
                 normaliser: rules.normaliser),
-            layout: layout, threads: threads, kernels: kernels,
+            products: products, layout: layout, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: threads > 1 ? 1e-9 : WorkerCount.nanosecondsPerWorker)
     }
 
     /// Attention of the queries in `range` over all tokens up to the last of them, which it packs itself.
     func forward(
-        _ range: Range<Int>, mask: AttentionMask = .causal, sink: AttentionSink? = .softmax1, rules: Rules = Rules()
+        _ range: Range<Int>, mask: AttentionMask = .causal, sink: AttentionSink? = .softmax1, rules: Rules = Rules(),
+        products: AttentionProducts = .float32
     ) throws -> AttentionResult {
         let all = 0..<range.upperBound
         let attention = try Attention(
@@ -112,8 +115,8 @@ struct CacheProblem {
                 queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: range.count, keys: all.count,
                 headDimension: headDimension, valueDimension: valueDimension), sink: sink ?? rules.normaliser.usualSink,
             mask: mask,
-            scaling: rules.scaling, softcap: rules.softcap, alibi: rules.alibi, normaliser: rules.normaliser, threads: 1
-        )
+            scaling: rules.scaling, softcap: rules.softcap, alibi: rules.alibi, normaliser: rules.normaliser,
+            products: products, threads: 1)
         return try attention.forward(
             queries: queries(range), keys: part(keys, all, heads: keyValueHeads, layout: .batchHeadsSequence),
             values: part(values, all, heads: keyValueHeads, layout: .batchHeadsSequence))
@@ -135,20 +138,10 @@ struct CacheProblem {
             output: result.output, logSumExp: result.logSumExp, sinkShare: result.sinkShare)
     }
 
-    /// The same tokens as a cache of that storage holds them; int8 is left as it is.
-    func rounded(to storage: KeyValueCache.Storage) -> CacheProblem {
+    /// The same tokens as such a cache holds them; int8, and what products round by themselves, is left as it is.
+    func rounded(to numbers: CacheNumbers) -> CacheProblem {
         var result = self
-        switch storage {
-        case .float32, .int8: break
-        case .bfloat16:
-            result.keys = keys.map { Float(BFloat16($0)) }
-            result.values = values.map { Float(BFloat16($0)) }
-        case .float16:
-            #if !(os(macOS) && arch(x86_64))
-                result.keys = keys.map { Float(Float16($0)) }
-                result.values = values.map { Float(Float16($0)) }
-            #endif
-        }
+        (result.keys, result.values) = (keys.map(numbers.rounded), values.map(numbers.rounded))
         return result
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CachedAttentionErrorTests.swift - what attention over caches refuses, and empty work, which it does not.
 
+import TestSupport
 import Testing
 
 @testable import QuietAttention
@@ -52,6 +53,23 @@ import Testing
         let three = try KeyValueCache(keyValueHeads: 4, headDimension: 5, valueDimension: 18)
         expectRefusal(.headGroups, "keyValueHeads") {
             _ = try attention.attend(queries: problem.queries(0..<1), cache: three)
+        }
+    }
+
+    /// Blocks are laid out for one kind of products or the other.
+    @Test func cachesMadeForOtherProducts() throws {
+        let caches = try [CacheNumbers.bfloat16, .bfloat16Products].map { try problem.cache($0, appending: 0..<70) }
+        let queries = problem.queries(68..<69)
+        for (index, products) in [AttentionProducts.float32, .bfloat16].enumerated() {
+            let attention = try problem.attention(products: products)
+            #expect(throws: Never.self) { _ = try attention.attend(queries: queries, cache: caches[index]) }
+            let error = expectRefusal(.composition, "caches[\(1 - index)]") {
+                _ = try attention.attend(queries: queries + queries, caches: caches)
+            }
+            #expect(error?.expected == "one made for products of \(products.rawValue)")
+            expectRefusal(.composition, "caches[0]") {
+                _ = try attention.partial(queries: queries, cache: caches[1 - index])
+            }
         }
     }
 

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// DecodeTests.swift - one prefill, in parts, step by step, forked and windowed: the same bits, for every storage and set.
+// DecodeTests.swift - one prefill, in parts, step by step, forked and windowed: the same bits, for every kind of cache and set.
 
 import TestSupport
 import Testing
 
 @testable import QuietAttention
 
-private let storages = KeyValueCache.Storage.allCases
-private let sets = KernelSet.available
+private let sets = KernelSet.available + [.emulatedTiles]
 
 @Suite struct DecodeTests {
     /// Beyond a chunk, and not at the end of a page.
@@ -18,17 +17,19 @@ private let sets = KernelSet.available
     private static let int8Expected = problem.int8Reference(last)
 
     /// What all of them have to give.
-    private func expected(_ storage: KeyValueCache.Storage) throws -> AttentionResult {
-        storage == .int8 ? Self.int8Expected : try Self.problem.rounded(to: storage).forward(Self.last)
+    private func expected(_ numbers: CacheNumbers) throws -> AttentionResult {
+        numbers == .int8
+            ? Self.int8Expected
+            : try Self.problem.rounded(to: numbers).forward(Self.last, products: numbers.products)
     }
 
-    @Test(arguments: storages, sets)
-    func onePrefill(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+    @Test(arguments: CacheNumbers.all, sets)
+    func onePrefill(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = Self.problem
-        let expected = try expected(storage)
-        let cache = try problem.cache(storage, kernels: kernels, appending: 0..<problem.tokens, allocate: memoryOfNaN)
+        let expected = try expected(numbers)
+        let cache = try problem.cache(numbers, kernels: kernels, appending: 0..<problem.tokens, allocate: memoryOfNaN)
         for threads in [1, 2, 5] {
-            let result = try problem.attention(kernels, threads: threads)
+            let result = try problem.attention(kernels, products: numbers.products, threads: threads)
                 .attend(queries: problem.queries(Self.last), cache: cache)
             #expect(result.bits == expected.bits, "\(threads) threads")
         }
@@ -46,25 +47,27 @@ private let sets = KernelSet.available
     @Test(arguments: rules, sets)
     func rulesForScores(_ rules: CacheProblem.Rules, _ kernels: KernelSet) throws {
         let problem = Self.problem
-        for storage in [KeyValueCache.Storage.float32, .bfloat16] {
-            let expected = try problem.rounded(to: storage).forward(Self.last, sink: nil, rules: rules)
+        for numbers in [CacheNumbers.float32, .bfloat16, .bfloat16Products] {
+            let expected = try problem.rounded(to: numbers).forward(
+                Self.last, sink: nil, rules: rules, products: numbers.products)
             let cache = try problem.cache(
-                storage, kernels: kernels, appending: 0..<problem.tokens, allocate: memoryOfNaN)
+                numbers, kernels: kernels, appending: 0..<problem.tokens, allocate: memoryOfNaN)
             for threads in [1, 3] {
-                let attention = try problem.attention(kernels, sink: nil, rules: rules, threads: threads)
+                let attention = try problem.attention(
+                    kernels, sink: nil, rules: rules, products: numbers.products, threads: threads)
                 let result = try attention.attend(queries: problem.queries(Self.last), cache: cache)
-                #expect(result.bits == expected.bits, "\(storage), \(threads) threads")
+                #expect(result.bits == expected.bits, "\(numbers), \(threads) threads")
             }
         }
     }
 
-    @Test(arguments: storages, sets)
-    func inPartsAndStepByStep(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+    @Test(arguments: CacheNumbers.all, sets)
+    func inPartsAndStepByStep(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = Self.problem
-        let expected = try expected(storage)
-        let attention = try problem.attention(kernels)
+        let expected = try expected(numbers)
+        let attention = try problem.attention(kernels, products: numbers.products)
         for part in [1, 7, 40] {
-            var cache = try problem.cache(storage, kernels: kernels, allocate: memoryOfNaN)
+            var cache = try problem.cache(numbers, kernels: kernels, allocate: memoryOfNaN)
             for (begin, end) in [(0, 1), (1, 63), (63, 65), (65, 700), (700, 1060)] {
                 try problem.append(begin..<end, to: &cache)
             }
@@ -82,11 +85,11 @@ private let sets = KernelSet.available
         }
     }
 
-    @Test(arguments: storages, sets)
-    func forkedAndTakenBack(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+    @Test(arguments: CacheNumbers.all, sets)
+    func forkedAndTakenBack(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = Self.problem
         let other = CacheProblem(tokens: 200, seed: 9)
-        var trunk = try problem.cache(storage, kernels: kernels, appending: 0..<1030, allocate: memoryOfNaN)
+        var trunk = try problem.cache(numbers, kernels: kernels, appending: 0..<1030, allocate: memoryOfNaN)
         var branch = trunk
         try other.append(0..<70, to: &branch)
         try problem.append(1030..<1100, to: &trunk)
@@ -96,8 +99,8 @@ private let sets = KernelSet.available
         var twig = branch
         try other.append(0..<1, to: &branch)
         try problem.append(1050..<1100, to: &twig)
-        let attention = try problem.attention(kernels, threads: 2)
-        let expected = try expected(storage).bits
+        let attention = try problem.attention(kernels, products: numbers.products, threads: 2)
+        let expected = try expected(numbers).bits
         for cache in [trunk, twig] {
             #expect(try attention.attend(queries: problem.queries(Self.last), cache: cache).bits == expected)
         }
@@ -108,13 +111,13 @@ private let sets = KernelSet.available
         CacheProblem(tokens: 2200).int8Reference(2196..<2200, window: $0)
     }
 
-    @Test(arguments: storages, sets)
-    func windowsThatFreePages(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+    @Test(arguments: CacheNumbers.all, sets)
+    func windowsThatFreePages(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = CacheProblem(tokens: 2200)
-        let attention = try problem.attention(kernels)
+        let attention = try problem.attention(kernels, products: numbers.products)
         for (index, window) in Self.windows.enumerated() {
-            let whole = try problem.cache(storage, kernels: kernels, appending: 0..<problem.tokens)
-            var cache = try problem.cache(storage, window: window, kernels: kernels, allocate: memoryOfNaN)
+            let whole = try problem.cache(numbers, kernels: kernels, appending: 0..<problem.tokens)
+            var cache = try problem.cache(numbers, window: window, kernels: kernels, allocate: memoryOfNaN)
             for begin in stride(from: 0, to: problem.tokens, by: 110) {
                 try problem.append(begin..<begin + 110, to: &cache)
             }
@@ -124,22 +127,22 @@ private let sets = KernelSet.available
             let unfreed = try attention.attend(queries: problem.queries(range), cache: whole, mask: .window(window))
             #expect(result.bits == unfreed.bits)
             let expected =
-                storage == .int8
+                numbers == .int8
                 ? Self.int8Windows[index]
-                : try problem.rounded(to: storage).forward(range, mask: .window(window))
+                : try problem.rounded(to: numbers).forward(range, mask: .window(window), products: numbers.products)
             #expect(result.bits == expected.bits)
         }
     }
 
-    @Test(arguments: storages, sets)
-    func sixteenBitInputIsKeptOrRoundedOnce(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+    @Test(arguments: CacheNumbers.all, sets)
+    func sixteenBitInputIsKeptOrRoundedOnce(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = CacheProblem(tokens: 130).rounded(to: .bfloat16)
         let keys = problem.keys.map { BFloat16($0) }
         let values = problem.values.map { BFloat16($0) }
-        var cache = try problem.cache(storage, kernels: kernels)
+        var cache = try problem.cache(numbers, kernels: kernels)
         try cache.append(keys: keys.span, values: values.span)
-        let wide = try problem.cache(storage, kernels: kernels, appending: 0..<130)
-        let attention = try problem.attention(kernels)
+        let wide = try problem.cache(numbers, kernels: kernels, appending: 0..<130)
+        let attention = try problem.attention(kernels, products: numbers.products)
         let narrow = problem.queries(100..<130).map { BFloat16($0) }
         let queries = narrow.map { Float($0) }
         let expected = try attention.attend(queries: queries, cache: wide)
@@ -158,7 +161,7 @@ private let sets = KernelSet.available
         let problem = CacheProblem(tokens: 2100)
         let lengths = [2100, 40, 64, 1025, 41]
         let caches = try lengths.enumerated().map {
-            try problem.cache(storages[$0.offset % storages.count], appending: 0..<$0.element)
+            try problem.cache(CacheNumbers.all[$0.offset % 4], appending: 0..<$0.element)
         }
         for sink in [AttentionSink.softmax, .logits((0..<problem.queryHeads).map { Float($0) - 2 })] {
             let attention = try problem.attention(sink: sink, threads: threads)

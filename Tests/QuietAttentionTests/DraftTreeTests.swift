@@ -78,7 +78,7 @@ import Testing
                 queries: problem.queries(Self.prefix + draft..<Self.prefix + draft + 1), cache: cache)
             let bits = result.bits(ofQuery: draft, of: Self.parents.count).map { Float(bitPattern: $0) }
             let expected = alone.bits(ofQuery: 0, of: 1).map { Double(Float(bitPattern: $0)) }
-            #expect(relativeError(bits, expected) < 3e-6, "draft \(draft)")
+            #expect(relativeError(bits, expected) < rules.tolerance, "draft \(draft)")
         }
     }
 

@@ -111,21 +111,22 @@ struct ModeEntry: Sendable, CustomStringConvertible {
     }
 
     private static let caches =
-        KeyValueCache.Storage.allCases.flatMap { storage in
+        CacheNumbers.all.flatMap { numbers in
             [AttentionPositions.none, yarn].map { positions in
-                ModeEntry("cache \(storage) \(positions.encoding)") { try cached(storage, positions) }
+                ModeEntry("cache \(numbers) \(positions.encoding)") { try cached(numbers, positions) }
             }
         }
 
     private static func cached(
-        _ storage: KeyValueCache.Storage, _ positions: AttentionPositions
+        _ numbers: CacheNumbers, _ positions: AttentionPositions
     ) throws -> [UInt64] {
         var cache = try KeyValueCache(
             keyValueHeads: tokens.keyValueHeads, headDimension: 6, valueDimension: tokens.valueDimension,
-            storage: storage, positions: positions, queryKeyNorm: .rms())
+            storage: numbers.storage, positions: positions, queryKeyNorm: .rms(), products: numbers.products)
         try tokens.append(0..<1000, to: &cache)
         try tokens.append(1000..<1100, to: &cache)
-        let attention = try CachedAttention(queryHeads: tokens.queryHeads, sink: .softmaxN(3), threads: 2)
+        let attention = try CachedAttention(
+            queryHeads: tokens.queryHeads, sink: .softmaxN(3), products: numbers.products, threads: 2)
         let queries = tokens.queries(1090..<1100)
         let left = try attention.partial(queries: queries, cache: cache, keys: 0..<1024)
         let right = try attention.partial(queries: queries, cache: cache, keys: 1024..<1100)

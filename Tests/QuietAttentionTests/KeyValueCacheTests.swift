@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // KeyValueCacheTests.swift - pages: how a cache grows, shares, copies and frees them, and what it refuses.
 
+import TestSupport
 import Testing
 
 @testable import QuietAttention
@@ -55,16 +56,20 @@ import Testing
     }
 
     @Test func storagesTakeTheirBytes() throws {
-        let bytes = try KeyValueCache.Storage.allCases.map { storage in
-            try KeyValueCache(keyValueHeads: 8, headDimension: 128, storage: storage).bytesPerToken
+        let bytes = try CacheNumbers.all.map { numbers in
+            try KeyValueCache(
+                keyValueHeads: 8, headDimension: 128, storage: numbers.storage, products: numbers.products
+            ).bytesPerToken
         }
-        #expect(bytes == [8192, 4096, 4096, 2048 + 64])
-        let pages = try KeyValueCache.Storage.allCases.map { storage in
-            var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 16, storage: storage)
+        #expect(bytes == [8192, 4096, 4096, 2048 + 64, 4096])
+        let pages = try CacheNumbers.all.map { numbers in
+            var cache = try KeyValueCache(
+                keyValueHeads: 1, headDimension: 16, storage: numbers.storage, products: numbers.products)
             try cache.append(keys: [Float](repeating: 1, count: 16), values: [Float](repeating: 1, count: 16))
             return cache.byteCount
         }
-        #expect(pages == [8192, 4096, 4096, 2048 + 512])
+        // Of products of bfloat16 channels are filled up to 32.
+        #expect(pages == [8192, 4096, 4096, 2048 + 512, 6144 + 64])
     }
 
     @Test func copiesShareAllPagesButTheOneBothWriteTo() throws {
@@ -200,8 +205,8 @@ import Testing
     @Test(arguments: [0, 1, 16, 64, 100])
     func aRollbackAlwaysWorks(_ rollback: Int) throws {
         let problem = CacheProblem(tokens: 700)
-        for storage in [KeyValueCache.Storage.float32, .int8] {
-            var cache = try problem.cache(storage, window: 70, rollbackTokens: rollback)
+        for numbers in [CacheNumbers.float32, .int8, .bfloat16Products] {
+            var cache = try problem.cache(numbers, window: 70, rollbackTokens: rollback)
             for token in 0..<600 {
                 try problem.append(token..<token + 1, to: &cache)
                 var back = cache
@@ -214,10 +219,11 @@ import Testing
             try cache.truncate(to: 600 - rollback)
             try problem.append(600 - rollback..<700, to: &cache)
             let rows = 700 - 30..<700
-            let attention = try problem.attention()
+            let attention = try problem.attention(products: numbers.products)
             let expected =
-                try storage == .int8
-                ? problem.int8Reference(rows, window: 70).bits : problem.forward(rows, mask: .window(70)).bits
+                try numbers == .int8
+                ? problem.int8Reference(rows, window: 70).bits
+                : problem.forward(rows, mask: .window(70), products: numbers.products).bits
             #expect(try attention.attend(queries: problem.queries(rows), cache: cache).bits == expected)
         }
     }
@@ -302,6 +308,11 @@ import Testing
         expectRefusal(.overflow, "keyValueHeads") { _ = try KeyValueCache(keyValueHeads: Int.max, headDimension: 8) }
         expectRefusal(.dimension, "rollbackTokens") {
             _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, window: 8, rollbackTokens: -1)
+        }
+        for storage in KeyValueCache.Storage.allCases where storage != .bfloat16 {
+            expectRefusal(.composition, "products") {
+                _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, storage: storage, products: .bfloat16)
+            }
         }
         expectRefusal(.window, "window") { _ = try KeyValueCache(keyValueHeads: 1, headDimension: 8, window: 0) }
         expectRefusal(.dimension, "maximumTokens") {

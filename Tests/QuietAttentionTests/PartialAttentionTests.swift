@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // PartialAttentionTests.swift - attention over ranges of keys, merged: the bits of attention over all of them.
 
+import TestSupport
 import Testing
 
 @testable import QuietAttention
@@ -9,13 +10,13 @@ import Testing
     private static let problem = CacheProblem(tokens: 4200)
     private static let queries = 4190..<4200
 
-    @Test(arguments: KeyValueCache.Storage.allCases, KernelSet.available)
-    func anyCutAtChunksGivesTheWhole(_ storage: KeyValueCache.Storage, _ kernels: KernelSet) throws {
+    @Test(arguments: CacheNumbers.all, KernelSet.available + [.emulatedTiles])
+    func anyCutAtChunksGivesTheWhole(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = CacheProblem(tokens: 2150)
         let queries = problem.queries(2147..<2150)
-        let cache = try problem.cache(storage, kernels: kernels, appending: 0..<2150)
+        let cache = try problem.cache(numbers, kernels: kernels, appending: 0..<2150)
         let sink = AttentionSink.logits([0, -.infinity, 2, -3, 100, -100])
-        let attention = try problem.attention(kernels, sink: sink)
+        let attention = try problem.attention(kernels, sink: sink, products: numbers.products)
         for mask in [AttentionMask.causal, .window(1500)] {
             let expected = try attention.attend(queries: queries, cache: cache, mask: mask).bits
             for cut in [[0, 2150], [0, 1024, 2150], [0, 2048, 2150], [0, 1024, 2048, 2150]] {
@@ -146,6 +147,8 @@ import Testing
         }
         try refuse(
             "next.attention", CachedAttention(queryHeads: problem.queryHeads, sink: .softmax1, scale: 1), cache)
+        let products = try problem.cache(.bfloat16Products, appending: 0..<2148)
+        try refuse("next.products", problem.attention(products: .bfloat16), products)
         try refuse("next.scaling", problem.attention(rules: .init(scaling: .logKeys(base: 8))), cache)
         for positions in [PlaceRules.encodings[0], PlaceRules.encodings.last!] {
             let other = PlaceRules(description: "other", positions: positions)

@@ -2,6 +2,7 @@
 // PartwiseAttentionTests.swift - rows at any positions, keys a part at a time: the bits of attention over all of them.
 
 import SeededInputs
+import TestSupport
 import Testing
 
 @testable import QuietAttention
@@ -19,6 +20,7 @@ import Testing
         var norm: QueryKeyNorm?
         var bias = false
         var allowed = false
+        var products = AttentionProducts.float32
 
         var testDescription: String { name }
     }
@@ -35,6 +37,14 @@ import Testing
             positions: .rotary(RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 1000, length: nil)))),
         Rules(name: "norm", norm: .rms()), Rules(name: "bias", bias: true),
         Rules(name: "allowed", mask: .none, scaling: .logKeys(base: 8), allowed: true),
+    ]
+
+    static let bfloat16Products = [
+        Rules(name: "products", products: .bfloat16),
+        Rules(
+            name: "products of turned rows", mask: .window(before: 900, after: 70), alibi: .standard,
+            positions: .rotary(RotaryEmbedding(base: 500)), norm: .rms(), products: .bfloat16),
+        Rules(name: "products under masks", mask: .none, softcap: 3, bias: true, allowed: true, products: .bfloat16),
     ]
 
     static let (heads, keyHeads, d, e) = (6, 2, 6, 18)
@@ -64,7 +74,7 @@ import Testing
                         queryHeads: heads, keyValueHeads: keyHeads, queries: queries, keys: keys, headDimension: d,
                         valueDimension: e), sink: rules.sink, mask: mask(0..<queries), scaling: rules.scaling,
                     softcap: rules.softcap, alibi: rules.alibi, bias: biases, positions: rules.positions,
-                    queryKeyNorm: rules.norm)
+                    queryKeyNorm: rules.norm, products: rules.products)
             }
         }
 
@@ -92,7 +102,7 @@ import Testing
                 ScoreRules(
                     sink: rules.sink, scale: 1 / Double(d).squareRoot(), scaling: rules.scaling,
                     softcap: rules.softcap, alibi: rules.alibi, normaliser: .softmax), mask(rows), biases,
-                rules.positions, rules.norm, threads: threads, kernels: kernels, workspace: nil,
+                rules.positions, rules.norm, rules.products, threads: threads, kernels: kernels, workspace: nil,
                 nanosecondsPerWorker: nanosecondsPerWorker)
         }
 
@@ -121,7 +131,7 @@ import Testing
         }
     }
 
-    @Test(arguments: rules)
+    @Test(arguments: rules + bfloat16Products)
     func anyRowsAndPartsGiveTheWhole(_ rules: Rules) throws {
         let whole = try Whole(rules, queries: 1500, keys: 2500)
         let (q, k, v) = whole.tensors
@@ -136,9 +146,9 @@ import Testing
         }
     }
 
-    @Test(arguments: KernelSet.available)
-    func everySetAndStorage(_ kernels: KernelSet) throws {
-        let whole = try Whole(Self.rules[1], queries: 40, keys: 1300)
+    @Test(arguments: KernelSet.available + [.emulatedTiles], [rules[1]] + bfloat16Products.prefix(1))
+    func everySetAndStorage(_ kernels: KernelSet, _ rules: Rules) throws {
+        let whole = try Whole(rules, queries: 40, keys: 1300)
         let rows = Array(0..<40)
         func check<Scalar: AttentionScalar>(_ round: (Float) -> Scalar) throws {
             let attention = try whole.attention
@@ -156,8 +166,11 @@ import Testing
     }
 
     /// So few rows that keys are not packed before, as in decoding; states that another process goes on with.
-    @Test func fewRowsAndStatesThatTravel() throws {
-        let whole = try Whole(Self.rules[2], queries: 2, keys: 2500)
+    @Test(arguments: AttentionProducts.allCases)
+    func fewRowsAndStatesThatTravel(_ products: AttentionProducts) throws {
+        var rules = Self.rules[2]
+        rules.products = products
+        let whole = try Whole(rules, queries: 2, keys: 2500)
         let (q, k, v) = whole.tensors
         let expected = try whole.attention.forward(queries: q, keys: k, values: v)
         let (here, there) = (try whole.partwise([0, 1]), try whole.partwise([0, 1], threads: 1))
@@ -230,6 +243,27 @@ import Testing
         whole = try Whole(Self.rules[1], queries: 1100, keys: 1100, poisoned: 1000..<1100)
         let poisoned = try whole.results(whole.partwise(rows), rows, cut: [0, 1024, 1100]) { $0 }
         #expect(poisoned.bits == clean.bits)
+    }
+
+    @Test func productsOfBFloat16HaveNoGradients() throws {
+        let attention = try Whole(Self.bfloat16Products[0], queries: 3, keys: 0).partwise([0, 1, 2], threads: 1)
+        let running = try attention.begin()
+        let floats = UnsafeMutableBufferPointer<Float>.allocate(capacity: attention.shape.outputCount)
+        defer { floats.deallocate() }
+        let (all, none) = (UnsafeBufferPointer(floats), UnsafeMutableBufferPointer<Float>(start: nil, count: 0))
+        var record = ForwardRecord()
+        expectRefusal(.composition, "products") { try attention.finish(running, into: floats, recording: &record) }
+        expectRefusal(.composition, "products") {
+            try attention.deltas(output: all, outputGradient: all, record: record, into: floats)
+        }
+        let empty = UnsafeBufferPointer(none)
+        expectRefusal(.composition, "products") {
+            try attention.addGradients(
+                of: .init(
+                    queries: empty, outputGradient: empty, references: empty, factors: empty, deltas: empty,
+                    queryGradient: none), groupHead: 0,
+                against: .init(keys: empty, values: empty, keyGradient: none, valueGradient: none, range: 0..<0))
+        }
     }
 
     @Test func noRowsAndNoKeys() throws {

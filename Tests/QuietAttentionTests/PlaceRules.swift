@@ -17,6 +17,11 @@ struct PlaceRules: Sendable, CustomStringConvertible {
     var alibi: ALiBi?
     var positions = PositionCase("none", nil)
     var sink = AttentionSink.softmax1
+    var numbers = CacheNumbers.float32
+
+    /// How far results may be from the formulas, relative in the 2-norm: weights of products of bfloat16 have 8 bits, and so
+    /// have queries, keys and values.
+    var tolerance: Double { numbers.products == .float32 ? 3e-6 : 1e-2 }
 
     static let headDimension = 6
 
@@ -58,14 +63,22 @@ struct PlaceRules: Sendable, CustomStringConvertible {
         ]
         + encodings.map { PlaceRules(description: "\($0)", positions: $0) }
         + [
+            PlaceRules(description: "products of bfloat16", numbers: .bfloat16Products),
+            PlaceRules(
+                description: "products of turned rows", positions: encodings[0], sink: .logKeys(offset: -1),
+                numbers: .bfloat16Products),
+            PlaceRules(
+                description: "products under a window", mask: .window(70), before: 69, scaling: .logKeys(base: 8),
+                alibi: .standard, numbers: .bfloat16Products),
             PlaceRules(
                 description: "everything", mask: .window(1500), before: 1499, scaling: .logKeys(base: 8),
-                alibi: .standard, positions: encodings[0], sink: .logKeys())
+                alibi: .standard, positions: encodings[0], sink: .logKeys()),
         ]
 
     func attention(_ problem: CacheProblem, _ kernels: KernelSet? = nil, threads: Int = 1) throws -> CachedAttention {
         try problem.attention(
-            kernels, sink: sink, rules: .init(scaling: scaling, alibi: alibi), threads: threads)
+            kernels, sink: sink, rules: .init(scaling: scaling, alibi: alibi), products: numbers.products,
+            threads: threads)
     }
 
     func cache(
@@ -73,8 +86,9 @@ struct PlaceRules: Sendable, CustomStringConvertible {
     ) throws -> KeyValueCache {
         var cache = try KeyValueCache(
             keyValueHeads: problem.keyValueHeads, headDimension: problem.headDimension,
-            valueDimension: problem.valueDimension, window: window, positions: positions.positions,
-            queryKeyNorm: positions.norm, kernels: kernels)
+            valueDimension: problem.valueDimension, storage: numbers.storage, window: window,
+            positions: positions.positions, queryKeyNorm: positions.norm, products: numbers.products,
+            kernels: kernels)
         try problem.append(range, to: &cache)
         return cache
     }
@@ -96,6 +110,7 @@ struct PlaceRules: Sendable, CustomStringConvertible {
         reference.firstKeyOffset = before.map { diagonal - $0 }
         reference.lastKeyOffset = after.map { diagonal + $0 + 1 }
         reference.places = places
+        reference.products = numbers.products == .float32 ? .float32 : .bfloat16
         reference.allowed = allowed.map { ReferenceBroadcast($0, extents: [1, 1, places.count, problem.tokens]) }
         reference.alibiSlopes = try alibi.map { _ in try ALiBi.slopes(queryHeads: heads) }
         let counts = counts.map { given in (0..<heads).flatMap { _ in given } } ?? reference.visibleKeyCounts

@@ -13,38 +13,47 @@ import Testing
 
     private static let cases = PlaceRules.encodings(length: 2000)
 
-    private func prefill(_ positions: PositionCase) throws -> AttentionResult {
-        try prefill(positions.positions, positions.norm)
+    private func prefill(
+        _ positions: PositionCase, _ products: AttentionProducts = .float32
+    ) throws -> AttentionResult {
+        try prefill(positions.positions, positions.norm, products)
     }
 
-    private func prefill(_ positions: AttentionPositions, _ norm: QueryKeyNorm? = nil) throws -> AttentionResult {
+    private func prefill(
+        _ positions: AttentionPositions, _ norm: QueryKeyNorm? = nil, _ products: AttentionProducts = .float32
+    ) throws -> AttentionResult {
         let problem = Self.problem
         let shape = try AttentionShape(
             queryHeads: problem.queryHeads, keyValueHeads: problem.keyValueHeads, queries: Self.last.count,
             keys: problem.tokens, headDimension: problem.headDimension, valueDimension: problem.valueDimension)
-        return try Attention(shape, sink: .softmax1, mask: .causal, positions: positions, queryKeyNorm: norm)
-            .forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
+        let attention = try Attention(
+            shape, sink: .softmax1, mask: .causal, positions: positions, queryKeyNorm: norm, products: products)
+        return try attention.forward(queries: problem.queries(Self.last), keys: problem.keys, values: problem.values)
     }
 
-    private func cache(_ positions: PositionCase, _ kernels: KernelSet) throws -> KeyValueCache {
+    private func cache(
+        _ positions: PositionCase, _ kernels: KernelSet, _ numbers: CacheNumbers = .float32
+    ) throws -> KeyValueCache {
         try KeyValueCache(
             keyValueHeads: Self.problem.keyValueHeads, headDimension: 6, valueDimension: Self.problem.valueDimension,
-            positions: positions.positions, queryKeyNorm: positions.norm, kernels: kernels)
+            storage: numbers.storage, positions: positions.positions, queryKeyNorm: positions.norm,
+            products: numbers.products, kernels: kernels)
     }
 
-    @Test("prefill, parts and steps", arguments: cases)
-    func equalsOnePrefill(positions: PositionCase) throws {
+    /// Prepared keys are rounded once where products are of bfloat16.
+    @Test("prefill, parts and steps", arguments: cases, [CacheNumbers.float32, .bfloat16Products])
+    func equalsOnePrefill(positions: PositionCase, numbers: CacheNumbers) throws {
         let problem = Self.problem
-        let expected = try prefill(positions)
-        for kernels in KernelSet.available {
-            var cache = try cache(positions, kernels)
+        let expected = try prefill(positions, numbers.products)
+        for kernels in KernelSet.available + (numbers == .float32 ? [] : [.emulatedTiles]) {
+            var cache = try cache(positions, kernels, numbers)
             for (begin, end) in [(0, 1), (1, 63), (63, 65), (65, 700), (700, 1080), (1080, 1060), (1060, 1061)] {
                 if end < begin { try cache.truncate(to: end) } else { try problem.append(begin..<end, to: &cache) }
             }
             for (begin, end) in [(1060, 1061), (1061, 1062), (1062, 1063), (1063, 1099), (1099, 1100)] {
                 if end > cache.count { try problem.append(begin..<end, to: &cache) }
                 for threads in [1, 3] {
-                    let result = try problem.attention(kernels, threads: threads)
+                    let result = try problem.attention(kernels, products: numbers.products, threads: threads)
                         .attend(queries: problem.queries(begin..<end), cache: cache)
                     for token in begin..<end {
                         #expect(

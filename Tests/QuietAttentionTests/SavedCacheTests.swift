@@ -2,6 +2,7 @@
 // SavedCacheTests.swift - caches as bytes and in files: the same bits again, and damage that is noticed.
 
 import SeededInputs
+import TestSupport
 import Testing
 
 @testable import QuietAttention
@@ -17,33 +18,36 @@ import Testing
 @Suite struct SavedCacheTests {
     private let problem = CacheProblem(tokens: 330)
 
-    @Test(arguments: KeyValueCache.Storage.allCases, [0, 1, 63, 64, 300])
-    func restoredBitsAreTheSame(_ storage: KeyValueCache.Storage, _ tokens: Int) throws {
+    @Test(arguments: CacheNumbers.all, [0, 1, 63, 64, 300])
+    func restoredBitsAreTheSame(_ numbers: CacheNumbers, _ tokens: Int) throws {
         for window in [nil, 70] {
-            var cache = try problem.cache(storage, window: window, appending: 0..<tokens / 2)
+            var cache = try problem.cache(numbers, window: window, appending: 0..<tokens / 2)
             try problem.append(tokens / 2..<tokens, to: &cache)
             let bytes = try cache.savedBytes()
             #expect(bytes.count == 96 + cache.pages.count * cache.pageBytes)
-            var restored = try problem.cache(storage, window: window, appending: 0..<9)
+            var restored = try problem.cache(numbers, window: window, appending: 0..<9)
             try restored.restore(from: bytes)
             #expect(restored.positions == cache.positions && restored.freedPages == cache.freedPages)
             #expect(try restored.savedBytes() == bytes)
             try problem.append(tokens..<330, to: &cache)
             try problem.append(tokens..<330, to: &restored)
-            let (attention, queries) = (try problem.attention(), problem.queries(tokens..<330))
+            let attention = try problem.attention(products: numbers.products)
+            let queries = problem.queries(tokens..<330)
             #expect(
                 try attention.attend(queries: queries, cache: restored).bits
                     == attention.attend(queries: queries, cache: cache).bits)
         }
     }
 
-    @Test func bytesDependOnTokensAlone() throws {
+    @Test(arguments: CacheNumbers.all)
+    func bytesDependOnTokensAlone(_ numbers: CacheNumbers) throws {
         // Memory that held NaN, and tokens that were taken back, leave no trace.
-        var cache = try problem.cache(.bfloat16, appending: 0..<100, allocate: memoryOfNaN)
-        try problem.append(100..<130, to: &cache)
+        var cache = try problem.cache(numbers, appending: 0..<100, allocate: memoryOfNaN)
+        try cache.append(keys: [Float](repeating: .nan, count: 10), values: [Float](repeating: .nan, count: 36))
+        try problem.append(101..<130, to: &cache)
         try cache.truncate(to: 90)
-        for kernels in KernelSet.available {
-            let fresh = try problem.cache(.bfloat16, kernels: kernels, appending: 0..<90)
+        for kernels in KernelSet.available + [.emulatedTiles] {
+            let fresh = try problem.cache(numbers, kernels: kernels, appending: 0..<90)
             #expect(try fresh.savedBytes() == cache.savedBytes())
         }
     }
@@ -113,12 +117,13 @@ import Testing
         let rotary = AttentionPositions.rotary()
         func cache(
             heads: Int = 2, dimension: Int = 8, values: Int = 8, _ storage: KeyValueCache.Storage = .float16,
-            window: Int? = 40, rollback: Int = 3, positions: AttentionPositions = .rotary(), norm: QueryKeyNorm? = nil
+            window: Int? = 40, rollback: Int = 3, positions: AttentionPositions = .rotary(), norm: QueryKeyNorm? = nil,
+            products: AttentionProducts = .float32
         ) throws -> KeyValueCache {
             try KeyValueCache(
                 keyValueHeads: heads, headDimension: dimension, valueDimension: values, storage: storage,
                 window: window,
-                rollbackTokens: rollback, positions: positions, queryKeyNorm: norm)
+                rollbackTokens: rollback, positions: positions, queryKeyNorm: norm, products: products)
         }
         var saved = try cache()
         try saved.append(keys: [Float](repeating: 1, count: 80), values: [Float](repeating: 2, count: 80))
@@ -138,6 +143,14 @@ import Testing
         var small = try KeyValueCache(
             keyValueHeads: 2, headDimension: 8, storage: .float16, window: 40, rollbackTokens: 3, maximumTokens: 4,
             positions: rotary)
+        // Blocks of bfloat16 for either kind of products, whose lengths may be equal.
+        let kinds: [AttentionProducts] = [.float32, .bfloat16]
+        for (products, other) in [(kinds[0], kinds[1]), (kinds[1], kinds[0])] {
+            let bytes = try cache(.bfloat16, products: products).savedBytes()
+            var restored = try cache(.bfloat16, products: other)
+            let error = expectRefusal(.cacheShape, "saved cache") { try restored.restore(from: bytes) }
+            #expect(error?.description.contains("products of bfloat16") ?? false)
+        }
         expectRefusal(.cacheLimit, "bytes") { try small.restore(from: bytes) }
     }
 

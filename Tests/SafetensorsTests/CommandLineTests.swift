@@ -257,7 +257,9 @@ import Testing
         ["bench", "--queries=-1"], ["bench", "--query-heads", "3", "--kv-heads", "2"], ["bench", "--head-dim", "0"],
         ["bench", "--queries", "9999999999999999999"], ["bench", "--batch", "9223372036854775807"],
         ["bench", "--seed=-1"], ["bench", "--products", "f16"],
-        ["bench", "--products", "bf16", "--pass", "decode"], ["bench", "--products", "bf16", "--pass", "backward"],
+        ["bench", "--products", "bf16", "--pass", "decode", "--storage", "f32"],
+        ["bench", "--products", "bf16", "--pass", "decode", "--storage", "int8"],
+        ["bench", "--products", "bf16", "--pass", "backward"],
         ["info", "more"],
     ])
     func usageErrors(arguments: [String]) throws {
@@ -340,6 +342,12 @@ import Testing
         let others = try [["--seed", "2"], ["--sink", "softmax"], ["--mask", "window=9"], ["--storage", "bf16"]].map(
             digest)
         #expect(Set(others + [expected]).count == 5)
+        // Caches for products of bfloat16 are of bfloat16, however the inputs were rounded.
+        let products = try digest(["--products", "bf16"])
+        #expect(products != expected)
+        for storage in [[], ["--storage", "bf16"]] {
+            #expect(try digest(["--products", "bf16", "--pass", "decode", "--mask", "none"] + storage) == products)
+        }
     }
 
     @Test func benchRefusesMoreMemoryThanThereIs() throws {

@@ -4,7 +4,7 @@
 extension Attention {
     /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a buffer of what the problem does not have.
     func check<Element: AttentionScalar>(_ gradients: AttentionGradientBuffers<Element>) throws(AttentionError) {
-        try checkHasGradients()
+        try products.checkHaveGradients()
         try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
         try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
         try checkCount("gradients.values", gradients.values.count, shape.valueCount)
@@ -32,13 +32,6 @@ extension Attention {
                 .scaling, "scaling.scalableSoftmax[\(head)]",
                 expected: "a number other than 0 where its gradient is wanted, which is made by a division",
                 found: "\(factor)")
-        }
-    }
-
-    func checkHasGradients() throws(AttentionError) {
-        guard products == .float32 else {
-            throw AttentionError(
-                .composition, "products", expected: "float32, which alone has gradients", found: products.rawValue)
         }
     }
 

@@ -105,8 +105,8 @@ extension CachedAttention {
     ///   - output: `[B, H, L, E]`, apart from the queries, of any storage type.
     ///   - logSumExp: `[B, H, L]`; nil: not wanted.
     ///   - sinkShare: `[B, H, L]`; nil: not wanted.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `headGroups`, `offsets`, `cacheShape`, `cacheRange` (a row
-    ///   sees tokens that the cache's window has left behind), `position`, `positionCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `headGroups`, `offsets`, `cacheShape`, `composition`
+    ///   (caches made for other products), `cacheRange` (a row sees tokens that the cache's window has left behind), `position`, `positionCount`, `window`, `keyLength`, `keyLengthCount`, `broadcastExtent`
     ///   or `memory`; the outputs are untouched then.
     public func attend<Input: AttentionScalar, Output: AttentionScalar>(
         queries: UnsafeBufferPointer<Input>, caches: [KeyValueCache], queryOffsets: [Int]? = nil,

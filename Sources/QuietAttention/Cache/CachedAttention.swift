@@ -43,6 +43,8 @@ public final class CachedAttention: Sendable {
     public var alibi: ALiBi? { rules.alibi }
     /// How scores become weights.
     public var normaliser: AttentionNormaliser { rules.normaliser }
+    /// Which numbers are multiplied: as of all caches.
+    public let products: AttentionProducts
     /// The order of dimensions of queries and output; nil: that of the caches, or `[total, heads, dimension]` where a call
     /// has `queryOffsets`.
     public let layout: AttentionLayout?
@@ -62,6 +64,7 @@ public final class CachedAttention: Sendable {
     ///   - queryHeads: H, 0...2^20, a multiple of the caches' key/value heads.
     ///   - rules: how scores become weights. Clipped softmax needs a row's whole sum before its first weight: the keys of a
     ///     head are then one work item, whatever their number.
+    ///   - products: which numbers are multiplied, as of the caches (``KeyValueCache/products``).
     ///   - layout: nil: that of the caches, or `[total, heads, dimension]` with `queryOffsets`.
     ///   - threads: at most so many, 1 and up; nil: the CPUs this process may run on. Short work uses fewer.
     ///   - kernels: nil: the best for this CPU, or what the environment variable `QUIET_ATTENTION_KERNELS` names.
@@ -69,33 +72,32 @@ public final class CachedAttention: Sendable {
     /// - Throws: ``AttentionError`` of kind `dimension`, `scale`, `softcap`, `alibi`, `normaliser`, `composition`, `sink`,
     ///   `sinkCount`, `threads` or `kernelSet`.
     public convenience init(
-        queryHeads: Int, rules: ScoreRules, layout: AttentionLayout? = nil, threads: Int? = nil,
-        kernels: KernelSet? = nil,
-        workspace: AttentionWorkspace? = nil
+        queryHeads: Int, rules: ScoreRules, products: AttentionProducts = .float32, layout: AttentionLayout? = nil,
+        threads: Int? = nil, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
-            queryHeads: queryHeads, rules: rules, layout: layout, threads: threads, kernels: kernels,
-            workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
+            queryHeads: queryHeads, rules: rules, products: products, layout: layout, threads: threads,
+            kernels: kernels, workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
     }
 
     /// The same, with the members of ``ScoreRules`` one by one.
     public convenience init(
         queryHeads: Int, sink: AttentionSink, scale: Double? = nil, scaling: ScoreScaling = .constant,
         softcap: Double? = nil, alibi: ALiBi? = nil, normaliser: AttentionNormaliser = .softmax,
-        layout: AttentionLayout? = nil, threads: Int? = nil, kernels: KernelSet? = nil,
-        workspace: AttentionWorkspace? = nil
+        products: AttentionProducts = .float32, layout: AttentionLayout? = nil, threads: Int? = nil,
+        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         try self.init(
             queryHeads: queryHeads,
             rules: ScoreRules(
                 sink: sink, scale: scale, scaling: scaling, softcap: softcap, alibi: alibi, normaliser: normaliser),
-            layout: layout, threads: threads, kernels: kernels, workspace: workspace)
+            products: products, layout: layout, threads: threads, kernels: kernels, workspace: workspace)
     }
 
     /// With a threshold for threads, which tests lower so that small work is spread as well.
     init(
-        queryHeads: Int, rules: ScoreRules, layout: AttentionLayout? = nil, threads: Int?, kernels: KernelSet? = nil,
-        workspace: AttentionWorkspace? = nil, nanosecondsPerWorker: Double
+        queryHeads: Int, rules: ScoreRules, products: AttentionProducts = .float32, layout: AttentionLayout? = nil,
+        threads: Int?, kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil, nanosecondsPerWorker: Double
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
         defer { mode.leave() }
@@ -106,6 +108,7 @@ public final class CachedAttention: Sendable {
         self.rules = rules
         sinks = try rules.sink.logits(queryHeads: queryHeads)
         _ = try rules.alibi?.checkedSlopes(queryHeads: queryHeads)
+        self.products = products
         self.layout = layout
         self.threads = try Attention.checked(threads: threads)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }

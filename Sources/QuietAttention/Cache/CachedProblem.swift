@@ -62,6 +62,11 @@ struct CachedProblem {
             throw AttentionError(
                 .cacheShape, "caches[\(index)]", expected: first.headDescription, found: cache.headDescription)
         }
+        for (index, cache) in caches.enumerated() where cache.products != attention.products {
+            throw AttentionError(
+                .composition, "caches[\(index)]", expected: "one made for products of \(attention.products.rawValue)",
+                found: "one for products of \(cache.products.rawValue)")
+        }
         if let queryOffsets {
             var keyOffsets = [0]
             for cache in caches { keyOffsets.append(keyOffsets[keyOffsets.count - 1] + cache.count) }

@@ -146,7 +146,7 @@ struct CachedSchedule {
 extension CachedSchedule.Sequence {
     init(_ plan: SequencePlan, _ problem: CachedProblem, _ kernels: KernelSet, chunks: Range<Int>?) {
         self.plan = plan
-        storage = problem.caches[plan.item].storage.kernelStorage
+        storage = problem.caches[plan.item].packedStorage
         self.chunks = chunks ?? plan.chunks
         let rows = problem.groupHeads * plan.queries
         // Units of equal length, in whole tiles.

@@ -222,7 +222,7 @@ extension KeyValueCache {
                     arguments.key_begin = begin - page * Self.pageTokens
                     arguments.key_end = end - page * Self.pageTokens
                     arguments.blocks = qattn_blocks(
-                        base: block(page: page, head: head), table: nil, storage: storage.kernelStorage,
+                        base: block(page: page, head: head), table: nil, storage: packedStorage,
                         head_dim: headDimension, value_dim: valueDimension)
                     if let preparation {
                         let table = memory.baseAddress!

@@ -68,7 +68,7 @@ extension KeyValueCache {
                 // All rows are the same one: strides are 0.
                 (arguments.key_begin, arguments.key_end) = (tokens, Self.pageTokens)
                 arguments.blocks = qattn_blocks(
-                    base: copy, table: nil, storage: storage.kernelStorage, head_dim: headDimension,
+                    base: copy, table: nil, storage: packedStorage, head_dim: headDimension,
                     value_dim: valueDimension)
                 kernels.functions.pointee.pack(&arguments)
             }
@@ -81,8 +81,8 @@ extension KeyValueCache {
     /// Takes the tokens of a saved cache in the place of those held: the same bits, so that everything computed from them is
     /// the same.
     ///
-    /// - Parameter bytes: of a cache that was made with the same heads, dimensions, storage, window, rollback, positions and
-    ///   norms.
+    /// - Parameter bytes: of a cache that was made with the same heads, dimensions, storage, products, window, rollback, positions
+    ///   and norms.
     /// - Throws: ``AttentionError`` of kind `savedCache` (not a saved cache, damaged, cut off, or of another version),
     ///   `cacheShape` (of a cache that was made otherwise), `cacheLimit`, `position` or `memory`; the cache is unchanged then.
     public mutating func restore(from bytes: RawSpan) throws(AttentionError) {

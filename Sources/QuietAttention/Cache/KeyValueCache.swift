@@ -37,8 +37,11 @@ import CKernels
 /// *Layout*. ``layout`` is the order of dimensions of everything that is appended; queries and outputs of
 /// ``CachedAttention`` have it too, unless that has a layout of its own.
 ///
+/// *Products*. A cache of bfloat16 may be made for ``AttentionProducts/bfloat16``: tokens are then laid out as products of
+/// bfloat16 read them, and magnitudes below 2^-56 become 0. ``CachedAttention`` has the same products as its caches.
+///
 /// *Bits*. However tokens are appended, together or one by one, and whatever was forked and truncated in between,
-/// attention over a cache gives the same bits; over float32 storage those of ``Attention``.
+/// attention over a cache gives the same bits; over float32 storage, and by products of bfloat16, those of ``Attention``.
 public struct KeyValueCache: Sendable {
     /// How elements are stored.
     public enum Storage: Sendable, Hashable, CaseIterable {
@@ -74,6 +77,8 @@ public struct KeyValueCache: Sendable {
     public let encoding: AttentionPositions
     /// How keys and queries are normalised before that; nil: not at all.
     public let queryKeyNorm: QueryKeyNorm?
+    /// Which numbers attention over this cache multiplies.
+    public let products: AttentionProducts
     /// The kernels that pack. The packed form is the same for all.
     public let kernels: KernelSet
 
@@ -118,21 +123,22 @@ public struct KeyValueCache: Sendable {
     ///   - positions: how keys and queries are turned by their positions, which count from the first token; an offset
     ///     moves them. Dynamic NTK scaling needs a length.
     ///   - queryKeyNorm: how keys and queries are normalised before that; nil: not at all.
+    ///   - products: which numbers attention over this cache multiplies; products of bfloat16 are of bfloat16 storage.
     ///   - kernels: nil: the best for this CPU, or what `QUIET_ATTENTION_KERNELS` names.
-    /// - Throws: ``AttentionError`` of kind `dimension`, `window`, `overflow`, `rotaryEmbedding`, `position`,
+    /// - Throws: ``AttentionError`` of kind `dimension`, `window`, `composition`, `overflow`, `rotaryEmbedding`, `position`,
     ///   `queryKeyNorm` or `kernelSet`.
     public init(
         keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, storage: Storage = .float32,
         window: Int? = nil, rollbackTokens: Int = Self.usualRollback, maximumTokens: Int? = nil,
         layout: AttentionLayout = .batchHeadsSequence, positions: AttentionPositions = .none,
-        queryKeyNorm: QueryKeyNorm? = nil, kernels: KernelSet? = nil
+        queryKeyNorm: QueryKeyNorm? = nil, products: AttentionProducts = .float32, kernels: KernelSet? = nil
     ) throws(AttentionError) {
         self = try inFloatMode { () throws(AttentionError) in
             try KeyValueCache(
                 keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
                 storage: storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
                 layout: layout, positions: positions,
-                queryKeyNorm: queryKeyNorm, kernels: kernels, allocate: ExtentMemory.allocate)
+                queryKeyNorm: queryKeyNorm, products: products, kernels: kernels, allocate: ExtentMemory.allocate)
         }
     }
 
@@ -141,7 +147,7 @@ public struct KeyValueCache: Sendable {
         keyValueHeads: Int, headDimension: Int, valueDimension: Int?, storage: Storage, window: Int?,
         rollbackTokens: Int = Self.usualRollback, maximumTokens: Int?,
         layout: AttentionLayout = .batchHeadsSequence, positions: AttentionPositions = .none,
-        queryKeyNorm: QueryKeyNorm? = nil,
+        queryKeyNorm: QueryKeyNorm? = nil, products: AttentionProducts = .float32,
         kernels: KernelSet?, allocate: @escaping AlignedMemory.Allocate
     ) throws(AttentionError) {
         let most = AttentionShape.longestSequence
@@ -161,6 +167,11 @@ public struct KeyValueCache: Sendable {
         if let maximumTokens, maximumTokens < 0 {
             throw AttentionError(.dimension, "maximumTokens", expected: "0 or more", found: "\(maximumTokens)")
         }
+        guard products == .float32 || storage == .bfloat16 else {
+            throw AttentionError(
+                .composition, "products", expected: "float32, or storage of bfloat16 for products of bfloat16",
+                found: "products of bfloat16 over storage of \(storage)")
+        }
         self.keyValueHeads = keyValueHeads
         self.headDimension = headDimension
         self.valueDimension = head.valueDimension
@@ -173,17 +184,26 @@ public struct KeyValueCache: Sendable {
         self.allocate = allocate
         encoding = positions
         self.queryKeyNorm = queryKeyNorm
+        self.products = products
         preparation = try RowPreparation(
             positions, queryKeyNorm, queryHeads: nil, keyValueHeads: keyValueHeads, headDimension: headDimension)
         try positions.checkFitsCache()
         angles = try preparation?.angles(length: 0)
-        let blockBytes = qattn_block_bytes(storage.kernelStorage, headDimension, head.valueDimension)
+        let blockBytes = qattn_block_bytes(
+            Self.packedStorage(storage, products), headDimension, head.valueDimension)
         guard !blockBytes.multipliedReportingOverflow(by: keyValueHeads).overflow else {
             throw AttentionError(
                 .overflow, "keyValueHeads", expected: "a page of at most \(Int.max) bytes",
                 found: "\(keyValueHeads) heads of \(blockBytes) bytes")
         }
         self.blockBytes = blockBytes
+    }
+
+    /// What keys and values are packed in.
+    var packedStorage: qattn_storage { Self.packedStorage(storage, products) }
+
+    private static func packedStorage(_ storage: Storage, _ products: AttentionProducts) -> qattn_storage {
+        products == .float32 ? storage.kernelStorage : products.packedStorage
     }
 
     /// Positions of the tokens held: from 0, or from the first token of the oldest page that the window has not left

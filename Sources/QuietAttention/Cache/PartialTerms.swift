@@ -6,6 +6,7 @@ struct PartialTerms: Sendable {
     let scale: Double
     let softcap: Double?
     let alibi: ALiBi?
+    let products: AttentionProducts
     let positions: AttentionPositions
     let norm: QueryKeyNorm?
     /// What each row's scale is multiplied by, `[queryHeads][queries]`; empty: 1.
@@ -20,7 +21,7 @@ struct PartialTerms: Sendable {
     /// - Parameter problem: of one cache.
     init(_ scores: CheckedScores, _ problem: CachedProblem, _ cache: KeyValueCache, mask: AttentionMask) {
         (scale, softcap, alibi) = (scores.scale, scores.rules.softcap, scores.rules.alibi)
-        (positions, norm) = (cache.encoding, cache.queryKeyNorm)
+        (products, positions, norm) = (cache.products, cache.encoding, cache.queryKeyNorm)
         let plan = problem.sequences.first
         factors = problem.scores.factors(heads: problem.shape.queryHeads, queries: problem.shape.queries)
         (places, keyCounts) = (plan?.positions ?? [], plan?.keyCounts)
@@ -50,6 +51,9 @@ struct PartialTerms: Sendable {
         }
         guard (scale, softcap) == (next.scale, next.softcap), alibi == next.alibi else {
             throw refusal("attention", "the scale, softcap and ALiBi of the part before", "others")
+        }
+        guard products == next.products else {
+            throw refusal("products", "\(products.rawValue), as of the part before", next.products.rawValue)
         }
         guard positions == next.positions, norm == next.norm else {
             throw refusal("cache", "the positions and the norm of the cache of the part before", "others")

@@ -24,11 +24,12 @@ struct SavedCacheHeader: Equatable {
         headDimension = UInt64(cache.headDimension)
         valueDimension = UInt64(cache.valueDimension)
         storage =
-            switch cache.storage {
-            case .float32: 0
-            case .float16: 1
-            case .bfloat16: 2
-            case .int8: 3
+            switch (cache.storage, cache.products) {
+            case (.float32, _): 0
+            case (.float16, _): 1
+            case (.bfloat16, .float32): 2
+            case (.int8, _): 3
+            case (.bfloat16, .bfloat16): 4
             }
         window = UInt64(cache.window ?? 0)
         rollbackTokens = UInt64(cache.rollbackTokens)
@@ -78,10 +79,13 @@ struct SavedCacheHeader: Equatable {
         ]
     }
 
+    /// In the order of their numbers. Blocks for products of bfloat16 lie otherwise than those of bfloat16.
+    private static let storages = ["float32", "float16", "bfloat16", "int8", "bfloat16 with products of bfloat16"]
+
     /// A field as messages show it: storages by name, and of a checksum that it is another.
     private static func text(_ field: UInt64, of name: String) -> String {
         switch name {
-        case "storage": field < 4 ? ["float32", "float16", "bfloat16", "int8"][Int(field)] : "\(field)"
+        case "storage": field < UInt64(storages.count) ? storages[Int(field)] : "\(field)"
         case "positions and norms": "with the checksum \(String(field, radix: 16))"
         case "window": field == 0 ? "none" : "\(field)"
         default: "\(field)"

@@ -59,7 +59,7 @@ struct PartRun: @unchecked Sendable {
 
     private func blocks(_ base: UnsafeMutableRawPointer) -> qattn_blocks {
         qattn_blocks(
-            base: base, table: nil, storage: QATTN_FLOAT32, head_dim: shape.headDimension,
+            base: base, table: nil, storage: attention.products.packedStorage, head_dim: shape.headDimension,
             value_dim: shape.valueDimension)
     }
 

@@ -28,7 +28,8 @@ struct PartSchedule {
         kernelBytes = ForwardSchedule.Memory.forwardBytes(shape)
         stateBytes = AlignedMemory.aligned(
             attention.kernels.queryBlock * qattn_state_floats(shape.valueDimension) * MemoryLayout<Float>.stride)
-        let block = qattn_block_bytes(QATTN_FLOAT32, shape.headDimension, shape.valueDimension)
+        let block = qattn_block_bytes(
+            attention.products.packedStorage, shape.headDimension, shape.valueDimension)
         let preparedBytes =
             attention.preparation == nil
             ? 0

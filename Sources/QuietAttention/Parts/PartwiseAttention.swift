@@ -36,6 +36,8 @@ public final class PartwiseAttention: Sendable {
     public let shape: AttentionShape
     /// Most threads that a call uses.
     public let threads: Int
+    /// Which numbers are multiplied.
+    public let products: AttentionProducts
     /// The kernels that calls use.
     public let kernels: KernelSet
 
@@ -68,6 +70,7 @@ public final class PartwiseAttention: Sendable {
     ///   - bias: `[1, heads or 1, L or 1, keys]`.
     ///   - positions: how queries and keys are turned: key j stands at j, queries at their places.
     ///   - queryKeyNorm: as of ``Attention``.
+    ///   - products: as of ``Attention``.
     ///   - threads: as of ``Attention``.
     ///   - kernels: as of ``Attention``.
     ///   - workspace: memory to share with others; nil: its own.
@@ -76,8 +79,9 @@ public final class PartwiseAttention: Sendable {
     public convenience init(
         queryHeads: Int, keyValueHeads: Int? = nil, headDimension: Int, valueDimension: Int? = nil, keys: Int,
         places: QueryPlaces, rules: ScoreRules, mask: AttentionMask = .none, bias: BroadcastTensor<Float>? = nil,
-        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil, threads: Int? = nil,
-        kernels: KernelSet? = nil, workspace: AttentionWorkspace? = nil
+        positions: AttentionPositions = .none, queryKeyNorm: QueryKeyNorm? = nil,
+        products: AttentionProducts = .float32, threads: Int? = nil, kernels: KernelSet? = nil,
+        workspace: AttentionWorkspace? = nil
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
         defer { mode.leave() }
@@ -85,15 +89,16 @@ public final class PartwiseAttention: Sendable {
             batch: 1, queryHeads: queryHeads, keyValueHeads: keyValueHeads, queries: places.positions.count, keys: keys,
             headDimension: headDimension, valueDimension: valueDimension)
         try self.init(
-            shape, places, rules, mask, bias, positions, queryKeyNorm, threads: threads, kernels: kernels,
+            shape, places, rules, mask, bias, positions, queryKeyNorm, products, threads: threads, kernels: kernels,
             workspace: workspace, nanosecondsPerWorker: WorkerCount.nanosecondsPerWorker)
     }
 
     /// With a threshold for threads, which tests lower so that small work is spread as well.
     init(
         _ shape: AttentionShape, _ places: QueryPlaces, _ rules: ScoreRules, _ mask: AttentionMask,
-        _ bias: BroadcastTensor<Float>?, _ positions: AttentionPositions, _ norm: QueryKeyNorm?, threads: Int?,
-        kernels: KernelSet?, workspace: AttentionWorkspace?, nanosecondsPerWorker: Double
+        _ bias: BroadcastTensor<Float>?, _ positions: AttentionPositions, _ norm: QueryKeyNorm?,
+        _ products: AttentionProducts = .float32, threads: Int?, kernels: KernelSet?, workspace: AttentionWorkspace?,
+        nanosecondsPerWorker: Double
     ) throws(AttentionError) {
         let mode = FloatMode.enter()
         defer { mode.leave() }
@@ -117,6 +122,7 @@ public final class PartwiseAttention: Sendable {
         try mask.check(fits: shape)
         try bias?.check("bias", fits: shape)
         self.shape = shape
+        self.products = products
         (allowed, self.bias) = (mask.allowed, bias)
         sinks = try rules.sink.logits(queryHeads: shape.queryHeads)
         plan = SequencePlan(
