@@ -79,44 +79,40 @@ struct BackwardRun: @unchecked Sendable {
         schedule.share(pieces.count, memory) { number, worker in body.run(pieces[number], group, worker) }
     }
 
-    /// One group on all workers: each claims spans of keys in ascending order, and takes a panel of rows through its span
-    /// when the span before has left it.
-    ///
-    /// *No deadlock.* A span waits only for the one before it, which a running worker has claimed earlier; the first of all
-    /// unfinished spans waits for none.
+    /// One group on all workers: each takes panels of rows through the spans of keys that it holds.
     private func share(_ group: Group) {
-        let counters = schedule.counters(memory)
-        let spans = BackwardSchedule.spans(keys: group.sequence.keys)
-        WorkerPool.shared.share(spans, counters, workers: schedule.workers, woken: schedule.wokenWorkers) {
-            span, worker in
-            run(group, span: span, counters: counters, worker: worker)
+        let sequence = group.sequence
+        let panels = BackwardSchedule.panels(queries: sequence.queries)
+        let spans = SharedSpans(
+            schedule.counters(memory), spans: BackwardSchedule.spans(keys: sequence.keys), panels: groupHeads * panels)
+        WorkerPool.shared.run(workers: schedule.workers, woken: schedule.wokenWorkers) { worker in
+            spans.work { span, panel in
+                let (head, part) = panel.quotientAndRemainder(dividingBy: panels)
+                let first = part * BackwardSchedule.panelRows
+                let rows = first..<min(first + BackwardSchedule.panelRows, sequence.queries)
+                if panel == 0 { clearKeys(of: group, keys(ofSpan: span, sequence), andUnseen: span == 0) }
+                run(group, span: span, head: head, rows: rows, worker: worker)
+            }
         }
     }
 
-    private func run(_ group: Group, span: Int, counters: SharedCounters, worker: Int) {
-        let sequence = group.sequence
-        let spanKeys = BackwardSchedule.spanBlocks * SequencePlan.block
-        let keys = min(span * spanKeys, sequence.keys)..<min((span + 1) * spanKeys, sequence.keys)
-        clearKeys(of: group, keys, andUnseen: span == 0)
+    private func keys(ofSpan span: Int, _ sequence: SequencePlan) -> Range<Int> {
+        let count = BackwardSchedule.spanBlocks * SequencePlan.block
+        return min(span * count, sequence.keys)..<min((span + 1) * count, sequence.keys)
+    }
+
+    /// A panel of rows against a span of keys.
+    private func run(_ group: Group, span: Int, head: Int, rows: Range<Int>, worker: Int) {
+        let keys = keys(ofSpan: span, group.sequence)
         var arguments = arguments(group, worker: worker)
-        arguments.key_begin = keys.lowerBound
-        arguments.key_end = keys.upperBound
-        let panels = BackwardSchedule.panels(queries: sequence.queries)
-        for panel in 0..<groupHeads * panels {
-            let (head, part) = panel.quotientAndRemainder(dividingBy: panels)
-            let first = part * BackwardSchedule.panelRows
-            let rows = first..<min(first + BackwardSchedule.panelRows, sequence.queries)
-            arguments.row_begin = head * sequence.queries + rows.lowerBound
-            arguments.row_end = head * sequence.queries + rows.upperBound
-            if span == 0 {
-                clearQueries(of: group, head: head, rows)
-                kernels.pointee.deltas(&arguments)
-            } else {
-                counters[span].pointee.wait { $0 > panel }
-            }
-            if !keys.isEmpty { kernels.pointee.backward(&arguments) }
-            counters[span + 1].pointee.store(panel + 1, ordering: .releasing)
+        (arguments.key_begin, arguments.key_end) = (keys.lowerBound, keys.upperBound)
+        arguments.row_begin = head * group.sequence.queries + rows.lowerBound
+        arguments.row_end = head * group.sequence.queries + rows.upperBound
+        if span == 0 {
+            clearQueries(of: group, head: head, rows)
+            kernels.pointee.deltas(&arguments)
         }
+        if !keys.isEmpty { kernels.pointee.backward(&arguments) }
     }
 
     // MARK: - Arguments

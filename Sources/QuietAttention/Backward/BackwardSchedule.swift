@@ -7,8 +7,8 @@ import CKernels
 ///
 /// A *group* is a key/value head of one sequence with all its query heads. With many groups each is one worker's. Otherwise
 /// the workers share one group after another: its keys are cut into *spans*, its rows into *panels*. A span's gradients of
-/// keys and values are one worker's; a panel's gradient of queries is the sum over spans in ascending order, so span n
-/// takes up a panel after span n - 1 has left it. The bits are those of one worker, since no sum changes its order.
+/// keys and values are the sums over panels in ascending order, a panel's gradient of queries that over spans: `SharedSpans`
+/// keeps both orders. The bits are those of one worker, since no sum changes its order.
 struct BackwardSchedule {
     /// Blocks of 64 keys of one span: enough for a panel to be worth handing over, few enough to keep all workers busy.
     static let spanBlocks = 8
@@ -104,7 +104,8 @@ struct BackwardSchedule {
         max(1, (SequencePlan.blocks(of: keys) + spanBlocks - 1) / spanBlocks)
     }
 
-    static func panels(queries: Int) -> Int { (queries + panelRows - 1) / panelRows }
+    /// Panels of so many rows of one head, at least one: the first also clears the keys.
+    static func panels(queries: Int) -> Int { max(1, (queries + panelRows - 1) / panelRows) }
 
     // MARK: - Parts of the buffer
 
@@ -122,7 +123,7 @@ struct BackwardSchedule {
         return (workspace + kernelBytes).assumingMemoryBound(to: Float.self)
     }
 
-    /// The counters of shared work, all 0: the next ticket, and the panels that each span has left.
+    /// The counters of shared work, all 0: the next item, and those of `SharedSpans`.
     func counters(_ memory: UnsafeMutableRawPointer) -> SharedCounters {
         SharedCounters(at: memory + counterBytes, count: counters)
     }

@@ -32,17 +32,24 @@ struct SharedCounters: @unchecked Sendable {
     func next(_ index: Int = 0) -> Int { self[index].pointee.wrappingAdd(1, ordering: .relaxed).oldValue }
 }
 
-extension Atomic<Int> {
-    /// Waits until the value is right: spins for the length of a short item, then lets others run.
-    func wait(until isRight: (Int) -> Bool) {
-        var spins = 0
-        while !isRight(load(ordering: .acquiring)) {
-            if spins < 1000 {
-                qattn_spin_hint()
-                spins += 1
-            } else {
-                sched_yield()
-            }
+/// What a worker does that looks for something again and again: spins for the length of a short item, then lets others run.
+struct SpinPause {
+    private var spins = 0
+
+    mutating func pause() {
+        if spins < 1000 {
+            qattn_spin_hint()
+            spins += 1
+        } else {
+            sched_yield()
         }
+    }
+}
+
+extension Atomic<Int> {
+    /// Waits until the value is right.
+    func wait(until isRight: (Int) -> Bool) {
+        var pause = SpinPause()
+        while !isRight(load(ordering: .acquiring)) { pause.pause() }
     }
 }
