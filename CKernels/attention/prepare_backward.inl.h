@@ -120,14 +120,11 @@ QATTN_INLINE void row_backward(const qattn_prepare_backward_args *args, const gr
     norm_back(prepare, scratch->normalised, factor, g);
 }
 
-/* The sums of a block of rows join the caller's. */
-QATTN_INLINE void join_parameters(const qattn_prepare_backward_args *args, const gradient_scratch *scratch) {
-    for (size_t d = 0; d < args->prepare.dim; d++) {
-        if (args->gain_gradient) args->gain_gradient[d] += scratch->gain_sum[d];
-        if (args->shift_gradient) args->shift_gradient[d] += scratch->shift_sum[d];
-    }
-    memset(scratch->gain_sum, 0, qattn_round_up(args->prepare.dim, QATTN_LANES) * sizeof(float));
-    memset(scratch->shift_sum, 0, qattn_round_up(args->prepare.dim, QATTN_LANES) * sizeof(float));
+/* The sums of a block of rows join the caller's, -0 counting as +0, and begin anew. */
+QATTN_INLINE void join_sums(float *total, float *sums, size_t dim) {
+    if (total)
+        for (size_t d = 0; d < dim; d++) total[d] = total[d] + 0.0f + sums[d];
+    memset(sums, 0, dim * sizeof(float));
 }
 
 static void QATTN_FUNCTION(prepare_backward)(const qattn_prepare_backward_args *args) {
@@ -147,11 +144,13 @@ static void QATTN_FUNCTION(prepare_backward)(const qattn_prepare_backward_args *
                                                             (ptrdiff_t)storage_size(args->row_gradient_storage);
         for (size_t d = 0; d < dim; d += QATTN_LANES) {
             char *const at = out + d * storage_size(args->row_gradient_storage);
-            f32x16 x = f32x16_load(scratch.gradient + d);
-            if (args->accumulates) x = f32x16_load_first(at, dim - d, args->row_gradient_storage) + x;
-            f32x16_store_first(at, dim - d, x, args->row_gradient_storage);
+            f32x16 before = f32x16_splat(0); /* +0, also where -0 stands: so is a gradient of 0 */
+            if (args->accumulates) before = f32x16_load_first(at, dim - d, args->row_gradient_storage) + before;
+            f32x16_store_first(at, dim - d, before + f32x16_load(scratch.gradient + d), args->row_gradient_storage);
         }
-        if (r + 1 == prepare->count || (r + 1) % QATTN_KEY_BLOCK == 0) join_parameters(args, &scratch);
+        if (r + 1 < prepare->count && (r + 1) % QATTN_KEY_BLOCK != 0) continue;
+        join_sums(args->gain_gradient, scratch.gain_sum, dim);
+        join_sums(args->shift_gradient, scratch.shift_sum, dim);
     }
 }
 

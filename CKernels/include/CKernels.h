@@ -133,7 +133,7 @@ typedef struct qattn_prepare_backward_args {
     void *row_gradients; /* [count][dim], apart from gradients, or float32 in the same place */
     ptrdiff_t row_gradient_stride;
     qattn_storage row_gradient_storage;    /* not QATTN_INT8; rounded to nearest even */
-    bool accumulates;                      /* whether they are added to what is there */
+    bool accumulates;                      /* whether they are added to what is there, -0 counting as +0 */
     float *gain_gradient, *shift_gradient; /* [dim], to be added to; or NULL */
     float *workspace; /* QATTN_PREPARE_BACKWARD_ROWS rows of dim rounded up to QATTN_LANES, from QATTN_ALIGNMENT on */
 } qattn_prepare_backward_args;

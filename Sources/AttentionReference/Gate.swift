@@ -13,17 +13,22 @@ extension ReferenceMath {
     /// The gradients of the output and of the logit of ``gated(_:logit:)``, of the output's gradient:
     ///
     ///     gradient * sigmoid(logit),    (gradient * output) * (z / ((1 + z) (1 + z)))
+    ///
+    /// Edge cases: where the gradient is 0, nothing is looked at of the output. A gradient of 0 is +0.
     public static func gateGradient(_ output: Float, logit: Float, of gradient: Float) -> (output: Float, logit: Float)
     {
-        (gated(gradient, logit: logit), (gradient * output) * gateSlope(logit))
+        let product = gradient == 0 ? 0 : gradient * output
+        return (gated(gradient, logit: logit) + 0, product * gateSlope(logit) + 0)
     }
 
     /// The gradient of the logit of a gate on a whole row: the sum of gradient output, channel c joining lane c mod 16 by fma
     /// from +0, the lanes added in a tree, times z / ((1 + z) (1 + z)).
+    ///
+    /// Edge cases: channels whose gradient is 0 are left out. A gradient of 0 is +0.
     public static func gateGradient(_ output: [Float], logit: Float, of gradient: [Float]) -> Float {
         var sums = LaneSums()
-        for c in output.indices { sums.add(gradient[c], times: output[c], at: c) }
-        return sums.total * gateSlope(logit)
+        for c in output.indices where gradient[c] != 0 { sums.add(gradient[c], times: output[c], at: c) }
+        return sums.total * gateSlope(logit) + 0
     }
 
     /// sigmoid'(logit), without the cancellation of 1 - sigmoid.

@@ -7,7 +7,7 @@ extension ReferenceNorm {
     ///
     ///     dx[c] = factor * (h[c] - mean(h) - z[c] mean(h z))        mean(h) for layer alone
     ///
-    /// Edge case: where the gradient is 0 in all channels so is dx, +0, and nothing is read of the row.
+    /// Edge cases: where the gradient is 0 in all channels so is dx, and nothing is read of the row. A dx of 0 is +0.
     public func gradient(_ row: [Float], of gradient: [Float]) -> [Float] {
         if gradient.allSatisfy({ $0 == 0 }) { return [Float](repeating: 0, count: row.count) }
         let count = Float(row.count)
@@ -20,7 +20,7 @@ extension ReferenceNorm {
         }
         let mean = kind == .layer ? sum.total / count : 0
         let slope = products.total / count
-        return h.indices.map { c in (fma(-z[c], slope, h[c]) - mean) * factor }
+        return h.indices.map { c in (fma(-z[c], slope, h[c]) - mean) * factor + 0 }
     }
 
     /// The gradients of gain and bias, over the rows of a sequence of one head:
@@ -30,7 +30,7 @@ extension ReferenceNorm {
     /// Each block of 64 rows is summed from +0, rows ascending, dgain by fma and dbias by additions; blocks are added in
     /// ascending order to what is there. Rows whose gradient is 0 in all channels are left out.
     ///
-    /// - Parameter sums: What is added to; nil is zeros. Sequences come head by head, and batch item by batch item.
+    /// - Parameter sums: What is added to, -0 counting as +0; nil is zeros. Sequences come head by head, and batch item by batch item.
     public func parameterGradients(
         _ rows: [[Float]], of gradients: [[Float]], addedTo sums: (gain: [Float], bias: [Float])? = nil
     ) -> (gain: [Float], bias: [Float]) {
@@ -46,8 +46,8 @@ extension ReferenceNorm {
                 }
             }
             for c in zeros.indices {
-                sums.gain[c] += block.gain[c]
-                sums.bias[c] += block.bias[c]
+                sums.gain[c] = sums.gain[c] + 0 + block.gain[c]
+                sums.bias[c] = sums.bias[c] + 0 + block.bias[c]
             }
         }
         return sums

@@ -12,7 +12,8 @@ extension ReferencePositions {
     /// | slack | R (x1, x2) times (g1, g2), by channels, plus T (x1 g1, x2 g2) | both channels half of T's sum, or 0 where m <= 0 |
     /// | strict | 2 (x1, x2) times the first of T (g1, g2) | both channels half of T's first, or 0 where m <= 0 |
     ///
-    /// Edge case: where the gradient is 0 in all channels so is the row's, +0, and nothing is read of the row.
+    /// Edge cases: where the gradient is 0 in all channels so is the row's, and nothing is read of the row. A gradient of 0 is
+    /// +0.
     ///
     /// - Parameter row: What was turned.
     public func gradient(_ row: [Float], of gradient: [Float], position: Int, _ side: Side) -> [Float] {
@@ -31,7 +32,7 @@ extension ReferencePositions {
             (result[first], result[second]) = pairGradient(
                 (row[first], row[second]), (gradient[first], gradient[second]), c, s, side)
         }
-        return result
+        return result.map { $0 + 0 }
     }
 
     private func pairGradient(

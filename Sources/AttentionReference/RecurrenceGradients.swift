@@ -9,7 +9,7 @@ extension ReferenceProblem {
     ///     retention:  b[j] = g^|p - j| / sqrt(D sum_j g^|p - j|),  dq = sum_j b[j] (dO[i].v[j]) k[j],  dk[j] = sum_i of the same
     ///                 times q,  dv[j] = sum_i b[j] (q.k[j]) dO[i]
     ///
-    /// phi' is 1 above 0 and e^x below. Shapes as for ``backward(queries:keys:values:_:storedOutput:addedTo:)``; all else is 0.
+    /// phi' is 1 above 0 and e^x below. A row whose dO is 0 is not read. Shapes as for ``backward(queries:keys:values:_:storedOutput:addedTo:)``; all else is 0.
     public func oracleGradients(
         _ recurrence: ReferenceRecurrence, queries: [Float], keys: [Float], values: [Float], outputGradient: [Float]
     ) -> ReferenceGradients<Double> {
@@ -17,7 +17,7 @@ extension ReferenceProblem {
         forEachRow(queries: queries, keys: keys, values: values) { row in
             let first = row.index * valueDimension
             let gradient = Array(outputGradient[first..<first + valueDimension]).map(Double.init)
-            add(row, recurrence, gradient, to: &gradients)
+            if gradient.contains(where: { $0 != 0 }) { add(row, recurrence, gradient, to: &gradients) }
         }
         return gradients
     }

@@ -321,6 +321,58 @@ static uint64_t run_prepare(const qattn_kernels *kernels) {
     return hash;
 }
 
+/* Digest of the gradients of rows prepared in every way, of gains and of shifts, every other one added to what is there. The
+ * first row has none. */
+static uint64_t run_prepare_backward(const qattn_kernels *kernels) {
+    enum { ROWS = 70, DIM = 40, PAIRS = 17, TABLE = 64 };
+    float *rows = normals(18, 0, ROWS * DIM), *tables = normals(18, 1, ROWS * TABLE);
+    float *gain = normals(18, 2, DIM), *shift = normals(18, 3, DIM), *gradients = normals(18, 4, ROWS * DIM);
+    float *out = allocate(ROWS * DIM, sizeof *out), *sums = allocate(2 * DIM, sizeof *sums);
+    float *workspace = allocate(QATTN_PREPARE_BACKWARD_ROWS * 48, sizeof *workspace);
+    uint64_t hash = EMPTY_DIGEST;
+    for (size_t d = 0; d < DIM; d++) gradients[d] = -0.0f;
+    for (int variant = 0; variant < 3 * 5 * 2; variant++) {
+        for (size_t i = 0; i < ROWS * DIM; i++) out[i] = i % 2 ? -0.0f : 1;
+        for (size_t d = 0; d < 2 * DIM; d++) sums[d] = d % 2 ? -0.0f : 1;
+        const bool is_normalised = variant % 3 != 0, is_layer = variant % 3 == 2;
+        const qattn_prepare_backward_args args = {
+            .prepare = {.rows = rows,
+                        .stride = DIM,
+                        .count = ROWS,
+                        .dim = DIM,
+                        .norm = (qattn_norm)(variant % 3),
+                        .epsilon = 0.25f,
+                        .gain = gain,
+                        .shift = is_layer ? shift : NULL,
+                        .rotation = (qattn_rotation)(variant / 3 % 5),
+                        .pairing = (qattn_pairing)(variant / 15),
+                        .pairs = PAIRS,
+                        .tables = tables},
+            .gradients = gradients,
+            .gradient_stride = DIM,
+            .row_gradients = out,
+            .row_gradient_stride = DIM,
+            .accumulates = variant % 2,
+            .gain_gradient = is_normalised ? sums : NULL,
+            .shift_gradient = is_layer ? sums + DIM : NULL,
+            .workspace = workspace,
+        };
+        CALL(kernels->prepare_backward(&args));
+        hash = digest(digest(hash, out, ROWS * DIM), sums, 2 * DIM);
+    }
+    free(rows), free(tables), free(gain), free(shift), free(gradients), free(out), free(sums), free(workspace);
+    return hash;
+}
+
+/* The sum of what rows add to a number of their head: 16 lanes, then a tree. */
+static float ordered_sum(const float *terms, size_t n) {
+    float lanes[16] = {0};
+    for (size_t i = 0; i < n; i++) lanes[i % 16] += terms[i];
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
 /* What forward and backward share of one variant of run_backward. */
 enum { GRADIENT_HEADS = 2, GRADIENT_QUERIES = 70, GRADIENT_KEYS = 131, GRADIENT_DIM = 20, GRADIENT_VALUE_DIM = 33 };
 
@@ -350,8 +402,8 @@ static qattn_problem gradient_problem(int variant, const double *factors, const 
 }
 
 /* Digest of the gradients of two query heads on one key/value head, by every normaliser, with rules of scores for every
- * other one, and of what their scores have against the second block. */
-static uint64_t run_backward(const qattn_kernels *kernels) {
+ * other one, and of what their scores have against the second block; or of the gradients of numbers of the heads. */
+static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads) {
     enum { ROWS = GRADIENT_HEADS * GRADIENT_QUERIES, DIM = GRADIENT_DIM, VALUE_DIM = GRADIENT_VALUE_DIM };
     static const float constants[] = {0, -0.03125f, -3, 0x1p-20f, 100, 1};
     float *queries = normals(17, 0, ROWS * DIM), *keys = normals(17, 1, GRADIENT_KEYS * DIM);
@@ -373,7 +425,7 @@ static uint64_t run_backward(const qattn_kernels *kernels) {
                                   .value_stride = VALUE_DIM,
                                   .key_end = GRADIENT_KEYS,
                                   .blocks = {.base = packed, .head_dim = DIM, .value_dim = VALUE_DIM}};
-    kernels->pack(&pack);
+    CALL(kernels->pack(&pack));
     uint64_t hash = EMPTY_DIGEST;
     for (int variant = 0; variant < 6; variant++) {
         const qattn_problem problem = gradient_problem(variant, factors, constants + variant);
@@ -390,7 +442,7 @@ static uint64_t run_backward(const qattn_kernels *kernels) {
         for (size_t head = 0; head < GRADIENT_HEADS; head++) {
             forward.row_begin = head * GRADIENT_QUERIES;
             forward.row_end = forward.row_begin + GRADIENT_QUERIES;
-            kernels->forward(&forward);
+            CALL(kernels->forward(&forward));
         }
         memset(dq, 0, ROWS * DIM * sizeof *dq);
         memset(dk, 0, GRADIENT_KEYS * DIM * sizeof *dk);
@@ -424,10 +476,21 @@ static uint64_t run_backward(const qattn_kernels *kernels) {
             .value_gradient_stride = VALUE_DIM,
             .workspace = workspace,
         };
-        kernels->deltas(&backward);
-        kernels->backward(&backward);
+        CALL(kernels->deltas(&backward));
+        CALL(kernels->backward(&backward));
+        if (of_heads) {
+            float totals[2 * GRADIENT_HEADS] = {0};
+            for (size_t kind = variant % 2 ? 0 : 1; kind < 2; kind++) { /* slopes where there are some */
+                CALL((kind ? kernels->log_scale_gradients : kernels->slope_gradients)(&backward, scores));
+                for (size_t head = 0; head < GRADIENT_HEADS; head++)
+                    totals[kind * GRADIENT_HEADS + head] =
+                        ordered_sum(scores + head * GRADIENT_QUERIES, GRADIENT_QUERIES);
+            }
+            hash = digest(hash, totals, 2 * GRADIENT_HEADS);
+            continue;
+        }
         hash = digest(digest(digest(hash, dq, ROWS * DIM), dk, GRADIENT_KEYS * DIM), dv, GRADIENT_KEYS * VALUE_DIM);
-        kernels->score_gradients(&backward, 1, scores);
+        CALL(kernels->score_gradients(&backward, 1, scores));
         for (size_t i = 0; i < ROWS * QATTN_KEY_BLOCK; i++) scores[i] += 0; /* the reference has them as a sum */
         hash = digest(hash, scores, ROWS * QATTN_KEY_BLOCK);
     }
@@ -463,11 +526,13 @@ static int run_line(const char *line) {
     test_case c;
     int wrong = 0;
     if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {
-        const bool is_prepare = !strcmp(c.name, "prepare"), is_backward = !strcmp(c.name, "backward");
+        const bool is_prepare = !strcmp(c.name, "prepare"), is_prepare_backward = !strcmp(c.name, "prepare_backward");
+        const bool is_backward = !strcmp(c.name, "backward"), is_of_heads = !strcmp(c.name, "head_gradients");
         for (size_t i = 0; i < sets; i++) {
-            const uint64_t hash = is_prepare    ? run_prepare(available[i])
-                                  : is_backward ? run_backward(available[i])
-                                                : run_function(c.name, available[i]);
+            const uint64_t hash = is_prepare                   ? run_prepare(available[i])
+                                  : is_prepare_backward        ? run_prepare_backward(available[i])
+                                  : is_backward || is_of_heads ? run_backward(available[i], is_of_heads)
+                                                               : run_function(c.name, available[i]);
             wrong += !report(c.name, available[i], hash, c.expected);
         }
         return wrong;

@@ -38,6 +38,8 @@ import Testing
             try requireSameBits("dk", actual.keys, expected.keys, context)
             try requireSameBits("dv", actual.values, expected.values, context)
             if way.heads == 1 { try requireSameBits("dbias", actual.bias, expected.bias, context) }
+            try requireSameBits("dslope", actual.slopes, expected.slopes, context)
+            try requireSameBits("dlogscale", actual.logScales, expected.logScales, context)
         }
     }
 

@@ -78,47 +78,4 @@ import Testing
         }
         #expect(digest.hexadecimal == DigestCase.functionDigest("prepare"), "digest \(digest.hexadecimal)")
     }
-
-    /// The variants of `run_backward` in cross.c: two query heads by every normaliser. Biases of 0 show the gradients of
-    /// scores, and change none of the others.
-    @Test func gradientsOfTheReference() {
-        let (heads, queries, keys, dimension, valueDimension) = (2, 70, 131, 20, 33)
-        func normals(_ stream: UInt64, _ count: Int) -> [Float] {
-            var generator = SeededGenerator(seed: 17, stream: stream)
-            return generator.normals(count)
-        }
-        let rows = heads * queries
-        let tensors = (
-            normals(0, rows * dimension), normals(1, keys * dimension), normals(2, keys * valueDimension)
-        )
-        let normalisers: [(ReferenceNormaliser, Float)] = [
-            (.softmax, 0), (.clippedSoftmax(zeta: 1.0625), -0.03125), (.sigmoid, -3), (.softpick, 0x1p-20),
-            (.reluSquared, 100), (.normalisedReluSquared, 1),
-        ]
-        var digest = BitDigest()
-        for (variant, (normaliser, constant)) in normalisers.enumerated() {
-            var problem = ReferenceProblem(
-                queryHeads: heads, keyValueHeads: 1, queries: queries, keys: keys, headDimension: dimension,
-                valueDimension: valueDimension, scale: 0.25, sinks: [0.5, -1]
-            ).window(keys)
-            if variant % 3 != 0 { problem = problem.window(40) }
-            problem.normaliser = normaliser
-            problem.rowConstants = [Float](repeating: constant, count: rows)
-            problem.bias = ReferenceBroadcast(
-                [Float](repeating: 0, count: rows * keys), extents: [1, heads, queries, keys])
-            if variant % 2 != 0 {
-                problem.rowFactors = (0..<rows).map { 0.5 + Double($0 % 7) / 4 }
-                (problem.softcap, problem.alibiSlopes) = (5, [0.0625, 0.125])
-            }
-            let loss = ReferenceLoss(
-                outputGradient: normals(3, rows * valueDimension),
-                logSumExpGradient: variant < 2 ? normals(4, rows) : nil)
-            let gradients = problem.backward(queries: tensors.0, keys: tensors.1, values: tensors.2, loss)
-            digest.add(gradients.queries)
-            digest.add(gradients.keys)
-            digest.add(gradients.values)
-            for row in 0..<rows { digest.add(Array(gradients.bias[row * keys + 64..<row * keys + 128])) }
-        }
-        #expect(digest.hexadecimal == DigestCase.functionDigest("backward"), "digest \(digest.hexadecimal)")
-    }
 }

@@ -49,6 +49,9 @@ extension DirectBackward {
         }
         var result = tensors.gradients(problem, heads: heads)
         if heads == 1, problem.bias != nil { result.bias = scoreGradients(problem, arguments, kernels) }
+        let functions = kernels.functions.pointee
+        result.slopes = sumsOfHeads(problem, arguments, functions.slope_gradients)
+        result.logScales = sumsOfHeads(problem, arguments, functions.log_scale_gradients)
         withExtendedLifetime(direct) {}
         guard tensors.areIntact, deltas.slackIsIntact, workspace.slackIsIntact else {
             throw TestFailure("\(kernels) wrote beside the gradients")
@@ -90,6 +93,28 @@ extension DirectBackward {
             }
         }
         return result
+    }
+
+    /// What a kernel gives for each row, in two calls and beside guard pages, summed for each head as the contract has it.
+    private func sumsOfHeads(
+        _ problem: HeadProblem, _ arguments: qattn_backward_args,
+        _ kernel: (@convention(c) (UnsafePointer<qattn_backward_args>?, UnsafeMutablePointer<Float>?) -> Void)?
+    ) -> [Float] {
+        var arguments = arguments
+        let rows = heads * problem.queryCount
+        let parts = [0..<rows / 3, rows / 3..<rows].map { part in
+            let sums = call.floats([Float](repeating: .nan, count: part.count))
+            (arguments.row_begin, arguments.row_end) = (part.lowerBound, part.upperBound)
+            kernel?(&arguments, sums.start)
+            return sums.array
+        }
+        let all = parts[0] + parts[1]
+        return (0..<heads).map { head in
+            var lanes = [Float](repeating: 0, count: 16)
+            for query in 0..<problem.queryCount { lanes[query % 16] += all[head * problem.queryCount + query] }
+            for half in [8, 4, 2, 1] { for lane in 0..<half { lanes[lane] += lanes[lane + half] } }
+            return lanes[0]
+        }
     }
 
     fileprivate func repeated(_ rows: [Float]) -> [Float] {

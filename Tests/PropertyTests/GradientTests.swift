@@ -40,6 +40,43 @@ import Testing
         }
     }
 
+    /// Tensors of every type in every layout, for spans: gradients in Float have the bits of the reference over what is stored, and
+    /// those of 16 bits are the same, rounded once.
+    private func requireStored(_ shape: AttentionCase, rounded: Bool) throws {
+        let (inputs, loss) = (shape.inputs, shape.loss)
+        let expected = shape.referenceGradients(inputs, loss)
+        func stored(_ gradients: [Float]) -> [Float] {
+            rounded ? gradients.map(shape.storage.rounded) : gradients
+        }
+        for kernels in KernelSet.available {
+            for threads in [1, 3] {
+                let actual = try shape.storedGradients(
+                    inputs, loss, rounded: rounded, kernels: kernels, threads: threads)
+                let context = "\(shape), \(kernels), \(threads) threads, rounded: \(rounded)"
+                try requireSameBits("dq", actual.queries, stored(expected.queries), context)
+                try requireSameBits("dk", actual.keys, stored(expected.keys), context)
+                try requireSameBits("dv", actual.values, stored(expected.values), context)
+                if shape.normaliser.hasSink { try requireSameBits("dsink", actual.sinks, expected.sinks, context) }
+            }
+        }
+    }
+
+    @Test(arguments: [false, true]) func storagesAndLayouts(rounded: Bool) throws {
+        try forAll(AttentionCase.self, cases: 30) { try requireStored($0, rounded: rounded) }
+        for storage in AttentionCase.StorageChoice.available {
+            for layout in AttentionCase.LayoutChoice.allCases {
+                // Whole vectors of channels and others: rows that are read where they stand, and rows that are copied.
+                for dimension in [32, 9] {
+                    let shape = AttentionCase(queries: 70, keys: 140, headDimension: dimension) {
+                        ($0.batch, $0.keyValueHeads, $0.group, $0.geometry) = (2, 2, 2, .causal)
+                        ($0.sink, $0.storage, $0.layout) = (.mixed, storage, layout)
+                    }
+                    try requireStored(shape, rounded: rounded)
+                }
+            }
+        }
+    }
+
     /// Every normaliser with softcap, ALiBi and row factors, over several blocks of rows and keys.
     @Test(
         arguments: AttentionCase.NormaliserChoice.allCases,

@@ -246,6 +246,83 @@ extension AttentionGradients {
         expectRefusal(.elementCount, "gradients.logScales") { try add(attention(nil), &sums) }
     }
 
+    /// Spans give what arrays give, log-sum-exp and sums that go on included, and refuse sinks where there are none.
+    @Test func spans() throws {
+        let shape = try AttentionShape(queryHeads: 4, keyValueHeads: 2, queries: 20, keys: 70, headDimension: 6)
+        let problem = BackwardProblem(shape)
+        let (q, k, v) = (problem.problem.queries, problem.problem.keys, problem.problem.values)
+        func run(
+            _ attention: Attention, sinks: Int, logSumExp: Int? = nil, accumulating: Bool = false
+        ) throws -> (bits: [UInt32], logSumExp: [Float]) {
+            var output = [Float](repeating: 0, count: shape.outputCount)
+            var sums = [Float](repeating: 0, count: logSumExp ?? 0)
+            var record = ForwardRecord()
+            var span = output.mutableSpan
+            if logSumExp == nil {
+                try attention.forward(queries: q.span, keys: k.span, values: v.span, into: &span, recording: &record)
+            } else {
+                var sumSpan = sums.mutableSpan
+                try attention.forward(
+                    queries: q.span, keys: k.span, values: v.span, into: &span, logSumExp: &sumSpan, recording: &record)
+            }
+            let first: Float = accumulating ? 0 : 7
+            var (dq, dk, dv) = (q.map { _ in first }, k.map { _ in first }, v.map { _ in first })
+            var ds = [Float](repeating: first, count: sinks)
+            for _ in 0..<(accumulating ? 2 : 1) {
+                var dqSpan = dq.mutableSpan
+                var dkSpan = dk.mutableSpan
+                var dvSpan = dv.mutableSpan
+                var dsSpan = ds.mutableSpan
+                try attention.backward(
+                    outputGradient: problem.outputGradient.span, queries: q.span, keys: k.span, values: v.span,
+                    output: output.span, record: record, queryGradients: &dqSpan, keyGradients: &dkSpan,
+                    valueGradients: &dvSpan, sinkGradients: &dsSpan, accumulating: accumulating)
+            }
+            return (bits(dq + dk + dv + ds), sums)
+        }
+        let attention = try attention(shape, sink: .logits([0, 1, -1, 3]))
+        let expected = try problem.run(attention, logSumExp: false)
+        let found = try run(attention, sinks: 4, logSumExp: shape.rowCount)
+        #expect(found.bits == expected.bits)
+        #expect(try bits(found.logSumExp) == bits(problem.problem.run(attention).logSumExp))
+        // Twice the sinks' exactly; of queries a second pass goes on with the sums of the first.
+        let twice = try run(attention, sinks: 4, accumulating: true)
+        #expect(twice.bits.suffix(4) == bits(expected.sinks.map { $0 + $0 })[...])
+        expectRefusal(.elementCount, "gradients.sinks") { _ = try run(attention, sinks: 3) }
+        expectRefusal(.elementCount, "logSumExp") { _ = try run(attention, sinks: 4, logSumExp: 1) }
+        let sigmoid = try Attention(shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(0)))
+        #expect(try run(sigmoid, sinks: 0).bits == problem.run(sigmoid, logSumExp: false).bits)
+        expectRefusal(.composition, "gradients.sinks") { _ = try run(sigmoid, sinks: 4) }
+        expectRefusal(.composition, "logSumExp") { _ = try run(sigmoid, sinks: 0, logSumExp: shape.rowCount) }
+    }
+
+    /// Another sink in a problem that is ready gives what a problem of its own would give, and refuses alike.
+    @Test func anotherSink() throws {
+        let shape = try AttentionShape(queryHeads: 2, queries: 9, keys: 70, headDimension: 6)
+        let problem = BackwardProblem(shape)
+        func own(_ sink: AttentionSink, _ normaliser: AttentionNormaliser = .softmax) throws -> Attention {
+            try Attention(
+                shape, sink: sink, mask: .causal, scaling: .logKeys(base: 20), normaliser: normaliser,
+                positions: .rotary(), queryKeyNorm: .rms())
+        }
+        let sinks: [AttentionSink] = [
+            .softmax, .softmax1, .softmaxN(3), .logits([1, -.infinity]), .logKeys(offset: 1),
+        ]
+        for first in sinks {
+            let attention = try own(first)
+            for sink in sinks {
+                let other = try attention.with(sink: sink)
+                #expect(other.sink == sink)
+                #expect(try problem.run(other).bits == problem.run(own(sink)).bits, "\(first) to \(sink)")
+            }
+        }
+        expectRefusal(.sinkCount, "sink.logits") { _ = try own(.softmax).with(sink: .logits([1])) }
+        expectRefusal(.sink, "sink.logits[1]") { _ = try own(.softmax).with(sink: .logits([1, .nan])) }
+        expectRefusal(.composition, "sink") {
+            _ = try own(.softmax, .sigmoid(bias: .fixed(0))).with(sink: .softmax1)
+        }
+    }
+
     @Test func aRecordOfAnotherShapeIsRefused() throws {
         let shape = try AttentionShape(queryHeads: 2, queries: 3, keys: 4, headDimension: 5)
         let problem = BackwardProblem(shape)

@@ -56,7 +56,84 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         ModeEntry(name) { bits(try tensors.run(attention())) }
     }
 
-    static let all: [ModeEntry] = forwards + caches + diagnostics + layers
+    static let all: [ModeEntry] = forwards + backwards + caches + diagnostics + layers
+
+    private static func bits(_ gradients: AttentionGradients) -> [UInt64] {
+        let sums = [
+            gradients.sinks, gradients.queryGain, gradients.queryBias, gradients.keyGain, gradients.keyBias,
+            gradients.bias,
+            gradients.slopes, gradients.scalableSoftmax, gradients.logScales,
+        ]
+        return bits(gradients.queries + gradients.keys + gradients.values + sums.flatMap { $0 })
+    }
+
+    /// The gradients of a step, computed and then added to themselves with those of scales.
+    private static func backward(_ name: String, _ attention: @escaping @Sendable () throws -> Attention) -> ModeEntry {
+        ModeEntry("backward, \(name)") {
+            let attention = try attention()
+            var record = ForwardRecord()
+            let (q, k, v) = (tensors.queries, tensors.keys, tensors.values)
+            let output = try attention.forward(queries: q, keys: k, values: v, recording: &record).output
+            let dlse = attention.normaliser.hasSink ? Array(outputGradient.prefix(shape.rowCount)) : nil
+            var gradients = try attention.backward(
+                outputGradient: outputGradient, logSumExpGradient: dlse, queries: q, keys: k, values: v,
+                output: output, record: record)
+            gradients.logScales = [Float](repeating: 0, count: shape.queryHeads)
+            try attention.addGradients(
+                outputGradient: outputGradient, queries: q, keys: k, values: v, output: output, record: record,
+                to: &gradients)
+            return bits(gradients)
+        }
+    }
+
+    // Made before anything is computed in another mode.
+    private static let eight = (1...8).map { Float($0) / 3 }
+    private static let halves = [tensors.queries, tensors.keys, tensors.values].map { $0.map { BFloat16($0) } }
+    private static let outputGradient: [Float] = {
+        var generator = SeededGenerator(seed: 3)
+        return generator.normals(shape.outputCount)
+    }()
+    private static let bias = try! BroadcastTensor(
+        (0..<20 * 70).map { Float($0 % 9) / 7 }, batch: 1, heads: 1, queries: 20, keys: 70)
+
+    private static let backwards = [
+        backward("causal") { try Attention(shape, sink: .logits([0.1, -3, 2, 0]), mask: .causal, scale: 0.3) },
+        backward("threads") { try Attention(shape, mask: .causal, threads: 3, spread: true) },
+        backward("rules") {
+            try Attention(
+                shape, sink: .logKeys(offset: 0.1), mask: .window(30),
+                scaling: .scalableSoftmax([0.3, 0.2, 0.1, -0.7]),
+                softcap: 5, alibi: .slopes([0.3, 0.1, 0.7, 0]), bias: bias)
+        },
+        backward("positions and norms") {
+            try Attention(
+                shape, sink: .softmax, mask: .causal, positions: .rotary(RotaryEmbedding(scaling: .ntk(factor: 3))),
+                queryKeyNorm: .layer(epsilon: 1e-4, queryGain: eight, keyBias: eight))
+        },
+        backward("clipped softmax") {
+            try Attention(shape, sink: .softmax, normaliser: .clippedSoftmax(gamma: .fixed(-0.03), zeta: 1.03))
+        },
+        backward("sigmoid") { try Attention(shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(-1))) },
+        backward("softpick") { try Attention(shape, sink: .softmax, normaliser: .softpick(epsilon: 1e-6)) },
+        ModeEntry("backward, 16 bits") {
+            let attention = try Attention(shape, sink: .softmax1, mask: .causal, positions: .rotary())
+            let (q, k, v) = (halves[0], halves[1], halves[2])
+            var output = [BFloat16](repeating: BFloat16(0), count: shape.outputCount)
+            var record = ForwardRecord()
+            var span = output.mutableSpan
+            try attention.forward(queries: q.span, keys: k.span, values: v.span, into: &span, recording: &record)
+            var (dq, dk, dv, ds) = (q, k, v, [Float](repeating: 1, count: shape.queryHeads))
+            var dqSpan = dq.mutableSpan
+            var dkSpan = dk.mutableSpan
+            var dvSpan = dv.mutableSpan
+            var dsSpan = ds.mutableSpan
+            try attention.backward(
+                outputGradient: outputGradient.span, queries: q.span, keys: k.span, values: v.span, output: output.span,
+                record: record, queryGradients: &dqSpan, keyGradients: &dkSpan, valueGradients: &dvSpan,
+                sinkGradients: &dsSpan, accumulating: true)
+            return (dq + dk + dv).map { UInt64($0.bitPattern) } + bits(ds)
+        },
+    ]
 
     private static let forwards = [
         forward("forward") { try Attention(shape, sink: .softmaxN(0.3), mask: .causal, scale: 0.3) },
@@ -177,6 +254,19 @@ struct ModeEntry: Sendable, CustomStringConvertible {
                 try OutputGate(.element, valueDimension: 12).apply(logits: numbers, to: &rows)
                 return bits(rows)
             },
+            ModeEntry("RMSNorm, gradients") {
+                let gradients = try RMSNorm(dimension: 12, gain: (1...12).map { Float($0) }).gradients(
+                    rows: numbers, outputGradient: numbers.reversed())
+                return bits(gradients.rows + gradients.gain)
+            },
+            ModeEntry("output gates, gradients") {
+                try OutputGate.Granularity.allCases.flatMap { granularity in
+                    let logits = granularity == .head ? Array(numbers.prefix(8)) : numbers
+                    let gradients = try OutputGate(granularity, valueDimension: 12).gradients(
+                        logits: logits, output: numbers, outputGradient: numbers.reversed())
+                    return bits(gradients.output + gradients.logits)
+                }
+            },
             ModeEntry("slopes") { bits(try ALiBi.slopes(queryHeads: 12)) },
         ]
         + [.xavierUniform(), .xavierNormal(), .normal()].map { (initialization: WeightInitialization) in
@@ -187,6 +277,14 @@ struct ModeEntry: Sendable, CustomStringConvertible {
                 bits(
                     try RecurrentAttention(kind, shape, isCausal: true).forward(
                         queries: tensors.queries, keys: tensors.keys, values: tensors.values))
+            }
+        }
+        + RecurrentAttention.Kind.allCases.map { kind in
+            ModeEntry("\(kind), gradients") {
+                bits(
+                    try RecurrentAttention(kind, shape, isCausal: false).backward(
+                        outputGradient: outputGradient, queries: tensors.queries, keys: tensors.keys,
+                        values: tensors.values))
             }
         }
 }

@@ -149,6 +149,26 @@ import Testing
         expectRefusal(.elementCount, "output") { try element.apply(logits: odd, to: &odd) }
         var none: [Float] = []
         try head.apply(logits: [], to: &none)
+        let six = [Float](repeating: 0, count: 6)
+        expectRefusal(.elementCount, "logits") {
+            _ = try head.gradients(logits: [1], output: six, outputGradient: six)
+        }
+        expectRefusal(.elementCount, "output") {
+            _ = try head.gradients(logits: [1, 2], output: [1], outputGradient: six)
+        }
+        expectRefusal(.elementCount, "outputGradient") {
+            _ = try head.gradients(logits: [1, 2], output: six, outputGradient: [1])
+        }
+        for (argument, counts) in [("gradients.output", (5, 2)), ("gradients.logits", (6, 3))] {
+            var gradients = OutputGateGradients(
+                output: [Float](repeating: 1, count: counts.0), logits: [Float](repeating: 1, count: counts.1))
+            let before = gradients
+            expectRefusal(.elementCount, argument) {
+                try head.addGradients(logits: [1, 2], output: six, outputGradient: six, to: &gradients)
+            }
+            #expect(gradients == before)
+        }
+        #expect(try head.gradients(logits: [], output: [], outputGradient: []).logits.isEmpty)
     }
 
     @Test func kernelSetNames() throws {

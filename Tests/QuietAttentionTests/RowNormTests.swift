@@ -65,6 +65,76 @@ import Testing
         #expect(try norm.gradients(rows: [], outputGradient: []).rows.isEmpty)
     }
 
+    /// Gradients are added to what is there, -0 counting as +0, and buffers are written whole.
+    @Test(arguments: [true, false])
+    func gradientsAreAdded(isLayer: Bool) throws {
+        let dimension = 19
+        var generator = SeededGenerator(seed: 31)
+        let input = rows(5, dimension, &generator)
+        let outputGradient = generator.normals(2 * dimension) + [Float](repeating: 0, count: 3 * dimension)
+        let (gain, bias) = (generator.normals(dimension), generator.normals(dimension))
+        let layer = try LayerNorm(dimension: dimension, gain: gain, bias: bias)
+        let rms = try RMSNorm(dimension: dimension, gain: gain)
+        func add(_ gradients: inout RowNormGradients) throws {
+            if isLayer {
+                try layer.addGradients(rows: input, outputGradient: outputGradient, to: &gradients)
+            } else {
+                try rms.addGradients(rows: input, outputGradient: outputGradient, to: &gradients)
+            }
+        }
+        let once =
+            isLayer
+            ? try layer.gradients(rows: input, outputGradient: outputGradient)
+            : try rms.gradients(rows: input, outputGradient: outputGradient)
+        #expect(once.bias.count == (isLayer ? dimension : 0))
+        var found = once
+        try add(&found)
+        try requireSameBits("dx", found.rows, once.rows.map { $0 + $0 }, "twice")
+        try requireSameBits("dgain", found.gain, once.gain.map { $0 + $0 }, "twice")
+        try requireSameBits("dbias", found.bias, once.bias.map { $0 + $0 }, "twice")
+        for start in [Float(-0.0), 7] {
+            func filled(_ array: [Float]) -> [Float] { [Float](repeating: start, count: array.count) }
+            found = RowNormGradients(rows: filled(once.rows), gain: filled(once.gain), bias: filled(once.bias))
+            if start == 0 {
+                try add(&found)
+            } else {
+                try input.withUnsafeBufferPointer { rows in
+                    try outputGradient.withUnsafeBufferPointer { gradient in
+                        try found.rows.withUnsafeMutableBufferPointer { dx in
+                            try found.gain.withUnsafeMutableBufferPointer { gain in
+                                try found.bias.withUnsafeMutableBufferPointer { bias in
+                                    let buffers = RowNormGradientBuffers(
+                                        rows: dx, gain: gain, bias: isLayer ? bias : nil)
+                                    if isLayer {
+                                        try layer.gradients(rows: rows, outputGradient: gradient, into: buffers)
+                                    } else {
+                                        try rms.gradients(rows: rows, outputGradient: gradient, into: buffers)
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            try requireSameBits("dx", found.rows, once.rows, "from \(start)")
+            try requireSameBits("dgain", found.gain, once.gain, "from \(start)")
+            try requireSameBits("dbias", found.bias, once.bias, "from \(start)")
+        }
+        (found.gain, found.bias) = ([], [])
+        try add(&found)
+        #expect(found.gain.isEmpty && found.bias.isEmpty)
+        found.gain = [1]
+        expectRefusal(.elementCount, "gradients.gain") { try add(&found) }
+        found.gain = []
+        let plain = try RMSNorm(dimension: dimension)
+        found.bias = [1]
+        expectRefusal(.composition, "gradients.bias") {
+            try plain.addGradients(rows: input, outputGradient: outputGradient, to: &found)
+        }
+        (found.bias, found.rows) = ([], [1])
+        expectRefusal(.elementCount, "gradients.rows") { try add(&found) }
+    }
+
     @Test(arguments: dimensions)
     func rmsNorm(dimension: Int) throws {
         var generator = SeededGenerator(seed: UInt64(dimension) + 1)

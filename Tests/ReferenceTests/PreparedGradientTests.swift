@@ -149,4 +149,34 @@ import Testing
         let size = exact.reduce(0) { $0 + abs($1) }
         #expect(abs(Double(whole) - exact.reduce(0, +)) <= 2e-5 * size + 1e-37)
     }
+
+    /// What is beside a gradient of 0 is not looked at, and no gradient is -0.
+    @Test func gatesOfNoGradient() {
+        for nothing in [Float(0), -0.0] {
+            let result = ReferenceMath.gateGradient(.nan, logit: 0.5, of: nothing)
+            #expect(result.output.bitPattern == 0 && result.logit.bitPattern == 0)
+            #expect(ReferenceMath.gateGradient([.nan, -3], logit: 0, of: [nothing, 2]) == -1.5)
+            #expect(ReferenceMath.gateGradient([.nan], logit: -1, of: [nothing]).bitPattern == 0)
+        }
+        #expect(ReferenceMath.gateGradient(-1, logit: -200, of: 1).logit.bitPattern == 0)
+    }
+
+    // MARK: - Signs of zeros
+
+    /// A gradient of 0 is +0, of rows as of gains and biases that go on from -0.
+    @Test func noGradientIsANegativeZero() {
+        let row: [Float] = [1, 1, 1, 1]
+        for kind in ReferenceNorm.Kind.allCases {
+            let norm = ReferenceNorm(kind, epsilon: 0, gain: [0, 0, -1, 0])
+            for gradient in [[-1, 0, 0, 0], [0, -1, 0, -0.0], [1, 1, 0, -1]] as [[Float]] {
+                #expect(norm.gradient(row, of: gradient).allSatisfy { $0 != 0 || $0.sign == .plus })
+            }
+            let sums = norm.parameterGradients(
+                [row], of: [[0, 0, 0, 0]], addedTo: ([-0.0, 0, -0.0, 1], [-0.0, -0.0, 0, 1]))
+            #expect((sums.gain + sums.bias).allSatisfy { $0 != 0 || $0.sign == .plus })
+        }
+        let turned = ReferencePositions(dimensions: 2, pairing: .halves, form: .rotary)
+            .gradient([1, 1, 1], of: [1, 0, -0.0], .queries) { _ in (0, 1) }
+        #expect(turned.map(\.bitPattern) == [Float(0), -1, 0].map(\.bitPattern))
+    }
 }

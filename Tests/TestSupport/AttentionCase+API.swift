@@ -129,7 +129,13 @@ extension AttentionCase {
 
     /// The output in [batch][heads][rows][width].
     private func headsFirst(_ output: [Float]) -> [Float] {
-        layout == .headsFirst ? output : exchanged(output, batch, queries, queryHeads, valueDimension)
+        headsFirst(output, rows: queries, width: valueDimension)
+    }
+
+    /// A tensor in the case's layout as [batch][heads][rows][width].
+    func headsFirst(_ tensor: [Float], rows: Int, width: Int) -> [Float] {
+        let heads = batch * rows * width == 0 ? 0 : tensor.count / (batch * rows * width)
+        return layout == .headsFirst ? tensor : exchanged(tensor, batch, rows, heads, width)
     }
 }
 

@@ -100,11 +100,25 @@ extension Attention {
         output: UnsafeBufferPointer<Output>, record: ForwardRecord, into gradients: AttentionGradientBuffers<Gradient>,
         accumulating: Bool = false
     ) throws(AttentionError) {
-        try checkInputCounts(queries.count, keys.count, values.count)
-        try checkCount("outputGradient", outputGradient.count, shape.outputCount)
-        try checkCount("output", output.count, shape.outputCount)
+        try inFloatMode { () throws(AttentionError) in
+            try check(
+                outputGradient.count, logSumExpGradient?.count, queries.count, keys.count, values.count, output.count,
+                record, gradients)
+            try runBackward(
+                outputGradient, logSumExpGradient, queries, keys, values, output, record, gradients,
+                accumulating: accumulating)
+        }
+    }
+
+    private func check<Gradient: AttentionScalar>(
+        _ outputGradient: Int, _ logSumExpGradient: Int?, _ queries: Int, _ keys: Int, _ values: Int, _ output: Int,
+        _ record: ForwardRecord, _ gradients: AttentionGradientBuffers<Gradient>
+    ) throws(AttentionError) {
+        try checkInputCounts(queries, keys, values)
+        try checkCount("outputGradient", outputGradient, shape.outputCount)
+        try checkCount("output", output, shape.outputCount)
         if let logSumExpGradient {
-            try normaliser.checkSums("logSumExpGradient", logSumExpGradient.count, shape.rowCount)
+            try normaliser.checkSums("logSumExpGradient", logSumExpGradient, shape.rowCount)
         }
         try check(gradients)
         guard record.references.count == shape.rowCount,
@@ -114,9 +128,6 @@ extension Attention {
                 .record, "record", expected: "what a forward pass over \(shape.rowCount) rows kept",
                 found: "\(record.references.count) rows, \(record.sinkShares.count) with a sink")
         }
-        try runBackward(
-            outputGradient, logSumExpGradient, queries, keys, values, output, record, gradients,
-            accumulating: accumulating)
     }
 
     // MARK: - Run
@@ -184,16 +195,5 @@ extension AttentionGradientBuffers {
             let bytes = UnsafeMutableRawBufferPointer(buffer)
             bytes.initializeMemory(as: UInt8.self, repeating: 0)
         }
-    }
-}
-
-/// The buffers of several arrays at once.
-private func withUnsafeBuffers<Result>(
-    _ arrays: ArraySlice<[Float]>, _ buffers: [UnsafeBufferPointer<Float>] = [],
-    _ body: ([UnsafeBufferPointer<Float>]) throws(AttentionError) -> Result
-) throws(AttentionError) -> Result {
-    guard let first = arrays.first else { return try body(buffers) }
-    return try first.withUnsafeBufferPointer { buffer throws(AttentionError) in
-        try withUnsafeBuffers(arrays.dropFirst(), buffers + [buffer], body)
     }
 }

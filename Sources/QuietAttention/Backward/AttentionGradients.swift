@@ -74,6 +74,15 @@ public struct AttentionGradientBuffers<Element: AttentionScalar> {
         self.values = values
         self.sinks = sinks
     }
+
+    /// The first of what is there beside queries, keys and values.
+    var nameOfFirstOptionalSum: String? {
+        [
+            ("sinks", sinks), ("queryGain", queryGain), ("queryBias", queryBias), ("keyGain", keyGain),
+            ("keyBias", keyBias), ("bias", bias), ("slopes", slopes), ("scalableSoftmax", scalableSoftmax),
+            ("logScales", logScales),
+        ].first { $0.1 != nil }?.0
+    }
 }
 
 extension AttentionGradients {

@@ -63,11 +63,9 @@ extension BackwardRun {
         let start = sums.first + itemStart + sequence.keyOrigin + first
         forEachPanel(of: group, block: own, worker: worker) { head, rows, gradients in
             let headStart = start + (group.keyValueHead * groupHeads + head) * headStride
-            inFloatMode {
-                for (index, row) in rows.enumerated() {
-                    let (sum, terms) = (headStart + row * rowStride, gradients + index * SequencePlan.block)
-                    for key in 0..<count { sum[key] += terms[key] }
-                }
+            for (index, row) in rows.enumerated() {
+                let (sum, terms) = (headStart + row * rowStride, gradients + index * SequencePlan.block)
+                for key in 0..<count { sum[key] += terms[key] }
             }
         }
     }

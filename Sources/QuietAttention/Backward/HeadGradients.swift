@@ -7,17 +7,15 @@ extension Attention {
     /// `gradients[h] += sum of term over the rows of query head h`, batch items ascending.
     ///
     /// Query i of a sequence joins lane i mod 16, the lanes are added in a tree, and sequences in ascending order: the bits
-    /// depend on nothing else.
+    /// depend on nothing else. In the mode of the contract, as all of a backward pass is.
     ///
     /// - Parameter term: of a row, by its place in the order of the log-sum-exp.
     func addRowSums(to gradients: UnsafeMutablePointer<Float>, _ term: (Int) -> Float) {
-        inFloatMode {
-            for number in stride(from: 0, to: schedule.groups, by: max(schedule.keyValueHeads, 1)) {
-                let sequence = schedule.group(number).sequence
-                for head in 0..<shape.queryHeads {
-                    let first = rows.sums.offset(start: sequence.queryStart, head: head)
-                    gradients[head] += orderedSum(sequence.queries) { term(first + $0) }
-                }
+        for number in stride(from: 0, to: schedule.groups, by: max(schedule.keyValueHeads, 1)) {
+            let sequence = schedule.group(number).sequence
+            for head in 0..<shape.queryHeads {
+                let first = rows.sums.offset(start: sequence.queryStart, head: head)
+                gradients[head] += orderedSum(sequence.queries) { term(first + $0) }
             }
         }
     }
@@ -42,8 +40,9 @@ extension BackwardRun {
                 totals.initialize(repeating: 0)
                 guard let first = totals.baseAddress else { return }
                 attention.addRowSums(to: first) { sums[$0] }
-                inFloatMode {
-                    for head in factors.indices { scalableSoftmax[head] += totals[head] / Float(factors[head]) }
+                // A -0 that is there counts as +0.
+                for head in factors.indices {
+                    scalableSoftmax[head] = (scalableSoftmax[head] + 0) + totals[head] / Float(factors[head])
                 }
             }
         }

@@ -134,7 +134,7 @@ extension Attention {
 
     // MARK: - Checks
 
-    func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
+    package func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
         try checkCount("queries", queries, shape.queryCount)
         try checkCount("keys", keys, shape.keyCount)
         try checkCount("values", values, shape.valueCount)
@@ -147,9 +147,7 @@ extension Attention {
     }
 
     func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
-        guard found == expected else {
-            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
-        }
+        try AttentionError.checkCount(argument, found, expected)
     }
 
     // MARK: - Run

@@ -177,6 +177,33 @@ public final class Attention: Sendable {
             shape, plans: schedule.sequences, isUniform: schedule.isUniform, mask: mask, bias: bias)
     }
 
+    /// The same problem with another sink: a training step's, whose learned logits have moved. What was prepared is shared,
+    /// tables of positions and the workspace included, so that this takes next to no time.
+    ///
+    /// - Throws: ``AttentionError`` of kind `sink`, `sinkCount`, `composition`, or `memory`.
+    public func with(sink: AttentionSink) throws(AttentionError) -> Attention { try Attention(self, sink: sink) }
+
+    private init(_ other: Attention, sink: AttentionSink) throws(AttentionError) {
+        let mode = FloatMode.enter()
+        defer { mode.leave() }
+        var rules = other.rules
+        rules.sink = sink
+        let checkedScores = try CheckedScores(rules, headDimension: other.shape.headDimension)
+        (self.rules, scale, products) = (rules, checkedScores.scale, other.products)
+        uniformSink = try sink.uniformLogit() ?? 0
+        headSinks = try sink.checkedLogits(queryHeads: other.shape.queryHeads)
+        (shape, mask, bias, positions) = (other.shape, other.mask, other.bias, other.positions)
+        (queryKeyNorm, preparation, positionTables) = (other.queryKeyNorm, other.preparation, other.positionTables)
+        (layout, threads, kernels, workspace) = (other.layout, other.threads, other.kernels, other.workspace)
+        (nanosecondsPerWorker, schedule, rows) = (other.nanosecondsPerWorker, other.schedule, other.rows)
+        // Sinks that count keys are numbers of rows.
+        scores =
+            sink.countsKeys || other.sink.countsKeys
+            ? try checkedScores.kernelScores(
+                shape, plans: schedule.sequences, isUniform: schedule.isUniform, mask: mask, bias: bias)
+            : other.scores
+    }
+
     /// The sink logit of a query head, -inf for softmax.
     func sinkLogit(queryHead: Int) -> Float { headSinks.isEmpty ? uniformSink : headSinks[queryHead] }
 

@@ -19,6 +19,8 @@ import CKernels
 ///
 /// *Edge cases*: a NaN logit makes what it gates NaN; -inf gates to 0, except what is not finite.
 ///
+/// Gradients: ``gradients(logits:output:outputGradient:)``, from the output as it was before.
+///
 /// *Sources*: per head: Bondarenko et al., "Quantizable Transformers", arXiv 2306.12929, 2023; per head and per element:
 /// Qiu et al., "Gated Attention for Large Language Models", arXiv 2505.06708, 2025.
 public struct OutputGate: Sendable, Hashable {
@@ -33,7 +35,7 @@ public struct OutputGate: Sendable, Hashable {
     public let granularity: Granularity
     /// E, the length of a row.
     public let valueDimension: Int
-    private let kernels: KernelSet
+    let kernels: KernelSet
 
     /// - Parameters:
     ///   - granularity: what has a logit of its own.
@@ -83,31 +85,34 @@ public struct OutputGate: Sendable, Hashable {
         }
     }
 
-    private func check(logits: Int, output: Int) throws(AttentionError) {
+    func check(logits: Int, output: Int) throws(AttentionError) {
         guard output.isMultiple(of: valueDimension) else {
             throw AttentionError(
                 .elementCount, "output", expected: "a multiple of the value dimension \(valueDimension)",
                 found: "\(output)")
         }
-        let expected = granularity == .element ? output : output / valueDimension
-        guard logits == expected else {
-            throw AttentionError(.elementCount, "logits", expected: "\(expected) elements", found: "\(logits)")
-        }
+        try AttentionError.checkCount(
+            "logits", logits, granularity == .element ? output : output / valueDimension)
     }
 
     /// log2(e) as the kernels multiply by it.
     private static let log2e: Float = 0x1.715476p+0
     /// Logits whose sigmoids are computed at once: few enough to stay in cache.
-    private static let part = 1024
+    static let part = 1024
 
     /// sigmoid(x) = 1 / (1 + z) for x >= 0 and z / (1 + z) below, z = e^-abs(x) <= 1: nothing overflows or cancels.
-    private func sigmoids(_ logits: UnsafeBufferPointer<Float>, into gates: UnsafeMutableBufferPointer<Float>) {
-        for index in logits.indices { gates[index] = -abs(logits[index]) * Self.log2e }
-        kernels.functions.pointee.exp2(gates.baseAddress, gates.baseAddress, logits.count)
+    func sigmoids(_ logits: UnsafeBufferPointer<Float>, into gates: UnsafeMutableBufferPointer<Float>) {
+        powers(logits, into: gates)
         for index in logits.indices {
             let z = gates[index]
             gates[index] = (logits[index] >= 0 ? 1 : z) / (1 + z)
         }
+    }
+
+    /// z = e^-abs(x).
+    func powers(_ logits: UnsafeBufferPointer<Float>, into powers: UnsafeMutableBufferPointer<Float>) {
+        for index in logits.indices { powers[index] = -abs(logits[index]) * Self.log2e }
+        kernels.functions.pointee.exp2(powers.baseAddress, powers.baseAddress, logits.count)
     }
 
     private func multiply(

@@ -17,6 +17,8 @@
 /// RetNet also divides a row by the sum of its magnitudes, clamped to 1...5e4. A recurrence cannot know that sum, and the
 /// norm behind it cancels it: apply ``RMSNorm`` over E to the output, as RetNet does.
 ///
+/// Gradients: ``backward(outputGradient:queries:keys:values:)``.
+///
 /// *Edge cases*: a row that sees no key puts out 0, and so does a linear row whose weights are all 0. Keys that a row does
 /// not see are not read for it.
 ///
@@ -51,115 +53,22 @@ public struct RecurrentAttention: Sendable {
     ///
     /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> [Float] {
-        for (name, found, expected) in [
-            ("queries", queries.count, shape.queryCount), ("keys", keys.count, shape.keyCount),
-            ("values", values.count, shape.valueCount),
-        ] where found != expected {
-            throw AttentionError(.elementCount, name, expected: "\(expected) elements", found: "\(found)")
-        }
+        try checkInputCounts(queries.count, keys.count, values.count)
         var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
-        try inFloatMode { () throws(AttentionError) in
-            for head in HeadRows.all(shape, layout) {
-                var run = try RecurrentHead(self, head, queries: queries, keys: keys, values: values)
-                run.compute()
-                run.write(to: &output)
+        try withUnsafeBuffers([queries, keys, values][...]) { inputs throws(AttentionError) in
+            let tensors = RecurrentTensors(queries: inputs[0], keys: inputs[1], values: inputs[2])
+            try inFloatMode { () throws(AttentionError) in
+                for head in HeadRows.all(shape, layout) {
+                    try RecurrentHead(self, head, tensors).write(to: &output)
+                }
             }
         }
         return output
     }
-}
 
-/// One head: numerators and denominators of all rows, and the state that goes over the keys.
-private struct RecurrentHead {
-    let kind: RecurrentAttention.Kind
-    let isCausal: Bool
-    let rows: HeadRows
-    let headDimension, valueDimension: Int
-    let decay: Double
-    let queries, keys, values: [Float]
-    /// [D][E]: sum_j decay^distance phi(k[j]) v[j].
-    private var state: [Double]
-    /// [D]: the same sum without values; of retention only [0] counts: the sum of the decays.
-    private var weights: [Double]
-    /// [L][E] and [L].
-    private var numerators, denominators: [Double]
-
-    init(
-        _ attention: RecurrentAttention, _ rows: HeadRows, queries: [Float], keys: [Float], values: [Float]
-    ) throws(AttentionError) {
-        (kind, isCausal, self.rows) = (attention.kind, attention.isCausal, rows)
-        (headDimension, valueDimension) = (attention.shape.headDimension, attention.shape.valueDimension)
-        decay = kind == .linear ? 1 : 1 - Double(sign: .plus, exponent: max(-60, -5 - rows.queryHead), significand: 1)
-        (self.queries, self.keys, self.values) = (queries, keys, values)
-        state = [Double](repeating: 0, count: headDimension * valueDimension)
-        weights = [Double](repeating: 0, count: headDimension)
-        numerators = try [Double](for: "numerators", repeating: 0, count: rows.queryCount * valueDimension)
-        denominators = try [Double](for: "denominators", repeating: 0, count: rows.queryCount)
-    }
-
-    mutating func compute() {
-        let offset = rows.keyCount - rows.queryCount
-        // Forward: keys up to the row's own.
-        for key in 0..<rows.keyCount {
-            decayState()
-            add(key: key)
-            if key >= offset { read(row: key - offset) }
-        }
-        if isCausal { return }
-        // Backward: keys behind the row's own, and for rows that stand before the first key all of them.
-        state.withUnsafeMutableBufferPointer { $0.update(repeating: 0) }
-        weights.withUnsafeMutableBufferPointer { $0.update(repeating: 0) }
-        for place in stride(from: rows.keyCount - 1, through: offset, by: -1) {
-            if place + 1 < rows.keyCount, place + 1 >= 0 { add(key: place + 1) }
-            decayState()
-            read(row: place - offset)
-        }
-    }
-
-    private mutating func decayState() {
-        if decay == 1 { return }
-        for index in state.indices { state[index] *= decay }
-        weights[0] *= decay
-    }
-
-    private mutating func add(key: Int) {
-        let (keyStart, valueStart) = (rows.keys[key], rows.values[key])
-        for d in 0..<headDimension {
-            let feature = feature(keys[keyStart + d])
-            for e in 0..<valueDimension {
-                state[d * valueDimension + e] += feature * Double(values[valueStart + e])
-            }
-            if kind == .linear { weights[d] += feature }
-        }
-        if kind == .retention { weights[0] += 1 }
-    }
-
-    private mutating func read(row: Int) {
-        let start = rows.queries[row]
-        for d in 0..<headDimension {
-            let feature = feature(queries[start + d])
-            for e in 0..<valueDimension {
-                numerators[row * valueDimension + e] += feature * state[d * valueDimension + e]
-            }
-            if kind == .linear { denominators[row] += feature * weights[d] }
-        }
-        if kind == .retention { denominators[row] += weights[0] }
-    }
-
-    /// elu(x) + 1 of linear attention; retention takes queries and keys as they are.
-    private func feature(_ x: Float) -> Double {
-        if kind == .retention || x.isNaN { return Double(x) }
-        return x > 0 ? Double(x) + 1 : ElementaryFunctions.exponential(Double(x))
-    }
-
-    func write(to output: inout [Float]) {
-        for row in 0..<rows.queryCount {
-            let divisor =
-                kind == .linear ? denominators[row] : (denominators[row] * Double(headDimension)).squareRoot()
-            if divisor == 0 { continue }
-            for e in 0..<valueDimension {
-                output[rows.output[row] + e] = Float(numerators[row * valueDimension + e] / divisor)
-            }
-        }
+    func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
+        try AttentionError.checkCount("queries", queries, shape.queryCount)
+        try AttentionError.checkCount("keys", keys, shape.keyCount)
+        try AttentionError.checkCount("values", values, shape.valueCount)
     }
 }

@@ -14,7 +14,7 @@ import CKernels
 ///
 /// *Source*: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450, 2016.
 public struct LayerNorm: Sendable, Hashable {
-    private let norm: RowNorm
+    let norm: RowNorm
 
     /// - Parameters:
     ///   - dimension: the length of a row, 1 and up.
@@ -39,17 +39,6 @@ public struct LayerNorm: Sendable, Hashable {
     ///
     /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
     public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) { try norm.apply(to: &rows) }
-
-    /// The gradients of a loss, from its gradient in the normalised rows. Gains and biases are summed over blocks of 64 rows,
-    /// counted from the first, as Documentation/Numerics.md has it; a row whose gradient is 0 is not read.
-    ///
-    /// - Parameters:
-    ///   - rows: `[rows, dimension]`, before they were normalised.
-    ///   - outputGradient: `[rows, dimension]`.
-    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
-    public func gradients(rows: [Float], outputGradient: [Float]) throws(AttentionError) -> RowNormGradients {
-        try norm.gradients(rows: rows, outputGradient: outputGradient)
-    }
 }
 
 /// Root mean square normalisation: every row scaled to a mean square of 1, and given a gain per channel.
@@ -61,7 +50,7 @@ public struct LayerNorm: Sendable, Hashable {
 ///
 /// *Source*: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, 2019.
 public struct RMSNorm: Sendable, Hashable {
-    private let norm: RowNorm
+    let norm: RowNorm
 
     /// - Parameters:
     ///   - dimension: the length of a row, 1 and up.
@@ -85,31 +74,10 @@ public struct RMSNorm: Sendable, Hashable {
     ///
     /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
     public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) { try norm.apply(to: &rows) }
-
-    /// The gradients of a loss, from its gradient in the normalised rows. Gains and biases are summed over blocks of 64 rows,
-    /// counted from the first, as Documentation/Numerics.md has it; a row whose gradient is 0 is not read.
-    ///
-    /// - Parameters:
-    ///   - rows: `[rows, dimension]`, before they were normalised.
-    ///   - outputGradient: `[rows, dimension]`.
-    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
-    public func gradients(rows: [Float], outputGradient: [Float]) throws(AttentionError) -> RowNormGradients {
-        try norm.gradients(rows: rows, outputGradient: outputGradient)
-    }
-}
-
-/// The gradients of a loss in what a ``LayerNorm`` or an ``RMSNorm`` is computed from.
-public struct RowNormGradients: Sendable, Equatable {
-    /// `[rows, dimension]`.
-    public var rows: [Float]
-    /// One per channel, summed over rows; empty where the norm has no gain.
-    public var gain: [Float]
-    /// One per channel, summed over rows; empty where the norm has no bias.
-    public var bias: [Float]
 }
 
 /// What both norms do to a row.
-private struct RowNorm: Sendable, Hashable {
+struct RowNorm: Sendable, Hashable {
     let dimension: Int
     let kind: QueryKeyNorm.Kind
     let gain, bias: [Float]?
@@ -146,7 +114,7 @@ private struct RowNorm: Sendable, Hashable {
         rows.withUnsafeMutableBufferPointer { apply(to: $0) }
     }
 
-    private func check(_ count: Int) throws(AttentionError) {
+    func check(_ count: Int) throws(AttentionError) {
         guard count.isMultiple(of: dimension) else {
             throw AttentionError(
                 .elementCount, "rows", expected: "a multiple of the dimension \(dimension)", found: "\(count)")
@@ -161,61 +129,9 @@ private struct RowNorm: Sendable, Hashable {
             outStride: dimension, kernels.functions)
     }
 
-    private var side: PreparedSide {
+    var side: PreparedSide {
         PreparedSide(
             dimension: dimension, norm: QueryKeyNorm(kind: kind, epsilon: epsilon), gain: gain, shift: bias,
             rotation: QATTN_ROTATED, pairing: QATTN_HALVES, pairs: 0)
-    }
-
-    func gradients(rows: [Float], outputGradient: [Float]) throws(AttentionError) -> RowNormGradients {
-        try check(rows.count)
-        guard outputGradient.count == rows.count else {
-            throw AttentionError(
-                .elementCount, "outputGradient", expected: "\(rows.count) elements", found: "\(outputGradient.count)")
-        }
-        var result = RowNormGradients(
-            rows: try [Float](for: "gradients.rows", repeating: 0, count: rows.count),
-            gain: [Float](repeating: 0, count: gain?.count ?? 0), bias: [Float](repeating: 0, count: bias?.count ?? 0))
-        if rows.isEmpty { return result }
-        let bytes = RowPreparation.byteCount(rows: Int(QATTN_PREPARE_BACKWARD_ROWS), dimension: dimension)
-        withUnsafeTemporaryAllocation(byteCount: bytes, alignment: Int(QATTN_ALIGNMENT)) { workspace in
-            rows.withUnsafeBufferPointer { rows in
-                outputGradient.withUnsafeBufferPointer { gradient in
-                    result.withUnsafeBuffers { rowGradients, gainGradient, biasGradient in
-                        var arguments = qattn_prepare_backward_args()
-                        arguments.gradients = gradient.baseAddress
-                        arguments.gradient_stride = dimension
-                        arguments.row_gradients = UnsafeMutableRawPointer(rowGradients)
-                        arguments.row_gradient_stride = dimension
-                        arguments.row_gradient_storage = QATTN_FLOAT32
-                        arguments.gain_gradient = gain == nil ? nil : gainGradient
-                        arguments.shift_gradient = bias == nil ? nil : biasGradient
-                        arguments.workspace = workspace.baseAddress!.assumingMemoryBound(to: Float.self)
-                        side.withArguments(
-                            rows.baseAddress!, head: 0, stride: dimension, storage: .float32,
-                            count: rows.count / dimension, table: nil
-                        ) {
-                            arguments.prepare = $0
-                            kernels.functions.pointee.prepare_backward(&arguments)
-                        }
-                    }
-                }
-            }
-        }
-        return result
-    }
-}
-
-extension RowNormGradients {
-    fileprivate mutating func withUnsafeBuffers(
-        _ body: (UnsafeMutablePointer<Float>?, UnsafeMutablePointer<Float>?, UnsafeMutablePointer<Float>?) -> Void
-    ) {
-        rows.withUnsafeMutableBufferPointer { rows in
-            gain.withUnsafeMutableBufferPointer { gain in
-                bias.withUnsafeMutableBufferPointer { bias in
-                    body(rows.baseAddress, gain.baseAddress, bias.baseAddress)
-                }
-            }
-        }
     }
 }

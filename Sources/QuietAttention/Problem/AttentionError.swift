@@ -107,4 +107,11 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         self.expected = expected
         self.found = found
     }
+
+    /// Throws an error of kind `elementCount` unless an argument has so many elements.
+    static func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
+        guard found == expected else {
+            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
+        }
+    }
 }

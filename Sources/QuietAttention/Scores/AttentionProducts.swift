@@ -21,7 +21,7 @@ public enum AttentionProducts: String, Sendable, Hashable, CaseIterable {
     var packedStorage: qattn_storage { self == .float32 ? QATTN_FLOAT32 : QATTN_BFLOAT16_PAIRS }
 
     /// - Throws: ``AttentionError`` of kind `composition` for products that have no gradients.
-    func checkHaveGradients() throws(AttentionError) {
+    package func checkHaveGradients() throws(AttentionError) {
         guard self == .float32 else {
             throw AttentionError(
                 .composition, "products", expected: "float32, which alone has gradients", found: rawValue)
