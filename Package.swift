@@ -10,6 +10,7 @@ let package = Package(
     products: [
         .library(name: "QuietAttention", targets: ["QuietAttention"]),
         .library(name: "AttentionReference", targets: ["AttentionReference"]),
+        .library(name: "Differentiation", targets: ["Differentiation"]),
         .library(name: "Safetensors", targets: ["Safetensors"]),
     ],
     dependencies: [
@@ -21,6 +22,8 @@ let package = Package(
         // MARK: - Public
         .target(name: "QuietAttention", dependencies: ["CKernels", "SeededInputs"]),
         .target(name: "AttentionReference"),
+        // Attention for Swift's automatic differentiation, which not every toolchain has: apart, so that nothing else needs it.
+        .target(name: "Differentiation", dependencies: ["QuietAttention"]),
         .target(name: "Safetensors"),
         .executableTarget(
             name: "quiet",
@@ -54,6 +57,9 @@ let package = Package(
             ]),
 
         // MARK: - Tests
+        .testTarget(
+            name: "DifferentiationTests",
+            dependencies: ["Differentiation", "QuietAttention", "SeededInputs", "TestSupport"]),
         .testTarget(
             name: "KernelTests",
             dependencies: [
