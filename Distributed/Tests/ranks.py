@@ -34,7 +34,7 @@ DIGESTS = [
     f"forward {SMALL} --queries 2100 --mask causal --storage bf16 --positions rope --qk-norm rms",
     f"forward {SMALL} --queries 1500 --mask causal --scaling log=8 --sink log-keys=1 --softcap 4 --alibi",
     "forward --query-heads 1 --queries 1 --keys 1 --head-dim 3 --mask causal",
-    "forward --query-heads 2 --queries 5 --keys 0 --head-dim 4",
+    "forward --query-heads 2 --queries 5 --key-lengths 0 --head-dim 4",
     f"backward {SMALL} --queries 2300 --mask causal --sink learned",
     f"backward {SMALL} --queries 5000 --mask window=64",
     f"backward {SMALL} --queries 500 --keys 2500 --mask none --storage bf16",

@@ -61,10 +61,10 @@ struct Bench: ParsableCommand {
     @Option(help: "Order of dimensions in memory: bhsd (batch, heads, sequence, dimension) or bshd.")
     var layout = Layout.bhsd
 
-    @Option(help: ArgumentHelp("How long to time, at least three runs.", valueName: "s"))
+    @Option(parsing: .unconditional, help: ArgumentHelp("How long to time, at least three runs.", valueName: "s"))
     var seconds = 1.0
 
-    @Option(help: "Seed of the inputs.")
+    @Option(parsing: .unconditional, help: "Seed of the inputs.")
     var seed: UInt64 = 1
 
     @Flag(help: "Print the JSON object on one line.")
@@ -96,6 +96,7 @@ struct Bench: ParsableCommand {
         }
         let shape = try usage { try self.shape }
         try problem.keyLengths?.check(shape)
+        try position.check(headDimension: shape.headDimension)
         try scores.check(sink: problem.sink)
         try norms.check()
     }

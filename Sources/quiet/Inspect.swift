@@ -73,8 +73,8 @@ struct Inspect: ParsableCommand {
         guard epsilon >= 0, epsilon.isFinite else {
             throw ValidationError("--epsilon: expected a finite number of 0 or more, got \(epsilon)")
         }
-        guard leadingKeys >= 0 else {
-            throw ValidationError("--leading-keys: expected 0 or more, got \(leadingKeys)")
+        guard leadingKeys >= 1 else {
+            throw ValidationError("--leading-keys: expected 1 or more, got \(leadingKeys)")
         }
         try problem.check()
         try problem.norms.check()

@@ -29,7 +29,7 @@ struct PositionOptions: ParsableArguments {
         transform: Encoding.init(parsing:))
     var positions = Encoding.none
 
-    @Option(help: ArgumentHelp("theta[j] = base^(-2j / r).", valueName: "base"))
+    @Option(parsing: .unconditional, help: ArgumentHelp("theta[j] = base^(-2j / r).", valueName: "base"))
     var ropeBase = Self.usualBase
 
     @Option(
@@ -69,23 +69,33 @@ struct PositionOptions: ParsableArguments {
     var positionOffset = 0
 
     private static let usualBase = 10_000.0
+    private static let longestHead = 1024
 
     mutating func validate() throws {
+        if let rotaryDim, !rotaryDim.isMultiple(of: 2) || !(2...Self.longestHead).contains(rotaryDim) {
+            throw ValidationError(
+                "--rotary-dim: expected an even number from 2 to the head dimension, which is \(Self.longestHead) at most, "
+                    + "got \(rotaryDim)")
+        }
         // What can be said before there is a head dimension: with all channels, or the largest head there is.
         let isCollinear = positions == .cocaSlack || positions == .cocaStrict
-        let dimension = isCollinear ? min(max(rotaryDim ?? 1024, 1), 1024) : 1024
-        _ = try usage {
-            try Attention(
-                AttentionShape(queryHeads: 0, queries: 0, keys: 0, headDimension: dimension), sink: .softmax1,
-                positions: library(keys: 0, lists: .placeholders(channels: rotaryDim ?? dimension)),
-                kernels: KernelSet.available.last)
-        }
+        try check(headDimension: isCollinear ? rotaryDim ?? Self.longestHead : Self.longestHead)
         if positions == .none,
             ropeScaling.description != "none" || rotaryDim != nil || positionOffset != 0 || ropeBase != Self.usualBase
         {
             throw ValidationError(
                 "--rope-base, --rope-scaling, --rotary-dim and --position-offset need --positions: nothing is turned "
                     + "without it")
+        }
+    }
+
+    /// Refuses what no sequence of such heads can have.
+    func check(headDimension: Int) throws {
+        _ = try usage {
+            try Attention(
+                AttentionShape(queryHeads: 0, queries: 0, keys: 0, headDimension: headDimension), sink: .softmax1,
+                positions: library(keys: 0, lists: .placeholders(channels: rotaryDim ?? headDimension)),
+                kernels: KernelSet.available.last)
         }
     }
 

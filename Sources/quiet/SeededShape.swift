@@ -6,37 +6,50 @@ import QuietAttention
 
 /// Dimensions, key lengths and the sink.
 struct SeededShape: ParsableArguments {
-    @Option(help: "Sequences in the batch.")
+    // Unconditional: so that a negative number is refused as a number.
+    @Option(parsing: .unconditional, help: "Sequences in the batch.")
     var batch = 1
 
-    @Option(help: "Heads H of the queries.")
+    @Option(parsing: .unconditional, help: "Heads H of the queries.")
     var queryHeads = 12
 
-    @Option(help: "Heads G of the keys and values. Default: H.")
+    @Option(parsing: .unconditional, help: "Heads G of the keys and values. Default: H.")
     var kvHeads: Int?
 
-    @Option(help: "Queries L of each sequence. Default: 1024, or 1 to decode.")
+    @Option(parsing: .unconditional, help: "Queries L of each sequence. Default: 1024, or 1 to decode.")
     var queries: Int?
 
-    @Option(help: "Keys S of each sequence. Default: L, or 4096 to decode.")
+    @Option(parsing: .unconditional, help: "Keys S of each sequence. Default: L, or 4096 to decode.")
     var keys: Int?
 
     @Option(
+        parsing: .unconditional,
         help: ArgumentHelp(
             "Keys of each sequence that are not padding, separated by commas. Default: all.", valueName: "n,n,..."),
         transform: KeyLengths.init(parsing:))
     var keyLengths: KeyLengths?
 
-    @Option(help: "Channels D of a query and of a key.")
+    @Option(parsing: .unconditional, help: "Channels D of a query and of a key.")
     var headDim = 64
 
-    @Option(help: "Channels E of a value. Default: D.")
+    @Option(parsing: .unconditional, help: "Channels E of a value. Default: D.")
     var valueDim: Int?
 
     @Option(
         help: SinkOption.help("learned           one for each query head, drawn like the inputs"),
         transform: SinkOption.seeded)
     var sink: SinkOption?
+
+    /// Refuses problems without anything to compute, which the library allows.
+    func validate() throws {
+        for (name, extent) in [
+            ("--batch", batch), ("--query-heads", queryHeads), ("--kv-heads", kvHeads), ("--queries", queries),
+            ("--keys", keys), ("--head-dim", headDim), ("--value-dim", valueDim),
+        ] {
+            guard let extent, extent < 1 else { continue }
+            throw ValidationError("\(name): expected 1 or more, got \(extent)")
+        }
+    }
 
     /// - Parameter decodes: whether few queries meet many keys where nothing else is said.
     func shape(decodes: Bool) throws -> AttentionShape {

@@ -254,7 +254,7 @@ import Testing
         ["bench", "--pass", "sideways"], ["bench", "--storage", "int8"],
         ["bench", "--storage", "f64"], ["bench", "--sink", "tensor=x"], ["bench", "--layout", "sbhd"],
         ["bench", "--seconds", "0"], ["bench", "--seconds", "nan"], ["bench", "--threads", "100000"],
-        ["bench", "--queries=-1"], ["bench", "--query-heads", "3", "--kv-heads", "2"], ["bench", "--head-dim", "0"],
+        ["bench", "--query-heads", "3", "--kv-heads", "2"], ["bench", "--head-dim", "1025"],
         ["bench", "--queries", "9999999999999999999"], ["bench", "--batch", "9223372036854775807"],
         ["bench", "--seed=-1"], ["bench", "--products", "f16"],
         ["bench", "--products", "bf16", "--pass", "decode", "--storage", "f32"],
@@ -267,6 +267,15 @@ import Testing
         #expect(run.status == 64)
         #expect(run.output.isEmpty)
         #expect(run.diagnostics.hasPrefix("Error: ") && run.diagnostics.contains("Usage: quiet"))
+    }
+
+    @Test(arguments: ["--batch", "--query-heads", "--kv-heads", "--queries", "--keys", "--head-dim", "--value-dim"])
+    func extentsOfNothing(option: String) throws {
+        for extent in ["0", "-1"] {
+            let run = try QuietProcess("bench", option, extent)
+            #expect(run.status == 64 && run.output.isEmpty)
+            #expect(run.diagnostics.hasPrefix("Error: \(option): expected 1 or more, got \(extent)\n"))
+        }
     }
 
     @Test(arguments: [[], ["--help"], ["--version"], ["attend", "--help"], ["bench", "--help"], ["info", "--help"]])

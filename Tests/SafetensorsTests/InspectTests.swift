@@ -246,7 +246,7 @@ import Testing
 
     @Test(arguments: [
         [], ["in", "more"], ["in", "--epsilon", "-1"], ["in", "--epsilon", "nan"], ["in", "--leading-keys", "-1"],
-        ["in", "--scale", "inf"],
+        ["in", "--leading-keys", "0"], ["in", "--scale", "inf"],
         ["in", "--mask", "diagonal"], ["in", "--sink", "learned"], ["in", "--normaliser", "sigmoid"],
         ["in", "--tensor"], ["in", "--threads", "0"],
     ])

@@ -66,6 +66,28 @@ extension CommandLineTests {
         #expect(run.status == 64 && run.output.isEmpty)
     }
 
+    /// Whether a file's head is that long is only known when it is read.
+    @Test(arguments: ["bench", "attend"])
+    func rotaryDimensions(command: String) throws {
+        let start = command == "bench" ? ["bench"] : ["attend", "in", "--output", "out"]
+        for number in ["7", "0", "-2", "1026"] {
+            let run = try QuietProcess(start + ["--positions", "rope", "--rotary-dim", number])
+            #expect(run.status == 64 && run.output.isEmpty)
+            #expect(run.diagnostics.contains("the head dimension, which is 1024 at most, got \(number)"))
+        }
+    }
+
+    @Test(arguments: [
+        ["--positions", "rope", "--rotary-dim", "66"], ["--positions", "coca-slack", "--rotary-dim", "62"],
+        ["--positions", "rope", "--head-dim", "7"], ["--positions", "coca-strict", "--head-dim", "7"],
+    ])
+    func rotaryDimensionsThatDoNotFitTheHead(options: [String]) throws {
+        let run = try QuietProcess(["bench"] + options)
+        #expect(run.status == 64 && run.output.isEmpty)
+        let head = options.contains("--head-dim") ? "7" : "64"
+        #expect(run.diagnostics.contains("head dimension \(head)") || run.diagnostics.contains("all \(head) channels"))
+    }
+
     /// A file with queries and keys at 100 to 106, and angles and factors as tensors.
     private func ropeFile(_ others: [StoredTensor]) throws -> String {
         func float(_ name: String, _ shape: [Int], _ elements: [Float]) -> StoredTensor {

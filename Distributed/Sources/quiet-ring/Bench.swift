@@ -55,10 +55,10 @@ struct Bench: RingCommand {
         transform: Storage.init(parsing:))
     var storage = Storage.f32
 
-    @Option(help: ArgumentHelp("How long to time, at least one run.", valueName: "s"))
+    @Option(parsing: .unconditional, help: ArgumentHelp("How long to time, at least one run.", valueName: "s"))
     var seconds = 1.0
 
-    @Option(help: "Seed of the inputs.")
+    @Option(parsing: .unconditional, help: "Seed of the inputs.")
     var seed: UInt64 = 1
 
     @Flag(help: "Print the JSON object on one line.")
@@ -72,6 +72,7 @@ struct Bench: RingCommand {
         }
         let shape = try usage { try self.shape }
         try problem.keyLengths?.check(shape)
+        try position.check(headDimension: shape.headDimension)
         try scores.check(sink: problem.sink)
         try scores.checkForRanks()
         try norms.check()
