@@ -9,14 +9,9 @@
 __attribute__((constructor)) static void enter_mode(void) {
     const char *const mode = getenv("FLOAT_MODE");
     if (!mode || !strcmp(mode, "usual")) return;
-    if (!strcmp(mode, "flushing"))
-        _mm_setcsr(_mm_getcsr() | 0x8040); /* flush to zero, and denormals are zero */
-    else if (!strcmp(mode, "upward"))
-        fesetround(FE_UPWARD);
-    else if (!strcmp(mode, "toward_zero"))
-        fesetround(FE_TOWARDZERO);
-    else if (!strcmp(mode, "raising"))
-        feenableexcept(FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW);
-    else
-        abort();
+    if (!strcmp(mode, "flushing")) _mm_setcsr(_mm_getcsr() | 0x8040); /* flush to zero, and denormals are zero */
+    else if (!strcmp(mode, "upward")) fesetround(FE_UPWARD);
+    else if (!strcmp(mode, "toward_zero")) fesetround(FE_TOWARDZERO);
+    else if (!strcmp(mode, "raising")) feenableexcept(FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW);
+    else abort();
 }
