@@ -37,7 +37,7 @@ QATTN_INLINE const char *block_after(const qattn_forward_args *args, const forwa
 /* From beyond the caches, rows one behind the other are read as one run of memory before they are of use: keys, and
  * values of several panels, which are not read in order. As each jump from one tensor to the other costs most of a
  * microsecond, runs are long then; values of one panel are read in order by the tile itself. Blocks from block_end on
- * are none of the call's business. */
+ * are outside the range of this call and are not touched. */
 QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_args *rows, size_t block,
                              size_t block_end) {
     const size_t key_bytes = args->blocks.head_dim * storage_size(rows->key_storage);
@@ -79,18 +79,18 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
     if (!ws->keys_in_place || !ws->values_in_place) QATTN_FUNCTION(pack)(&rows);
 }
 
-/* How far ahead tiles of so few rows that they wait for memory ask for lines: not at all if they read faster than
- * memory, as hardware follows one run of reads by itself, and has more reads under way at once than instructions can
- * ask for (24 lines on Zen 4). Tiles that take longer for a line than memory ask for each. Four rows of float32 take as
- * long as the last cache, so how they are read best depends on where the blocks are; but in passes, which are not quite
- * one run of reads, they ask wherever those are (AVX2, from memory: 26 GB/s, 20 without, two rows 24, 19 with). */
+/* How many bytes ahead memory-bound tiles prefetch. Not at all if they read faster than memory: hardware prefetching
+ * follows one run of reads by itself, with more reads in flight than instructions can start (24 lines on Zen 4). Tiles
+ * that take longer for a line than memory does prefetch each line. Four rows of float32 take as long as the last cache,
+ * so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they prefetch
+ * wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 19 with, 24 without). */
 QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, size_t rows) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return 24576;
     const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
-    const bool foreseen = storage == QATTN_FLOAT32 && args->beyond_caches && !in_passes(rows);
-    return products >= 4 && !foreseen ? 16384 : 0;
+    const bool hardware_prefetches = storage == QATTN_FLOAT32 && args->beyond_caches && !in_passes(rows);
+    return products >= 4 && !hardware_prefetches ? 16384 : 0;
 }
 
 /* A packed block, and what follows it up to block_end, to be asked for so far ahead. */
@@ -117,10 +117,10 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         return;
     }
 #endif
-    /* The next block comes from memory or L3 while this one is at work. Tiles so few that they wait for memory ask for
-     * it as they go. Through others hardware follows by itself; only many tiles of int8, which take long for few bytes,
-     * gain from asking for a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 %
-     * with two to four, and 1 to 2 % with 16; int8 loses 5 to 7 % with one. */
+    /* The next block comes from memory or L3 while this one is computed. Memory-bound tiles prefetch it as they go. For
+     * the others hardware prefetching suffices; only many tiles of int8, which take long for few bytes, gain from
+     * prefetching a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 % with two to
+     * four, and 1 to 2 % with 16; int8 loses 5 to 7 % with one. */
     const bool asks = !args->unpacked && args->blocks.storage == QATTN_INT8 && ws->tiles > 2;
     const qattn_upcoming_rows next_block = {asks ? block_after(args, ws, block, block_end) : NULL, 0, 1,
                                             ws->block_bytes};
@@ -140,9 +140,9 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     }
 }
 
-/* Blocks [begin, end) against a lone tile whose rows see them whole: nothing changes from one to the next but where it
- * is. While four rows wait for memory, all that forward_block looks at takes 7 % of their time, and what the other
- * normalisers' code does to registers around theirs 2 %. */
+/* Blocks [begin, end) against a single tile, without a mask: only the address changes from block to block. Four rows are
+ * bound by memory, and beside that the checks of forward_block take 7 % of their time, and the registers that the code of
+ * the other normalisers occupies 2 %. */
 static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *task, const qattn_forward_args *args,
                                                                     forward_workspace *ws, size_t begin, size_t end,
                                                                     size_t block_end) {

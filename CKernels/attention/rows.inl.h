@@ -97,8 +97,8 @@ QATTN_INLINE void merge_chunk(const forward_workspace *ws) {
     }
 }
 
-/* What remains to be said of the rows of a tile, from all their sums. A row without keys has o = 0, so only its lse
- * needs a word. */
+/* The final factor, log-sum-exp and sink share of the rows of a tile, from their sums over all keys. A row that saw no
+ * key has o = 0, so that any factor does; only its lse is set apart. */
 QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                                     size_t tile) {
     const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);

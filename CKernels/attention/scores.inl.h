@@ -19,7 +19,7 @@ QATTN_INLINE bool takes_scores(const qattn_problem *problem) {
     return problem->normaliser == QATTN_RELU_SQUARED || problem->normaliser == QATTN_NORMALISED_RELU_SQUARED;
 }
 
-/* What natural units are multiplied by. */
+/* The unit of scores: log2(e), since weights are powers of 2, or 1 for the squared normalisers. */
 QATTN_INLINE float score_unit(const qattn_problem *problem) { return takes_scores(problem) ? 1 : QATTN_LOG2E_F; }
 
 /* What a query is multiplied by. */

@@ -59,7 +59,7 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
     }
 }
 
-/* One tile of `count` rows from row i on meets one block, by way of finished scores. */
+/* One tile of `count` rows from row i on against one block, with scores that have to be finished. */
 QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                                 size_t count, size_t block_first) {
     const row_place *const places = ws->places + i;

@@ -47,8 +47,8 @@ QATTN_INLINE void tile_masked(tile_task *task, tile_kind kind) {
     tile_all_values(task, kind);
 }
 
-/* The two as functions. For float32 alone, which is what a forward pass packs: caches of 16-bit and int8 values wait for
- * memory, and the way of finished scores costs them nothing. */
+/* Instances for full and for masked tiles, of float32 alone, which is what a forward pass packs. 16-bit and int8 caches
+ * take the unfused path, scores through memory, which costs them nothing: they are bound by memory. */
 #define TILE_SOFTMAX(rows)                                                                                             \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_full), rows)(tile_task * task) {             \
         tile_full(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows < TILE_ROWS});                                \
@@ -90,8 +90,8 @@ TILE_OF(6)
 #define TILE_CALL_SOFTMAX(name, rows, ...)                                                                             \
     ((rows) == 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__) : TILE_CALL(name, rows, __VA_ARGS__))
 
-/* One tile meets one block, by way of finished scores: what is asked most, softmax of six rows of float32, without a
- * stop in memory. Some row sees a key of vector count - 1 of the block, and none sees any beyond. */
+/* One tile against one block, with scores that have to be finished: the most common case, softmax of six rows of float32,
+ * keeps them in registers throughout. Some row sees a key of vector count - 1 of the block, and none sees any beyond. */
 QATTN_INLINE void tile_softmax_finished(tile_task *task, const qattn_forward_args *args, const row_place *places,
                                         size_t block_first, size_t count) {
     const tile_kind kind = {.rows = TILE_ROWS, .storage = QATTN_FLOAT32, .masked = true};
@@ -123,7 +123,7 @@ QATTN_INLINE bool tile_sees_some(tile_task *task, const qattn_forward_args *args
                                  bool *started, size_t count, size_t block_first) {
     task->any = 0;
     task->all = ~UINT64_C(0);
-    for (size_t r = 0; r < TILE_ROWS; r++) { /* the rows that fill the last tile follow its last row */
+    for (size_t r = 0; r < TILE_ROWS; r++) { /* padding rows copy the visibility of the last row */
         if (r < count) {
             task->visible[r] = visible_bits(&args->problem, places[r], block_first);
             started[r] |= task->visible[r] != 0;

@@ -105,7 +105,7 @@ typedef enum qattn_rotation {
  *     QATTN_RMS_NORM     x = row factor * gain,                   factor = 1 / sqrt(mean of row^2 + epsilon)
  *     QATTN_LAYER_NORM   x = (row - mean) factor * gain + shift,  factor = 1 / sqrt(mean of (row - mean)^2 + epsilon)
  *
- * then turns its pairs. Channels from 2 * pairs on are not turned; pairs = 0 is no rotation. Row r has the cosines and
+ * then rotates its pairs. Channels from 2 * pairs on are not rotated; pairs = 0 is no rotation. Row r has the cosines and
  * sines tables[r], which may carry a factor of the pair's own: [2][pairs rounded up to QATTN_LANES]. */
 typedef struct qattn_prepare_args {
     const void *rows; /* [count][dim] */

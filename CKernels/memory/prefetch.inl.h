@@ -10,14 +10,14 @@ enum { CACHE_LINE = 64 };
 
 /* Tensors to ask for, one after another, and where in them a prefetch stands. */
 typedef struct prefetch_cursor {
-    const qattn_upcoming_rows *tensors; /* those not begun, */
-    size_t count;                       /* so many */
-    qattn_upcoming_rows rows;           /* what is left of the one at hand */
+    const qattn_upcoming_rows *tensors; /* those after `rows` */
+    size_t count;                       /* of them */
+    qattn_upcoming_rows rows;           /* what is left of the current tensor */
     size_t row_bytes_done;
 } prefetch_cursor;
 
-/* One long row has no seams to step over. */
-QATTN_INLINE qattn_upcoming_rows without_seams(qattn_upcoming_rows rows) {
+/* Rows without gaps between them are one long row. */
+QATTN_INLINE qattn_upcoming_rows without_gaps(qattn_upcoming_rows rows) {
     if (!rows.base) rows.rows = 0;
     if (rows.rows && rows.stride_bytes == (ptrdiff_t)rows.row_bytes) {
         rows.row_bytes *= rows.rows;
@@ -33,7 +33,7 @@ QATTN_INLINE prefetch_cursor prefetch_begin(const qattn_upcoming_rows *tensors, 
 QATTN_INLINE size_t prefetch_line_count(const qattn_upcoming_rows *tensors, size_t count) {
     size_t lines = 0;
     for (size_t n = 0; n < count; n++) {
-        const qattn_upcoming_rows rows = without_seams(tensors[n]);
+        const qattn_upcoming_rows rows = without_gaps(tensors[n]);
         lines += rows.rows * ((rows.row_bytes + CACHE_LINE - 1) / CACHE_LINE);
     }
     return lines;
@@ -44,7 +44,7 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
     while (lines) {
         if (!cursor->rows.rows) {
             if (!cursor->count) return;
-            cursor->rows = without_seams(*cursor->tensors++);
+            cursor->rows = without_gaps(*cursor->tensors++);
             cursor->count--;
             continue;
         }

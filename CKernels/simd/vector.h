@@ -32,8 +32,8 @@ QATTN_INLINE void f32x16_in_order(f32x16 *first, f32x16 *second) {
 #endif
 }
 
-/* The array at x is in memory here, not in registers: left alone, the compiler keeps sums that it has no registers for
- * in some all the same, and spills others with every step. No instruction results. */
+/* A compiler barrier: the array at x is in memory here, not in registers. Without it the compiler keeps some of more sums
+ * than it has registers for in registers, and spills others with every step. Emits no instruction. */
 QATTN_INLINE void f32x16_stay_in_memory(f32x16 *x) { __asm__ volatile("" : : "r"(x) : "memory"); }
 
 /* Each pointer is a register of its own here: left alone, the compiler walks along both with one index, and a product

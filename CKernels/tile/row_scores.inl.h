@@ -2,7 +2,7 @@
 /* row_scores.inl.h - step 1 of forward.inl.h for few rows of queries, from keys that stand as rows: laying 16 keys side
  * by side would cost more than their products.
  *
- * The lanes of a sum are the four chains of four keys, so that four channels of a key are loaded as they stand. */
+ * The lanes of a sum are the four chains of four keys, so that four channels of a key are loaded without transposing. */
 #ifndef QATTN_ROW_SCORES_INL_H
 #define QATTN_ROW_SCORES_INL_H
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tile_size.h - the sizes that the kernels are cut to. None of them changes a bit of any result but QATTN_KEY_BLOCK,
- * QATTN_KEY_CHUNK, QATTN_CHANNEL_BLOCK and QATTN_LANES of CKernels.h, which are the arithmetic contract. */
+/* tile_size.h - the sizes that the kernels are cut to. Bits depend on QATTN_CHAINS alone, and on the sizes
+ * of CKernels.h that are the arithmetic contract: QATTN_LANES, QATTN_CHANNEL_BLOCK, QATTN_INTEGER_CHANNELS,
+ * QATTN_PAIR_SEGMENT, QATTN_KEY_BLOCK and QATTN_KEY_CHUNK. */
 #ifndef QATTN_TILE_SIZE_H
 #define QATTN_TILE_SIZE_H
 
@@ -17,7 +18,7 @@ enum {
     PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
     BAND_TILES = 5, /* 30 rows, twice 15, which tile instructions multiply at once */
-    /* So few rows, those of one tile lower than six, wait for memory: 4 multiply-adds take less time than 4 bytes. */
+    /* Up to so many rows, a tile lower than six, are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */

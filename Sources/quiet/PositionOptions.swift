@@ -4,7 +4,7 @@
 import ArgumentParser
 import QuietAttention
 
-/// How queries and keys are turned before they are multiplied.
+/// How queries and keys are rotated before they are multiplied.
 struct PositionOptions: ParsableArguments {
     enum Encoding: String, CaseIterable {
         case none, rope
@@ -18,7 +18,7 @@ struct PositionOptions: ParsableArguments {
             "Products of the query q at m and the key k at n.",
             discussion: """
                 none              q.k, the default
-                rope              (R(m) q).(R(n) k), R(m) turns pair j by m theta[j],
+                rope              (R(m) q).(R(n) k), R(m) rotates pair j by m theta[j],
                                   which is channels j and j + r/2
                 rope-interleaved  the same, pair j is channels 2j and 2j + 1
                 coca-strict       sum t[j] |q[j]|^2 cos((m - n) theta[j]),
@@ -60,7 +60,7 @@ struct PositionOptions: ParsableArguments {
     @Option(
         parsing: .unconditional,
         help: ArgumentHelp(
-            "r, even: so many channels are turned, those behind them stay. Default: D.", valueName: "r"))
+            "r, even: so many channels are rotated, those behind them stay. Default: D.", valueName: "r"))
     var rotaryDim: Int?
 
     @Option(
@@ -84,7 +84,7 @@ struct PositionOptions: ParsableArguments {
             ropeScaling.description != "none" || rotaryDim != nil || positionOffset != 0 || ropeBase != Self.usualBase
         {
             throw ValidationError(
-                "--rope-base, --rope-scaling, --rotary-dim and --position-offset need --positions: nothing is turned "
+                "--rope-base, --rope-scaling, --rotary-dim and --position-offset need --positions: nothing is rotated "
                     + "without it")
         }
     }

@@ -39,7 +39,7 @@ struct PositionTensors: ParsableArguments {
 
     func check(_ position: PositionOptions) throws {
         if position.positions == .none, let option = named.first(where: { $0.tensor != nil }) {
-            throw ValidationError("\(option.name): needs --positions: nothing is turned without it")
+            throw ValidationError("\(option.name): needs --positions: nothing is rotated without it")
         }
         guard (queryPositions == nil) == (keyPositions == nil) else {
             throw ValidationError("--query-positions and --key-positions need each other")

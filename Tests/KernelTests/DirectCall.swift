@@ -165,7 +165,7 @@ extension DirectCall {
             arguments.factors = numbers?.factors.start
             arguments.beyond_caches = fromMemory
             if !fromMemory {
-                // Announced rows are fetched at most, never read: even those that are not there.
+                // Rows of prefetch hints are fetched at most, never read: even those that are not there.
                 arguments.upcoming.0 = qattn_upcoming_rows(
                     base: queries.start, stride_bytes: 4 * queries.stride, rows: 1 << 10, row_bytes: 4 * queries.width)
                 arguments.upcoming.1 = qattn_upcoming_rows(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // PreparedGradients.swift - what stands between the kernels of a backward pass and the caller's tensors: rows that are
-// prepared before, and gradients of Float that are turned back, normalised back or rounded afterwards.
+// prepared before, and gradients of Float that are rotated back, normalised back or rounded afterwards.
 
 import CKernels
 
@@ -86,7 +86,7 @@ extension BackwardRun {
 
     // MARK: - Before and after
 
-    /// Normalises and turns rows of queries or keys.
+    /// Normalises and rotates rows of queries or keys.
     func prepare(_ piece: RowPiece, of group: Group, worker: Int) {
         guard let preparation = attention.preparation else { return }
         let (offset, stride, head) = place(piece, group)

@@ -12,7 +12,7 @@ struct CachedProblem {
     let sequences: [SequencePlan]
     let allowed: BroadcastTensor<Bool>?
     let bias: BroadcastTensor<Float>?
-    /// Of each cache's queries; nil where they are not turned.
+    /// Of each cache's queries; nil where they are not rotated.
     let queryTables: [RotaryTable?]
 
     /// Query heads per key/value head.

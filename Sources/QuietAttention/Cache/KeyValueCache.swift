@@ -24,9 +24,9 @@ import CKernels
 ///
 /// *Positions*. The token appended first has position 0, the next one position ``count``, unless positions are appended with
 /// tokens: those of a tree of drafts. A cache made with a position
-/// encoding normalises and turns keys as they are appended, and ``CachedAttention`` its queries; without one, keys are
+/// encoding normalises and rotates keys as they are appended, and ``CachedAttention`` its queries; without one, keys are
 /// stored as they come. Rotations whose base changes with the length of the sequence (dynamic NTK scaling) would give every
-/// old key a new angle: state the length of the longest sequence to come, and all tokens are turned as for that one.
+/// old key a new angle: state the length of the longest sequence to come, and all tokens are rotated as for that one.
 ///
 /// *Sliding window*. With a ``window`` of w tokens, appending first frees the pages that no new token sees, nor any token
 /// after the last ``rollbackTokens`` were taken back: all but the last w - 1 + rollbackTokens tokens before it, and the rest
@@ -73,7 +73,7 @@ public struct KeyValueCache: Sendable {
     public let maximumTokens: Int
     /// The order of dimensions of appended keys and values.
     public let layout: AttentionLayout
-    /// How keys are turned by their positions when they are appended, and queries when they attend.
+    /// How keys are rotated by their positions when they are appended, and queries when they attend.
     public let encoding: AttentionPositions
     /// How keys and queries are normalised before that; nil: not at all.
     public let queryKeyNorm: QueryKeyNorm?
@@ -98,7 +98,7 @@ public struct KeyValueCache: Sendable {
     let allocate: AlignedMemory.Allocate
     /// nil where keys are stored as they come.
     let preparation: RowPreparation?
-    /// nil where keys are not turned.
+    /// nil where keys are not rotated.
     let angles: RotaryAngles?
 
     /// Tokens of a page.
@@ -120,7 +120,7 @@ public struct KeyValueCache: Sendable {
     ///     pages, so with one up to `window + rollbackTokens + pageTokens - 2` older tokens are held beside those being
     ///     appended.
     ///   - layout: the order of dimensions of keys and values that are appended.
-    ///   - positions: how keys and queries are turned by their positions, which count from the first token; an offset
+    ///   - positions: how keys and queries are rotated by their positions, which count from the first token; an offset
     ///     moves them. Dynamic NTK scaling needs a length.
     ///   - queryKeyNorm: how keys and queries are normalised before that; nil: not at all.
     ///   - products: which numbers attention over this cache multiplies; products of bfloat16 are of bfloat16 storage.

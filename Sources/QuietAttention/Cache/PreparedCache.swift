@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// PreparedCache.swift - caches whose keys are normalised or turned: which positions they take, and the queries that go with them.
+// PreparedCache.swift - caches whose keys are normalised or rotated: which positions they take, and the queries that go with them.
 
 import CKernels
 

@@ -10,7 +10,7 @@ import CKernels
 /// Packed blocks are the same for all kernel sets (CKernels.h). Places of tokens that are not there hold zeros.
 struct SavedCacheHeader: Equatable {
     var keyValueHeads, headDimension, valueDimension, storage, window, rollbackTokens: UInt64
-    /// What tells apart how keys were normalised and turned.
+    /// What tells apart how keys were normalised and rotated.
     var preparation: UInt64
     var count, freedPages: UInt64
 

@@ -40,7 +40,7 @@ struct TokenPositions: Sendable {
 extension KeyValueCache {
     /// Appends tokens that stand at positions of their own: the tokens of a tree of drafts, where siblings have one position.
     ///
-    /// Keys are turned by these positions, and as queries the last tokens of the cache stand there. Which of them sees which
+    /// Keys are rotated by these positions, and as queries the last tokens of the cache stand there. Which of them sees which
     /// is what a boolean mask says (``AttentionMask/allowing(_:)``, with the mask `none`): causal masks and windows that
     /// begin or end among such tokens are refused, as is ALiBi. A fork takes the tree, and ``truncate(to:)`` takes it back.
     ///

@@ -14,8 +14,8 @@ struct QueryRows {
 }
 
 extension ForwardRun {
-    /// Announces the queries that are read next and the output rows that are written next.
-    func announce(_ next: QueryRows, in arguments: inout qattn_forward_args) {
+    /// Prefetch hints: the queries that are read next and the output rows that are written next.
+    func addHints(for next: QueryRows, to arguments: inout qattn_forward_args) {
         let start = next.group.sequence.queryStart
         let head = next.group.keyValueHead * schedule.groupHeads + next.head
         arguments.upcoming.0 = upcoming(
@@ -26,8 +26,8 @@ extension ForwardRun {
             rows: next.rows, dimension: attention.shape.valueDimension)
     }
 
-    /// Announces part of the keys and values that the next group will pack: the `part`-th of `parts` equal shares.
-    func announceKeys(of next: ForwardSchedule.Group, part: Int, of parts: Int, in arguments: inout qattn_forward_args)
+    /// Prefetch hints: part of the keys and values that the next group will pack: the `part`-th of `parts` equal shares.
+    func addKeyHints(for next: ForwardSchedule.Group, part: Int, of parts: Int, to arguments: inout qattn_forward_args)
     {
         let sequence = next.sequence
         let first = sequence.keyOrigin + sequence.blocks.lowerBound * SequencePlan.block

@@ -5,7 +5,7 @@
 ///
 ///     out[i] = sum_j p[i][j] v[j],    p[i][j] = e^x[i][j] / (e^s + sum_k e^x[i][k]),    x[i][j] = scale q[i].k[j] + bias[i][j]
 ///
-/// over the keys j that row i sees, where q and k may be normalised and turned by their positions before
+/// over the keys j that row i sees, where q and k may be normalised and rotated by their positions before
 /// (``QueryKeyNorm``, ``AttentionPositions``). Never holds a matrix of queries by keys: rows pass over blocks of keys with a running
 /// maximum and a running sum.
 ///
@@ -91,7 +91,7 @@ public final class Attention: Sendable {
     ///   - mask: which keys a row sees.
     ///   - bias: `[batch or 1, heads or 1, queries or 1, keys]`, added to the scaled scores. A bias of -inf hides the key
     ///     as a mask does.
-    ///   - positions: how queries and keys are turned by their positions.
+    ///   - positions: how queries and keys are rotated by their positions.
     ///   - queryKeyNorm: how queries and keys are normalised before that; nil: not at all.
     ///   - products: which numbers are multiplied.
     ///   - layout: nil: `[batch, heads, sequence, dimension]`, or `[total, heads, dimension]` of a packed batch.

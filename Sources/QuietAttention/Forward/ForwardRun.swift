@@ -52,7 +52,7 @@ struct ForwardRun: @unchecked Sendable {
 
     /// All of the work.
     func runAll() {
-        // Items cost more than whole groups.
+        // A single worker takes whole groups: handing out items would only cost time.
         let alone = { runGroups(0..<schedule.groups, slot: 0, worker: 0) }
         if schedule.workers == 1 { alone() } else { runWorkers(alone: alone) }
     }
@@ -148,10 +148,10 @@ struct ForwardRun: @unchecked Sendable {
                     ? QueryRows(
                         group: group, head: rows.head,
                         rows: arguments.row_end..<min(arguments.row_end + schedule.queryBlock, end)) : following
-                if let next { announce(next, in: &arguments) }
+                if let next { addHints(for: next, to: &arguments) }
                 if let nextGroup {
                     let call = rows.head * calls + begin / schedule.queryBlock
-                    announceKeys(of: nextGroup, part: call, of: calls * schedule.groupHeads, in: &arguments)
+                    addKeyHints(for: nextGroup, part: call, of: calls * schedule.groupHeads, to: &arguments)
                 }
                 if let preparation = attention.preparation {
                     prepareQueries(

@@ -12,7 +12,7 @@ struct PartRun: @unchecked Sendable {
     let storage: AttentionStorage
     /// The keys that the tensors hold, and those of the chunk among them.
     let part, chunk: Range<Int>
-    /// Of the positions of the chunk's keys; nil where keys are not turned.
+    /// Of the positions of the chunk's keys; nil where keys are not rotated.
     let table: RotaryTable?
     let mask: UnsafePointer<UInt8>?
     let bias: UnsafePointer<Float>?

@@ -68,7 +68,7 @@ public final class PartwiseAttention: Sendable {
     ///     states of others do not merge.
     ///   - mask: which keys a row sees, a boolean mask `[1, heads or 1, L or 1, keys]` included. No key lengths: `keys` says it.
     ///   - bias: `[1, heads or 1, L or 1, keys]`.
-    ///   - positions: how queries and keys are turned: key j stands at j, queries at their places.
+    ///   - positions: how queries and keys are rotated: key j stands at j, queries at their places.
     ///   - queryKeyNorm: as of ``Attention``.
     ///   - products: as of ``Attention``.
     ///   - threads: as of ``Attention``.

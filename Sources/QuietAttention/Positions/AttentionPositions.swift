@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // AttentionPositions.swift - how scores learn of positions, and where queries and keys stand.
 
-/// How queries and keys are turned by their positions, before the scores.
+/// How queries and keys are rotated by their positions, before the scores.
 ///
 ///     try Attention(shape, sink: .softmax1, mask: .causal, positions: .rotary(RotaryEmbedding(base: 500_000)))
 ///
-/// No rotated copy of a tensor is made: rows are turned a few at a time, just before they are multiplied.
+/// No rotated copy of a tensor is made: rows are rotated a few at a time, just before they are multiplied.
 ///
 /// Key j stands at position j, and query i at `i + keys - queries`, where the diagonal of masks is, which key lengths move
 /// (``AttentionMask/Padding``); of a packed batch, counted within each sequence. ``offset(by:)`` moves all of them, ``identifiers(queries:keys:)`` names each.
 ///
-/// Positions turn queries and keys; a sink, which has no key, has no position: its logit stays as it is.
+/// Positions rotate queries and keys; a sink, which has no key, has no position: its logit stays as it is.
 public struct AttentionPositions: Sendable, Hashable {
     /// The two forms of collinear constrained attention, with t = max(0, (k1 + k2) / 2) of each pair (k1, k2) of what is
     /// given as keys, so that query and key are collinear in the plane of each pair.
@@ -51,7 +51,7 @@ public struct AttentionPositions: Sendable, Hashable {
     ///
     /// - Parameters:
     ///   - form: which of the two.
-    ///   - embedding: turns all channels of a head: ``Attention`` refuses fewer.
+    ///   - embedding: rotates all channels of a head: ``Attention`` refuses fewer.
     public static func collinear(
         _ form: CollinearForm, _ embedding: RotaryEmbedding = RotaryEmbedding()
     ) -> AttentionPositions {

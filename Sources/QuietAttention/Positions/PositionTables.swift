@@ -15,7 +15,7 @@ struct PositionTables: Sendable {
     private let items: [Item]
     private let rowFloats: Int
 
-    /// nil where no rows are turned.
+    /// nil where no rows are rotated.
     init?(
         _ preparation: RowPreparation, _ positions: AttentionPositions, _ shape: AttentionShape, _ mask: AttentionMask
     ) throws(AttentionError) {

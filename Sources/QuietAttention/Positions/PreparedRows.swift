@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// PreparedRows.swift - a forward call whose queries and keys are normalised or turned: a few rows at a time, right before
+// PreparedRows.swift - a forward call whose queries and keys are normalised or rotated: a few rows at a time, right before
 // the kernels that multiply them.
 
 import CKernels

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// QueryKeyNorm.swift - normalisation of queries and keys before their positions turn them.
+// QueryKeyNorm.swift - normalisation of queries and keys before their positions rotate them.
 
 /// Normalises every query and every key of each head, before rotary embeddings.
 ///

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// RotaryEmbedding.swift - the angles of rotary position embeddings, and which channels they turn.
+// RotaryEmbedding.swift - the angles of rotary position embeddings, and which channels they rotate.
 
-/// Rotary position embedding: pair j of a query or key at position p is turned by the angle `p theta[j]`.
+/// Rotary position embedding: pair j of a query or key at position p is rotated by the angle `p theta[j]`.
 ///
 ///     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin),    theta[j] = base^(-2j / r),   j = 0..<r/2
 ///
 /// so that the product of a query at m and a key at n depends on m - n alone. r is ``dimensions``; the channels behind
-/// the first r are not turned. Angles, sines and cosines are computed in Double and rounded once to Float, also at large
+/// the first r are not rotated. Angles, sines and cosines are computed in Double and rounded once to Float, also at large
 /// positions, with the same bits on every platform.
 ///
 /// *Source*: Su et al., "RoFormer", arXiv 2104.09864, 2021.
@@ -21,7 +21,7 @@ public struct RotaryEmbedding: Sendable, Hashable {
 
     /// More than 1.
     public var base: Double
-    /// r: channels that are turned, even, 2 and up; nil: all, or two for each of ``Scaling/thetas(_:attentionFactor:)``.
+    /// r: channels that are rotated, even, 2 and up; nil: all, or two for each of ``Scaling/thetas(_:attentionFactor:)``.
     public var dimensions: Int?
     public var pairing: Pairing
     public var scaling: Scaling

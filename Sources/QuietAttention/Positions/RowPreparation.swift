@@ -3,7 +3,7 @@
 
 import CKernels
 
-/// What is done to rows of queries, and to rows of keys: normalised, then turned.
+/// What is done to rows of queries, and to rows of keys: normalised, then rotated.
 struct RowPreparation: Sendable {
     let queries, keys: PreparedSide
     /// nil without an embedding.
