@@ -70,7 +70,7 @@ let package = Package(
             dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(
             name: "QuietAttentionTests",
-            dependencies: ["QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
+            dependencies: ["EmulatedTiles", "QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(name: "ReferenceTests", dependencies: ["AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(name: "SafetensorsTests", dependencies: ["Safetensors", "QuietAttention"]),
     ],

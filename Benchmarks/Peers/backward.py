@@ -20,8 +20,8 @@ import time
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from cases import BENCHMARKS, CORNERS, Case
-from compare import Quiet, described, distance, machine
+from cases import CORNERS, Case
+from compare import Quiet, described, distance, machine, results_folder
 
 CASES = [
     Case("12 heads, 1024 x 1024, d 64", 12, 1024, 64),
@@ -147,7 +147,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one turn, which is at least one call")
     parser.add_argument("--only", help="a part of the shapes' names")
-    parser.add_argument("--output", type=pathlib.Path, default=BENCHMARKS / "Results", help="folder of the tables")
+    parser.add_argument("--output", type=pathlib.Path, default=results_folder(), help="folder of the tables")
     parser.add_argument("--unavailable", action="append", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from cases import BENCHMARKS, CORNERS, load
 
 sys.path.append(str(BENCHMARKS / "Tables"))
-from machine import described, machine
+from machine import described, machine, results_folder
 
 # Float32 with the coarsest exponential among the peers (20 units in the last place, PyTorch) stays below a fifth.
 TOLERANCE = 1e-5
@@ -85,15 +85,15 @@ class Quiet:
             )
         return json.loads(done.stdout)
 
-    def attend(self, case, inputs, output, softmax):
+    def attend(self, case, inputs, output, softmax, *options):
         sink = "softmax" if softmax else {"softmax1": "softmax1", "learned": "tensor=sinks"}[case.sink]
         words = ["--sink", sink, "--mask", case.mask, "--threads", self.threads, "--json"]
         if case.keyLengths:
             words += ["--key-lengths", ",".join(map(str, case.keyLengths))]
-        self.run("attend", inputs, "--output", output, *words)
+        self.run("attend", inputs, "--output", output, *words, *options)
         return load_file(output)["out"]
 
-    def bench(self, case, seconds):
+    def bench(self, case, seconds, *options):
         dimensions = {
             "--batch": case.batch, "--query-heads": case.queryHeads, "--kv-heads": case.keyValueHeads,
             "--queries": case.queries, "--keys": case.keys, "--head-dim": case.headDimension,
@@ -102,7 +102,8 @@ class Quiet:
         }  # fmt: skip
         if case.keyLengths:
             dimensions["--key-lengths"] = ",".join(map(str, case.keyLengths))
-        return self.run("bench", "--pass", "forward", *(w for pair in dimensions.items() for w in pair), "--json")
+        words = [word for pair in dimensions.items() for word in pair]
+        return self.run("bench", "--pass", "forward", *words, *options, "--json")
 
 
 def distance(a, b):
@@ -245,7 +246,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.4, help="of one turn, which is at least one call")
     parser.add_argument("--budget", type=float, default=150, help="seconds a shape may take; its round is finished")
     parser.add_argument("--check", action="store_true", help="compare outputs only, on small shapes around the corners")
-    parser.add_argument("--output", type=pathlib.Path, default=BENCHMARKS / "Results", help="folder of the tables")
+    parser.add_argument("--output", type=pathlib.Path, default=results_folder(), help="folder of the tables")
     parser.add_argument(
         "--unavailable", action="append", default=[], help="a package that could not be installed, and why"
     )

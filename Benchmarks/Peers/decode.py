@@ -19,15 +19,22 @@ import time
 import numpy as np
 from safetensors.numpy import save_file
 
-from cases import BENCHMARKS, Case
-from compare import Quiet, Worker, described, distance, machine
+from cases import Case
+from compare import Quiet, Worker, described, distance, machine, results_folder
 
 CASES = [
     Case("32/8 heads, 4096 keys, d 128", 32, 1, 128, keyValueHeads=8, keys=4096),
     Case("32/8 heads, 32768 keys, d 128", 32, 1, 128, keyValueHeads=8, keys=32768),
     Case("16 heads, 8192 keys, d 64", 16, 1, 64, keys=8192),
 ]
-STORAGES = ["f32", "bf16", "f16", "int8"]
+# Of ours, and what they are in the words of the command line.
+STORAGES = {
+    "f32": ["--storage", "f32"],
+    "bf16": ["--storage", "bf16"],
+    "bf16 products": ["--storage", "bf16", "--products", "bf16"],
+    "f16": ["--storage", "f16"],
+    "int8": ["--storage", "int8"],
+}
 # Library, variant, the storage of ours it is measured against, largest difference from the definition.
 PEERS = [
     ("torch", "SDPA", "f32", 1e-5),
@@ -40,10 +47,10 @@ NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 def bench(quiet, case, storage, seconds, kernels):
     dimensions = {
         "--batch": case.batch, "--query-heads": case.queryHeads, "--kv-heads": case.keyValueHeads, "--queries": 1,
-        "--keys": case.keys, "--head-dim": case.headDimension, "--storage": storage, "--threads": quiet.threads,
-        "--seconds": seconds,
+        "--keys": case.keys, "--head-dim": case.headDimension, "--threads": quiet.threads, "--seconds": seconds,
     }  # fmt: skip
-    words = [w for pair in dimensions.items() for w in pair] + (["--kernels", kernels] if kernels else [])
+    words = [w for pair in dimensions.items() for w in pair] + STORAGES[storage]
+    words += ["--kernels", kernels] if kernels else []
     return quiet.run("bench", "--pass", "decode", *words, "--json")
 
 
@@ -66,7 +73,7 @@ def compare(case, quiet, workers, folder, options):
         if package not in workers:
             peer["failed"] = "not installed"
             continue
-        reply = workers[package].ask(do="prepare", variant=variant, case=row["case"], decode=True, **files)
+        reply = workers[package].ask(do="prepare", variant=variant, case=row["case"], of="decoding", **files)
         peer.update({} if reply.get("ok") else reply)
         if reply.get("ok"):
             peer["error"] = distance(np.load(files["output"]), definition)
@@ -162,7 +169,7 @@ def main():
     parser.add_argument("--kernels", help="ours; default: the best set")
     parser.add_argument("--beside", help="another set of ours; default: the next one, if it is not the portable one")
     parser.add_argument("--only", help="a part of the shapes' names")
-    parser.add_argument("--output", type=pathlib.Path, default=BENCHMARKS / "Results", help="folder of the tables")
+    parser.add_argument("--output", type=pathlib.Path, default=results_folder(), help="folder of the tables")
     parser.add_argument("--unavailable", action="append", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
 

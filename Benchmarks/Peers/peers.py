@@ -5,7 +5,7 @@
 
 reads one JSON command a line and answers one JSON line each:
     {"do": "prepare", "variant": v, "case": {...}, "inputs": file, "output": file}  -> {"ok": true}
-                                                              "decode": true: a variant of those to decode with
+                                                              "of": "decoding" or "products": one of those variants
     {"do": "time", "variant": v, "seconds": s}                                      -> {"ms": [...]}
     {"do": "forget"}                                                                -> {"ok": true}
 or {"absent": why}, {"failed": why}.
@@ -54,6 +54,7 @@ class Torch:
             "FlexAttention, ghost key": lambda case, inputs: self.flex(case, inputs, softmax=False),
         }
         self.decoding = {"SDPA": self.sdpa, "SDPA, bfloat16": self.sdpa_bfloat16}
+        self.products = {"SDPA, bfloat16": self.sdpa_bfloat16}
 
     def tensors(self, case, inputs):
         mask = additive_mask(case)
@@ -67,9 +68,10 @@ class Torch:
         return lambda: attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=case.group > 1)
 
     def sdpa_bfloat16(self, case, inputs):
-        q, k, v, _ = (t if t is None else t.to(self.torch.bfloat16) for t in self.tensors(case, inputs))
+        q, k, v, mask = (t if t is None else t.to(self.torch.bfloat16) for t in self.tensors(case, inputs))
         attention = self.torch.nn.functional.scaled_dot_product_attention
-        return lambda: attention(q, k, v, enable_gqa=case.group > 1).float()
+        causal = case.mask == "causal" and mask is None
+        return lambda: attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=case.group > 1)
 
     def behind_zero(self, t):
         """One more row in front of each head's, all zero."""
@@ -128,7 +130,7 @@ class Torch:
 
         return run
 
-    numpy = staticmethod(lambda out: out.numpy())
+    numpy = staticmethod(lambda out: out.float().numpy())
 
 
 class OnnxRuntime:
@@ -145,6 +147,7 @@ class OnnxRuntime:
             "GQA, head_sink": lambda case, inputs: self.grouped(case, inputs, softmax=False, head_sink=True),
         }
         self.decoding = {"GQA, shared buffer": self.decode}
+        self.products = {}
 
     def session(self, case, inputs, operator, optional, constants, outputs, **attributes):
         """A model of one com.microsoft node over [batch, sequence, heads * dim]; returns the call that runs it."""
@@ -275,8 +278,9 @@ class OpenVino:
             "SDPA, sink input": lambda case, inputs: self.sdpa(case, inputs, softmax=False),
         }
         self.decoding = {}
+        self.products = {"SDPA, bf16 hint": lambda case, inputs: self.sdpa(case, inputs, softmax=True, precision="bf16")}
 
-    def sdpa(self, case, inputs, softmax):
+    def sdpa(self, case, inputs, softmax, precision="f32"):
         from openvino import opset13
         from openvino.utils.node_factory import NodeFactory
 
@@ -303,7 +307,7 @@ class OpenVino:
             ]
         causal = case.mask == "causal" and mask is None
         node = NodeFactory("opset13").create("ScaledDotProductAttention", operands, {"causal": causal})
-        settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
         model = self.openvino.Model([node], parameters, "attention")
         request = self.openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
         tensors = [self.openvino.Tensor(array, shared_memory=True) for array in feeds]
@@ -348,7 +352,7 @@ def answer(library, prepared, command):
         return {"ms": timed(prepared[variant], command["seconds"])}
     else:
         case, inputs = Case(**command["case"]), load_file(command["inputs"])
-        run = (library.decoding if command.get("decode") else library.variants)[variant](case, inputs)
+        run = getattr(library, command.get("of", "variants"))[variant](case, inputs)
         np.save(command["output"], library.numpy(run()))
         prepared[variant] = run
     return {"ok": True}
@@ -365,6 +369,7 @@ def main():
             "version": library.version,
             "variants": list(library.variants),
             "decoding": list(library.decoding),
+            "products": list(library.products),
         }
     except Exception as error:
         reply = {"failed": f"{type(error).__name__}: {error}"}

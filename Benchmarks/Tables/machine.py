@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""machine.py - what a reader needs to place a figure: CPU, its vector features, system, compiler, commit, date."""
+"""machine.py - what a reader needs to place a figure: CPU, its vector features, system, compiler, commit, date; and the
+folder of Results/ that tables of this CPU are in."""
 
 import datetime
 import os
 import pathlib
 import platform
+import re
 import subprocess
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent
 REPOSITORY = BENCHMARKS.parent
+RESULTS = BENCHMARKS / "Results"
 
 
 def output(*words):
@@ -49,11 +52,25 @@ def machine():
     }
 
 
-def described(about, threads):
+def folder(about):
+    """Where tables of a machine are, below Results/: figures of one CPU never stand among those of another. Virtual machines
+    hide features of CPUs, so the widest vectors that are offered belong to the name."""
+    features = about["features"].split()
+    widest = next((word for word in ("amx", "avx512", "avx2") if any(f.startswith(word) for f in features)), "")
+    name = re.sub(r"\(\w+\)|\bcpu ", "", about["cpu"].lower())
+    return "-".join(re.findall("[a-z0-9]+", f"{name} {widest}"))
+
+
+def results_folder(about=None):
+    """The folder of this machine's tables, or of that which is described."""
+    return RESULTS / folder(about or machine())
+
+
+def described(about, threads, products="float32"):
     """The lines under the heading of every table."""
     plural = "" if threads == 1 else "s"
     return [
-        f"{about['cpu']} ({about['system']}, {about['cores']} cores), {threads} thread{plural}, float32.",
+        f"{about['cpu']} ({about['system']}, {about['cores']} cores), {threads} thread{plural}, {products}.",
         f"CPU features: {about['features']}.",
         f"Built by {about['compiler']}. Commit {about['commit']}, {about['date']}.",
     ]

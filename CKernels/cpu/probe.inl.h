@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* probe.inl.h - the machine's two ceilings, as this instruction set can reach them: multiply-adds and memory reads. */
+/* probe.inl.h - the machine's ceilings, as this instruction set can reach them: multiply-adds, of float32 and in tiles of
+ * bfloat16, and memory reads. */
 #ifndef QATTN_PROBE_INL_H
 #define QATTN_PROBE_INL_H
 
 #include "simd/vector.h"
+#if defined(QATTN_TILE_UNIT)
+#include "simd/tile_unit.h"
+#endif
 
 /* Independent chains: AVX-512 and AVX2 start two a cycle at most and take four cycles, NEON four and four. */
 enum {
@@ -25,6 +29,36 @@ static float QATTN_FUNCTION(fma_probe)(size_t rounds) {
     for (int i = 1; i < FMA_PROBE_CHAINS; i++) chain[0] += chain[i];
     return chain[0][0];
 }
+
+#if defined(QATTN_TILE_UNIT)
+enum { TILE_PROBE_FLOPS = UNIT_SUMS * UNIT_ROWS * QATTN_LANES * QATTN_PAIR_SEGMENT * 2 };
+
+/* Products as bands take them, 30 rows by 32 columns, of tiles that stay where they are: 1 times 1, since zeros would let the
+ * clock rise. */
+static float QATTN_FUNCTION(tile_probe)(size_t rounds) {
+    uint16_t ones[QATTN_LANES * UNIT_ROW_BYTES / sizeof(uint16_t)];
+    float sums[UNIT_ROWS * QATTN_LANES];
+    for (size_t i = 0; i < sizeof ones / sizeof *ones; i++) ones[i] = 0x3f80;
+    tile_unit_begin();
+    unit_zero(0);
+    unit_zero(1);
+    unit_zero(2);
+    unit_zero(3);
+    unit_load(4, ones, UNIT_ROW_BYTES);
+    unit_load(5, ones, UNIT_ROW_BYTES);
+    unit_load(6, ones, UNIT_ROW_BYTES);
+    unit_load(7, ones, UNIT_ROW_BYTES);
+    for (size_t n = 0; n < rounds; n++) {
+        unit_multiply(0, 4, 6);
+        unit_multiply(2, 5, 6);
+        unit_multiply(1, 4, 7);
+        unit_multiply(3, 5, 7);
+    }
+    unit_store(0, sums, UNIT_ROW_BYTES);
+    tile_unit_end();
+    return sums[0];
+}
+#endif
 
 /* The sum of `streams` equal parts read side by side, a constant. */
 QATTN_INLINE float read_streams(const float *data, size_t count, size_t streams) {

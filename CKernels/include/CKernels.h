@@ -299,11 +299,13 @@ typedef struct qattn_kernels {
     void (*slope_gradients)(const qattn_backward_args *args, float *sums);
     void (*log_scale_gradients)(const qattn_backward_args *args, float *sums);
     /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
-     * a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
+     * the same of tiles of bfloat16, NULL where they are multiplied by fused multiply-adds (32 n on return); a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
      * fastest. The results only keep the work from being optimised away.
      */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
+    float (*tile_probe)(size_t rounds);
+    size_t tile_probe_flops;
     float (*read_probe)(const float *data, size_t count, size_t streams);
     /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
      * them. out may be x. */

@@ -52,6 +52,10 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .log_scale_gradients = QATTN_FUNCTION(enter_log_scale_gradients),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
+#if defined(QATTN_TILE_UNIT)
+    .tile_probe = QATTN_FUNCTION(tile_probe),
+    .tile_probe_flops = TILE_PROBE_FLOPS,
+#endif
     .read_probe = QATTN_FUNCTION(read_probe),
     .exp2 = QATTN_FUNCTION(enter_exp2),
     .log2 = QATTN_FUNCTION(enter_log2),

@@ -26,6 +26,7 @@ struct Info: ParsableCommand {
                 ("cpu_features", .array(features.map(JSONValue.string))),
                 ("kernels_available", .array(available.map(JSONValue.string))),
                 ("kernels", .string(attention.kernels.name)),
+                ("bfloat16_products", .string(attention.kernels.hasTiles ? "tiles" : "fma")),
                 ("threads", .integer(attention.threads)),
             ]
             try emit(JSONValue.object(members).text())
@@ -36,6 +37,7 @@ struct Info: ParsableCommand {
                 cpu       \(Machine.cpu)
                 features  \(features.joined(separator: " "))
                 kernels   \(attention.kernels.name), of \(available.joined(separator: ", "))
+                products  of bfloat16 by \(attention.kernels.hasTiles ? "tile instructions" : "fused multiply-adds")
                 threads   \(attention.threads)
                 """)
         }

@@ -11,6 +11,8 @@ struct Measurement {
     let runs, callsPerRun: Int
     /// GFLOP/s of fused multiply-adds on the threads of the problem.
     let fmaPeak: Double
+    /// The same of the unit that multiplies what the problem multiplies: tiles, or fused multiply-adds.
+    let productsPeak: Double
     /// 10^9 bytes per second read from memory on the same threads: the median of turns, and the best of them.
     let readBandwidth, bestReadBandwidth: Double
     let threadsInUse: Int
@@ -34,14 +36,19 @@ struct Measurement {
         peakMemory = Machine.peakMemory
 
         // Measuring the machine takes no longer than measuring attention; each repeats five times at least.
-        func fmaPeak() -> Double {
-            MachineCeilings.fmaPeak(threads: threads, kernels: kernels, seconds: min(limit / Double(Self.turns), 0.1))
-        }
+        let peakSeconds = min(limit / Double(Self.turns), 0.1)
+        let usesTiles = problem.products == .bfloat16 && kernels.hasTiles
         var times: [Double] = []
-        var peak = 0.0
+        var (fmaPeak, tilePeak) = (0.0, 0.0)
+        func measurePeaks() {
+            fmaPeak = max(fmaPeak, MachineCeilings.fmaPeak(threads: threads, kernels: kernels, seconds: peakSeconds))
+            guard usesTiles else { return }
+            let peak = MachineCeilings.tilePeak(threads: threads, kernels: kernels, seconds: peakSeconds)
+            tilePeak = max(tilePeak, peak ?? 0)
+        }
         var memory = ReadTurns(MachineCeilings.ReadProbe(threads: threads, kernels: kernels))
         for turn in 1...Self.turns {
-            peak = max(peak, fmaPeak())
+            measurePeaks()
             let share = limit / Double(Self.turns)
             var spent = 0.0
             while spent < share || turn == Self.turns && times.count < Self.leastRuns {
@@ -51,7 +58,8 @@ struct Measurement {
             }
             memory.measure(seconds: min(share, 0.1))
         }
-        self.fmaPeak = max(peak, fmaPeak())
+        measurePeaks()
+        (self.fmaPeak, productsPeak) = (fmaPeak, usesTiles ? tilePeak : fmaPeak)
 
         (median, minimum) = (times.median, times.min()!)
         (runs, callsPerRun) = (times.count, calls)

@@ -47,6 +47,7 @@ final class SeededBackward<Scalar: AttentionScalar>: TimedProblem {
     var threads: Int { attention.threads }
     var threadsInUse: Int { attention.threadsInUse }
     var kernels: KernelSet { attention.kernels }
+    var products: AttentionProducts { attention.products }
     var workspaceBytes: Int { attention.workspace.byteCount }
 
     func run() throws {

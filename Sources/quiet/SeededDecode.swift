@@ -68,6 +68,7 @@ final class SeededDecode: TimedProblem {
 
     var threads: Int { attention.threads }
     var kernels: KernelSet { attention.kernels }
+    var products: AttentionProducts { attention.products }
     var workspaceBytes: Int { attention.workspace.byteCount }
     var threadsInUse: Int {
         get throws { try attention.threadsInUse(queryCount: shape.queryCount, caches: caches, mask: mask) }

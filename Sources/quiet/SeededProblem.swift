@@ -50,6 +50,7 @@ struct SeededProblem<Scalar: AttentionScalar>: TimedProblem {
     var threads: Int { attention.threads }
     var threadsInUse: Int { attention.threadsInUse }
     var kernels: KernelSet { attention.kernels }
+    var products: AttentionProducts { attention.products }
     var workspaceBytes: Int { attention.workspace.byteCount }
 
     func run() throws {

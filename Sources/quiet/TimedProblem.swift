@@ -10,6 +10,7 @@ protocol TimedProblem {
     /// Threads that a call really uses.
     var threadsInUse: Int { get throws }
     var kernels: KernelSet { get }
+    var products: AttentionProducts { get }
     var workspaceBytes: Int { get }
     /// Of the bits of the results.
     var digest: String { get }

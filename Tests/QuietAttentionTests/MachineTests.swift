@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // MachineTests.swift - kernel sets, CPUs and ceilings of the machine at hand.
 
+import EmulatedTiles
 import QuietAttention
+import TestSupport
 import Testing
 
 @Suite struct MachineTests {
@@ -20,6 +22,20 @@ import Testing
     func ceilingsAreMeasured(_ kernels: KernelSet) {
         let peak = MachineCeilings.fmaPeak(threads: 1, kernels: kernels, seconds: 0.01)
         #expect(peak > 0.01 && peak < 1e4)
+        let tiles = MachineCeilings.tilePeak(threads: 1, kernels: kernels, seconds: 0.01)
+        #expect((tiles != nil) == (kernels.name == "x86_64_amx") && kernels.hasTiles == (tiles != nil))
+        if let tiles { #expect(tiles > peak) }
+    }
+
+    /// Four tiles of 15 rows and 16 columns are multiplied by 32 factors each round, and sums are of ones.
+    @Test func theProbeOfTilesCountsWhatItMultiplies() throws {
+        let kernels = qattn_emulated_kernels().pointee
+        let before = qattn_emulated_products()
+        #expect(kernels.tile_probe(3) == 96)
+        #expect(qattn_emulated_products() - before == 12 && !qattn_emulated_tiles_are_held())
+        #expect(kernels.tile_probe_flops == 4 * 15 * 16 * 32 * 2)
+        let peak = try #require(MachineCeilings.tilePeak(threads: 1, kernels: .emulatedTiles, seconds: 0.01))
+        #expect(KernelSet.emulatedTiles.hasTiles && peak > 0.001)
     }
 
     @Test func bandwidthIsMeasured() throws {

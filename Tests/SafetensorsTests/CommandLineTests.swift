@@ -292,7 +292,10 @@ import Testing
         let sets = try #require(json["kernels_available"] as? [String])
         #expect(sets.contains("portable") && sets.contains(json["kernels"] as? String ?? ""))
         #expect(json["threads"] as? Int ?? 0 >= 1)
-        #expect(try QuietProcess("info").output.contains("portable"))
+        let tiles = json["kernels"] as? String == "x86_64_amx"
+        #expect(json["bfloat16_products"] as? String == (tiles ? "tiles" : "fma"))
+        let text = try QuietProcess("info").output
+        #expect(text.contains("portable") && text.contains(tiles ? "by tile instructions" : "by fused multiply-adds"))
         let forced = try QuietProcess(["info", "--json"], environment: ["QUIET_ATTENTION_KERNELS": "portable"]).json
         #expect(forced["kernels"] as? String == "portable")
     }
@@ -311,8 +314,9 @@ import Testing
     @Test func benchReportsWhatTheContractAsksFor() throws {
         let json = try bench("--mask", "causal", "--storage", "bf16", "--sink", "learned")
         for name in [
-            "median_ms", "min_ms", "runs", "gflops", "fma_peak_gflops", "fraction_of_peak", "gbytes_per_s",
-            "read_gbytes_per_s", "read_best_gbytes_per_s", "workspace_bytes", "peak_rss_bytes", "threads",
+            "median_ms", "min_ms", "runs", "gflops", "fma_peak_gflops", "products_peak_gflops", "fraction_of_peak",
+            "gbytes_per_s", "read_gbytes_per_s", "read_best_gbytes_per_s", "workspace_bytes", "peak_rss_bytes",
+            "threads",
         ] {
             #expect((json[name] as? Double ?? -1) > 0, "\(name)")
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ceilings.swift - multiply-adds and reads on several threads at once.
+// Ceilings.swift - multiply-adds, products of bfloat16 and reads on several threads at once.
 
 import CCeilings
 import Dispatch
@@ -9,13 +9,30 @@ import Foundation
 public enum Ceilings {
     /// GFLOP/s of independent fused multiply-adds on so many threads: one sample of about two milliseconds.
     public static func multiplyAdd(threads: Int) -> Double {
-        let rounds = 1 << 15
+        operations(threads: threads, rounds: 1 << 15, ceilings_multiply_add)
+    }
+
+    /// The instruction that multiplies bfloat16 by itself, `amx` or `avx512_bf16`; nil: there is none that may be used, and such
+    /// products are multiply-adds.
+    public static var bfloat16Unit: String? {
+        let unit = String(cString: ceilings_bfloat16_unit())
+        return unit.isEmpty ? nil : unit
+    }
+
+    /// GFLOP/s of independent products of bfloat16 by that instruction on so many threads: one sample; nil without one.
+    public static func bfloat16(threads: Int) -> Double? {
+        bfloat16Unit == nil ? nil : operations(threads: threads, rounds: 1 << 12, ceilings_bfloat16)
+    }
+
+    private static func operations(
+        threads: Int, rounds: Int, _ body: @escaping @Sendable (Int) -> Double
+    ) -> Double {
         nonisolated(unsafe) let operations = UnsafeMutablePointer<Double>.allocate(capacity: threads)
         defer { operations.deallocate() }
         let nanoseconds = Clock.nanoseconds {
             DispatchQueue.concurrentPerform(iterations: threads) { thread in
                 // Long enough that waking a thread counts for little.
-                operations[thread] = (0..<16).reduce(0) { sum, _ in sum + ceilings_multiply_add(rounds) }
+                operations[thread] = (0..<16).reduce(0) { sum, _ in sum + body(rounds) }
             }
         }
         return (0..<threads).reduce(0) { $0 + operations[$1] } / nanoseconds

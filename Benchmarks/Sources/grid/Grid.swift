@@ -30,6 +30,9 @@ struct Measure: ParsableCommand {
     private struct Table: Encodable {
         var threads: Int
         var readGbytesPerS: Double
+        /// Of products of bfloat16 by an instruction for them: which, and its peak.
+        var bfloat16Unit: String?
+        var bfloat16PeakGflops: Double?
         var rows: [GridRow]
     }
 
@@ -45,7 +48,11 @@ struct Measure: ParsableCommand {
             FileHandle.standardError.write(Data("\(shape) ...\n".utf8))
             rows.append(try row(GridProblem(shape, threads: threads)))
         }
-        try Grid.printJSON(Table(threads: threads, readGbytesPerS: Ceilings.read(threads: threads), rows: rows))
+        try Grid.printJSON(
+            Table(
+                threads: threads, readGbytesPerS: Ceilings.read(threads: threads),
+                bfloat16Unit: Ceilings.bfloat16Unit,
+                bfloat16PeakGflops: (0..<10).compactMap { _ in Ceilings.bfloat16(threads: threads) }.max(), rows: rows))
     }
 
     private func row(_ problem: GridProblem) throws -> GridRow {

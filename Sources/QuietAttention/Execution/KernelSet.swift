@@ -43,6 +43,9 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
 
     public var description: String { name }
 
+    /// Whether products of bfloat16 are made by tile instructions; else they are fused multiply-adds of widened numbers.
+    package var hasTiles: Bool { functions.pointee.tile_probe != nil }
+
     /// Rows that share the loads of keys and values.
     var tileRows: Int { functions.pointee.tile_rows }
 

@@ -14,17 +14,27 @@ package enum MachineCeilings {
     ///   - threads: more than there are CPUs count as so many.
     ///   - seconds: how long to measure, about.
     package static func fmaPeak(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double {
+        let functions = kernels.functions.pointee
+        return peak(of: functions.fma_probe, flops: functions.fma_probe_flops, threads: threads, seconds: seconds)
+    }
+
+    /// The same of products of bfloat16 in tiles; nil where the set multiplies them by fused multiply-adds.
+    package static func tilePeak(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double? {
+        let functions = kernels.functions.pointee
+        guard let probe = functions.tile_probe else { return nil }
+        return peak(of: probe, flops: functions.tile_probe_flops, threads: threads, seconds: seconds)
+    }
+
+    private static func peak(
+        of probe: @escaping @convention(c) (Int) -> Float, flops: Int, threads: Int, seconds: Double
+    ) -> Double {
         let threads = min(threads, availableThreads())
         var rounds = 1024
         // A repeat of a few milliseconds makes the waking of threads small.
-        while self.seconds({ _ = kernels.functions.pointee.fma_probe(rounds) }) < 0.004 { rounds *= 2 }
+        while self.seconds({ _ = probe(rounds) }) < 0.004 { rounds *= 2 }
         let measuredRounds = rounds
-        let best = bestSeconds(within: seconds) {
-            onThreads(threads) { _ in
-                _ = kernels.functions.pointee.fma_probe(measuredRounds)
-            }
-        }
-        return Double(threads) * Double(measuredRounds) * Double(kernels.functions.pointee.fma_probe_flops) / best / 1e9
+        let best = bestSeconds(within: seconds) { onThreads(threads) { _ in _ = probe(measuredRounds) } }
+        return Double(threads) * Double(measuredRounds) * Double(flops) / best / 1e9
     }
 
     /// Reads a buffer well beyond the last cache, shared out among threads, each reading from one place or several side
