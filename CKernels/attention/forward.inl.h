@@ -88,6 +88,8 @@ QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, size_t rows)
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return 24576;
+    /* Vectors of columns are not quite one run of reads. */
+    if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
     const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
     const bool hardware_prefetches = storage == QATTN_FLOAT32 && args->beyond_caches && !in_passes(rows);
     return products >= 4 && !hardware_prefetches ? 16384 : 0;

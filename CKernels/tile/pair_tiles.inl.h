@@ -28,7 +28,8 @@ typedef struct pair_product {
     const uint64_t *visible; /* of each row, bit j for element j of a; or NULL: all are added */
     float *c;
     size_t c_step;
-    bool adds; /* to what is in c, or to 0 */
+    bool adds;       /* to what is in c, or to 0 */
+    tile_task *task; /* whose blocks to come are asked for where few rows wait for memory */
 } pair_product;
 
 /* sum[v][i]: the chain of the even or the odd elements of segment s, for `count` vectors from vector `first` on. */
@@ -42,8 +43,10 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
     }
     const float *const a = x->a + s * SEGMENT + odd;
     const char *const b = x->b + first * x->b_bytes + s * SEGMENT_BYTES;
+    const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = rows < TILE_ROWS && !odd};
     QATTN_UNROLL_2
     for (size_t n = 0; n < SEGMENT; n += 2) {
+        tile_prefetch(x->task, kind, &x->task->next, n / 2, count * CACHE_LINE);
         f32x16 column[PANEL_VECTORS];
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++)
@@ -59,13 +62,45 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
     copy_sums(sum, part, rows, count);
 }
 
+/* Whether the registers hold both chains of so few rows that they wait for memory. */
+QATTN_INLINE bool chains_together(size_t rows) { return rows == 1 || (rows < TILE_ROWS && QATTN_VECTORS == 4); }
+
+/* Both chains of one vector, side by side: memory is read in order, each line once. */
+QATTN_INLINE void pair_chains(const pair_product *x, size_t rows, size_t s, size_t vector, bool sees_some,
+                              f32x16 even[1][TILE_ROWS], f32x16 odd[1][TILE_ROWS]) {
+    f32x16 part[2][TILE_ROWS];
+    QATTN_UNROLL
+    for (size_t i = 0; i < rows; i++) part[0][i] = part[1][i] = f32x16_splat(0);
+    const float *const a = x->a + s * SEGMENT;
+    const char *const b = x->b + vector * x->b_bytes + s * SEGMENT_BYTES;
+    const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = true};
+    QATTN_UNROLL_2
+    for (size_t n = 0; n < SEGMENT; n += 2) {
+        tile_prefetch(x->task, kind, &x->task->next, n / 2, CACHE_LINE);
+        QATTN_UNROLL
+        for (size_t half = 0; half < 2; half++) {
+            const f32x16 column = bf16x32_widen_half(b + n * QATTN_LANES * 2, half);
+            QATTN_UNROLL
+            for (size_t i = 0; i < rows; i++) {
+                if (sees_some && !(x->visible[i] >> (s * SEGMENT + n + half) & 1)) continue;
+                part[half][i] = f32x16_fma(f32x16_splat(a[i * x->a_step + n + half]), column, part[half][i]);
+            }
+        }
+    }
+    copy_sums(even, part, rows, 1);
+    copy_sums(odd, part + 1, rows, 1);
+}
+
 /* The sums of `count` vectors of columns from vector `first` on. */
 QATTN_INLINE void pair_columns(const pair_product *x, size_t rows, size_t first, size_t count, bool sees_some) {
     for (size_t s = 0; s < x->segments; s++) {
         f32x16 even[PANEL_VECTORS][TILE_ROWS], odd[PANEL_VECTORS][TILE_ROWS];
-        pair_chain(x, rows, s, first, count, 0, sees_some, even);
-        f32x16_stay_in_memory(even[0]);
-        pair_chain(x, rows, s, first, count, 1, sees_some, odd);
+        if (chains_together(rows)) pair_chains(x, rows, s, first, sees_some, even, odd);
+        else {
+            pair_chain(x, rows, s, first, count, 0, sees_some, even);
+            f32x16_stay_in_memory(even[0]);
+            pair_chain(x, rows, s, first, count, 1, sees_some, odd);
+        }
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++) {
             QATTN_UNROLL
@@ -79,7 +114,7 @@ QATTN_INLINE void pair_columns(const pair_product *x, size_t rows, size_t first,
 }
 
 QATTN_INLINE void pair_products(const pair_product *x, size_t rows, bool sees_some) {
-    const size_t at_once = vectors_at_once(rows);
+    const size_t at_once = chains_together(rows) ? 1 : vectors_at_once(rows);
     size_t v = 0;
     for (; v + at_once <= x->vectors; v += at_once) pair_columns(x, rows, v, at_once, sees_some);
     for (; at_once > 1 && v < x->vectors; v++) pair_columns(x, rows, v, 1, sees_some);
@@ -110,7 +145,8 @@ QATTN_INLINE void tile_pair_scores(tile_task *task, size_t rows) {
                             .b_bytes = channels / SEGMENT * SEGMENT_BYTES,
                             .vectors = BLOCK_VECTORS,
                             .c = task->weights,
-                            .c_step = QATTN_KEY_BLOCK};
+                            .c_step = QATTN_KEY_BLOCK,
+                            .task = task};
     pair_products(&x, rows, false);
     for (size_t i = 0; i < rows; i++)
         scale_pair_scores(task->weights + i * QATTN_KEY_BLOCK, task->weights + i * QATTN_KEY_BLOCK,
@@ -128,7 +164,8 @@ QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
                             .visible = task->visible,
                             .c = task->out,
                             .c_step = task->value_lanes,
-                            .adds = true};
+                            .adds = true,
+                            .task = task};
     for (size_t i = 0; i < rows; i++)
         rescale_pair_sums(task->out + i * task->value_lanes, task->value_lanes, task->rescale[row_lane(i)]);
     if (*not_finite(task->block)) pair_products(&x, rows, true);
