@@ -143,7 +143,7 @@ extension GridShape {
             case .causal: .causal
             case .window(let width): .window(width)
             }
-        return keyLengths.map(band.keyLengths) ?? band
+        return keyLengths.map { band.keyLengths($0) } ?? band
     }
 }
 
