@@ -54,7 +54,7 @@ struct QuietRing: ParsableCommand {
     static func main() {
         prepareStandardStreams()
         let world: World
-        do { world = try World() } catch {
+        do { world = try ending(after: 60) { try World() } } catch {
             _ = writeAll("quiet-ring: \(error)\n", to: STDERR_FILENO)
             endProcess(1)
         }
@@ -64,7 +64,7 @@ struct QuietRing: ParsableCommand {
             try command.run(world)
             // All are done, or none is.
             try world.agree(Statement())
-            world.end()
+            ending(after: UInt32(command.ranks.patience.rounded(.up))) { world.end() }
         } catch let end as Disagreement {
             finish(world, end)
         } catch {
@@ -103,7 +103,7 @@ struct QuietRing: ParsableCommand {
                 isHelp ? end.reason + "\n" : "quiet-ring: \(rank)\(end.reason)\n",
                 to: isHelp ? STDOUT_FILENO : STDERR_FILENO)
         }
-        world.end()
+        ending(after: 60) { world.end() }
         endProcess(end.status)
     }
 }

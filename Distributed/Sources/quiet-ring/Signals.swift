@@ -10,6 +10,20 @@
 /// The path of a file to remove. Written once, before the handler that reads it is set.
 nonisolated(unsafe) private var removed: UnsafeMutablePointer<CChar>?
 
+/// Runs what waits for all ranks and cannot be asked how it goes: where it takes too long, one line says so, and the process
+/// ends with status 1, which ends the run.
+func ending<Result>(after seconds: UInt32, _ body: () throws -> Result) rethrows -> Result {
+    signal(SIGALRM) { _ in
+        let line: StaticString = "quiet-ring: MPI waited in vain for a rank to start, or to end\n"
+        _ = line.withUTF8Buffer { write(STDERR_FILENO, $0.baseAddress, $0.count) }
+        if let removed { unlink(removed) }
+        _exit(1)
+    }
+    alarm(seconds)
+    defer { alarm(0) }
+    return try body()
+}
+
 /// Removes a file when one of the signals comes that end a process, and ends it.
 func removeOnSignals(_ path: String) {
     removed = strdup(path)
