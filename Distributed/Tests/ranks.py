@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # ranks.py - quiet-ring on 1 to 4 ranks of this machine: the bits of one process, and how runs end when something fails.
 #
-#     Distributed/Tests/ranks.py QUIET QUIET_RING [digests] [files] [faults]
+#     Distributed/Tests/ranks.py QUIET QUIET_RING [digests] [files] [gradients] [faults]
 #
 # Ends with status 1 at the first surprise. Runs as root, too: mpirun is told so.
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 
 QUIET, RING = (os.path.abspath(path) for path in sys.argv[1:3])
-STEPS = sys.argv[3:] or ["digests", "files", "faults"]
+STEPS = sys.argv[3:] or ["digests", "files", "gradients", "faults"]
 MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader,tcp"]
 # Containers often may not read the memory of another process, and complain when a message tries to.
 MPIRUN += ["--mca", "btl_vader_single_copy_mechanism", "none"]
@@ -107,16 +107,41 @@ def floats(count, seed, nan=range(0)):
     return struct.pack(f"<{count}f", *values)
 
 
-def problem(path, batch=2, heads=2, queries=1500, keys=2200, dimension=8, hidden=100):
+def problem(path, batch=2, heads=2, queries=1500, keys=2200, dimension=8, hidden=100, query_heads=None):
     """Keys and values from keys - hidden on are NaN: padding."""
+    query_heads = query_heads or heads
     shape = [batch, heads, keys, dimension]
     padding = [i for i in range(batch * heads * keys * dimension) if i // dimension % keys >= keys - hidden]
-    count = batch * heads * dimension
+    count, rows = batch * heads * dimension, batch * query_heads * queries
     write_safetensors(path, {
-        "q": ("F32", [batch, heads, queries, dimension], floats(count * queries, 1)),
+        "q": ("F32", [batch, query_heads, queries, dimension], floats(rows * dimension, 1)),
         "k": ("F32", shape, floats(count * keys, 2, padding)),
         "v": ("F32", shape, floats(count * keys, 3, padding)),
+        "dout": ("F32", [batch, query_heads, queries, dimension], floats(rows * dimension, 4)),
+        "dlse": ("F32", [batch, query_heads, queries], floats(rows, 5)),
+        "logits": ("F32", [query_heads], floats(query_heads, 6)),
     })
+
+
+def transposed(path, source, halves=()):
+    """The problem of `source` as [batch, sequence, heads, dimension], and those tensors rounded to BF16 by truncation."""
+    with open(source, "rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header, data = json.loads(file.read(length)), file.read()
+    tensors = {}
+    for name, entry in header.items():
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        bits, dtype = data[start:end], "F32"
+        if len(shape) == 4:
+            batch, heads, rows, dimension = shape
+            row = 4 * dimension
+            bits = b"".join(bits[((b * heads + h) * rows + r) * row:][:row]
+                            for b in range(batch) for r in range(rows) for h in range(heads))
+            shape = [batch, rows, heads, dimension]
+        if name in halves:
+            dtype, bits = "BF16", b"".join(bits[at + 2:at + 4] for at in range(0, len(bits), 4))
+        tensors[name] = (dtype, shape, bits)
+    write_safetensors(path, tensors)
 
 
 def files():
@@ -136,6 +161,36 @@ def files():
                     check(a.read() == b.read(), f"attend {options}: another file from {count} ranks")
             print(f"attend {' '.join(options)}: the same file", flush=True)
         check(sorted(os.listdir(folder)) == ["in.safetensors", "many", "one"], f"left behind: {os.listdir(folder)}")
+
+
+def gradients():
+    """dq, dk, dv and dsink in the file of one process: ragged batches with NaN behind their ends, and an empty sequence."""
+    sets = json.loads(run([QUIET, "info", "--json"]).stdout)["kernels_available"]
+    with tempfile.TemporaryDirectory() as folder:
+        source, behind, halves = (f"{folder}/{name}.safetensors" for name in ("in", "behind", "halves"))
+        problem(source, batch=3, heads=1, query_heads=2, queries=700, keys=2200)
+        transposed(behind, source)
+        transposed(halves, source, ("q", "k", "v", "dout"))
+        ragged = ["--key-lengths", "2100,0,1500", "--gradients"]
+        for path, counts, options in (
+            (source, (1, 2, 3, 4), ["--mask", "causal", "--lse", "--lse-gradient", "dlse", "--sink", "tensor=logits"]),
+            (source, (2, 4), ["--mask", "window=300", "--output-gradient", "q", "--softcap", "4", "--alibi"]),
+            (source, (3,), ["--mask", "window=64,9", "--sink", "softmax", "--lse-gradient", "dlse"]),
+            (behind, (3,), ["--layout", "bshd", "--mask", "causal", "--scaling", "log=8"]),
+            (halves, (2,), ["--layout", "bshd", "--mask", "causal", "--lse-gradient", "dlse"]),
+        ):
+            arguments = ["--output", f"{folder}/one", *ragged, *options, "--threads", "1"]
+            one = run([QUIET, "attend", path, *arguments, "--kernels", sets[0]])
+            check(one.returncode == 0, one.stderr)
+            with open(f"{folder}/one", "rb") as file:
+                expected = file.read()
+            arguments[1] = f"{folder}/many"
+            for count, name in [(count, sets[0]) for count in counts] + [(3, name) for name in sets[1:]]:
+                many = run(ranks(count, "attend", path, *arguments, "--kernels", name))
+                check(many.returncode == 0, many.stderr)
+                with open(f"{folder}/many", "rb") as file:
+                    check(file.read() == expected, f"{options}: another file from {count} ranks with {name}")
+            print(f"attend --gradients {' '.join(options)}: the same file", flush=True)
 
 
 def ends(what, command, expected, status=None, within=60, **options):
@@ -217,6 +272,10 @@ def faults():
         source, out = f"{folder}/in.safetensors", f"{folder}/out"
         problem(source, batch=1, queries=300, keys=1200)
         attend = ["attend", "in.safetensors", "--output", out]
+        ends("gradients beside positions", ranks(2, "attend", source, "--output", out, "--gradients", "--positions", "rope"),
+             "--positions: is not offered", status=64)
+        ends("a gradient of another shape", ranks(2, "attend", source, "--output", out, "--gradients", "--lse-gradient",
+             "dout"), "expected the shape", status=1)
         ends("no such option", ranks(2, "attend", source, "--output", out, "--oops"), "Unknown option", status=64)
         ends("no file", ranks(2, "attend", f"{folder}/none", "--output", out), "cannot open", status=1)
         ends("no file on one rank", on_rank_1("cd /", *attend), "rank 1: cannot open", status=1, cwd=folder)
@@ -248,5 +307,5 @@ def other_file(folder):
 
 for step in STEPS:
     start = time.monotonic()
-    {"digests": digests, "files": files, "faults": faults}[step]()
+    {"digests": digests, "files": files, "gradients": gradients, "faults": faults}[step]()
     print(f"{step}: {time.monotonic() - start:.0f} s", flush=True)

@@ -8,7 +8,7 @@ public struct SharedTensor {
     let owner: (_ piece: Int) -> Int
     let rows: (_ piece: Int) -> Range<Int>
     let own: (_ head: Int, _ piece: Int) -> UnsafeBufferPointer<Float>
-    let dimension: Int
+    public let dimension: Int
 
     /// One piece, all of it on one rank.
     public init(heads: Int, rank: Int, rows: Range<Int>, dimension: Int, _ buffer: UnsafeBufferPointer<Float>) {

@@ -97,20 +97,28 @@ public final class OwnPart<Element: AttentionScalar> {
             item: item, source)
     }
 
-    /// Reads `[H, rows, dimension]` of a rank's rows.
-    static func readRows<Scalar>(
-        _ tensor: RowTensor, into buffer: UnsafeMutableBufferPointer<Scalar>, _ plan: RingPlan, _ dimension: Int,
-        heads: Int, rank: Int, item: Int, _ source: some RowSource<Scalar>
+    /// Reads `[H, rows, dimension]` of a rank's rows from wherever `read` takes adjacent rows of a head.
+    public static func readRows<Scalar>(
+        into buffer: UnsafeMutableBufferPointer<Scalar>, _ plan: RingPlan, _ dimension: Int, heads: Int, rank: Int,
+        _ read: (_ head: Int, _ rows: Range<Int>, UnsafeMutableBufferPointer<Scalar>) throws -> Void
     ) throws {
         var first = 0
         for head in 0..<heads {
             for stripe in plan.stripes(of: rank) {
                 let range = plan.rows(ofStripe: stripe)
-                try source.read(
-                    tensor, item: item, head: head, rows: range,
-                    into: .init(rebasing: buffer[first..<first + range.count * dimension]))
+                try read(head, range, .init(rebasing: buffer[first..<first + range.count * dimension]))
                 first += range.count * dimension
             }
+        }
+    }
+
+    /// Reads `[H, rows, dimension]` of a rank's rows.
+    static func readRows<Scalar>(
+        _ tensor: RowTensor, into buffer: UnsafeMutableBufferPointer<Scalar>, _ plan: RingPlan, _ dimension: Int,
+        heads: Int, rank: Int, item: Int, _ source: some RowSource<Scalar>
+    ) throws {
+        try readRows(into: buffer, plan, dimension, heads: heads, rank: rank) { head, rows, part in
+            try source.read(tensor, item: item, head: head, rows: rows, into: part)
         }
     }
 }

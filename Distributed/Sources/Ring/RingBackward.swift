@@ -18,6 +18,8 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
     private var attentions: [Int: PartwiseAttention] = [:]
     /// `[H, rows, E]`.
     public let outputGradient: Buffer<Element>
+    /// `[H, rows]`; nil: the loss does not use the log-sum-exp.
+    private let logSumExpGradient: Buffer<Float>?
     private let deltas: Buffer<Float>
     private var record = ForwardRecord()
     /// `[H, rows, D]`.
@@ -30,9 +32,14 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
 
     /// - Parameters:
     ///   - source: of the gradient of the output.
+    ///   - readLogSumExpGradient: fills a buffer with the gradient of the log-sum-exp of adjacent rows of a head; nil: the loss
+    ///     does not use it.
     ///   - makeAttention: of the rows of a stripe.
     public init(
         _ world: World, _ forward: RingForward<Element, Output>, item: Int, _ source: some RowSource<Element>,
+        logSumExpGradient readLogSumExpGradient: (
+            (_ head: Int, _ rows: Range<Int>, UnsafeMutableBufferPointer<Float>) throws -> Void
+        )? = nil,
         attention makeAttention: @escaping (_ rows: Range<Int>) throws -> PartwiseAttention
     ) throws {
         (self.world, self.forward, self.makeAttention) = (world, forward, makeAttention)
@@ -42,6 +49,12 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         tasks = panels.tasks(of: world.rank)
         let rows = shape.queryHeads * part.rows.count
         outputGradient = try Buffer(rows * shape.valueDimension, for: "the gradient of the output")
+        logSumExpGradient = try readLogSumExpGradient.map { read in
+            let buffer = try Buffer<Float>(rows, for: "the gradient of the log-sum-exp")
+            try OwnPart<Element>.readRows(
+                into: buffer.elements, plan, 1, heads: shape.queryHeads, rank: world.rank, read)
+            return buffer
+        }
         queryGradient = try Buffer(rows * shape.headDimension, for: "the gradient of the queries")
         deltas = try Buffer(rows, for: "the deltas")
         for chunk in part.chunks.keys {
@@ -63,8 +76,8 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
             buffer.elements.update(repeating: 0)
         }
         try forward.attention.deltas(
-            output: forward.output.reading, outputGradient: outputGradient.reading, record: record,
-            into: deltas.elements)
+            output: forward.output.reading, outputGradient: outputGradient.reading,
+            logSumExpGradient: logSumExpGradient?.reading, record: record, into: deltas.elements)
         let travel = PanelTravel(world, panels, part.shape, tasks, pack: pack, unpack: unpack)
         travel.poll()
         for (index, task) in tasks.enumerated() {

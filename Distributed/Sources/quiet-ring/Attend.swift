@@ -12,7 +12,7 @@ struct Attend: RingCommand {
         discussion: """
             Options are those of `quiet attend`, and so is the output, to the bit. Every rank must be able to read the file; \
             rank 0 writes the output. Not offered: normalisers other than softmax, tensors with an entry for each query or \
-            key (--allowed, --bias, --row-factors, --query-positions), norms of values and output, gates.
+            key (--allowed, --bias, --row-factors, --query-positions), norms of values and output, gates; gradients beside positions, norms of queries and keys, slopes and scales of a file.
             """)
 
     @Argument(help: ArgumentHelp("The safetensors file with queries, keys and values.", valueName: "in.safetensors"))
@@ -21,6 +21,8 @@ struct Attend: RingCommand {
     @OptionGroup var problem: FileProblem
 
     @OptionGroup(title: "Values and output") var outputs: OutputOptions
+
+    @OptionGroup(title: "Gradients") var gradients: GradientOptions
 
     @OptionGroup(title: "Ranks") var ranks: RankOptions
 
@@ -39,80 +41,81 @@ struct Attend: RingCommand {
             ("--query-positions", problem.positionTensors.queryPositions != nil), ("--gate", outputs.gate != nil),
             ("--value-norm", outputs.valueNorm != .none), ("--output-norm", outputs.outputNorm != .none),
         ] where isGiven { throw ValidationError("\(option): is not offered by quiet-ring") }
+        try gradients.check(problem.scores.normaliser, outputs, isRecurrent: false)
+        for (option, isGiven) in [
+            ("--positions", problem.position.positions != .none), ("--qk-norm", problem.norms.qkNorm != .none),
+            ("--alibi-slopes", problem.scoreTensors.alibiSlopes != nil), ("--ssmax", problem.scoreTensors.ssmax != nil),
+        ] where gradients.gradients && isGiven {
+            throw ValidationError("\(option): is not offered by quiet-ring with --gradients")
+        }
     }
 
     func run(_ world: World) throws {
-        let (shapes, ring, file) = try world.agreeing {
+        let (shapes, ring, file, given) = try world.agreeing {
             let file = try SafetensorsFile(path: input)
             let shapes = try problem.shapes(file)
-            return (shapes, try shapes.checking { try problem.ring(file, shapes.shape) }, file)
+            return try shapes.checking {
+                (shapes, try problem.ring(file, shapes.shape), file, try GradientTensors(file, gradients, shapes))
+            }
         }
-        let tensors = shapes.tensors.map { "\($0.name) \($0.elementType.rawValue) \($0.shape)" }
-        try world.agree(Statement(facts: [("a file with", tensors.joined(separator: ", "))]))
-        let types = Set(shapes.tensors.map(\.elementType))
+        let tensors = shapes.tensors + (given?.all ?? [])
+        let described = tensors.map { "\($0.name) \($0.elementType.rawValue) \($0.shape)" }
+        try world.agree(Statement(facts: [("a file with", described.joined(separator: ", "))]))
+        let types = Set(tensors.map(\.elementType))
         switch types.count == 1 ? types.first?.storage : nil {
-        case .bfloat16: try run(world, ring, shapes, FileRows<BFloat16>(file: file, shapes: shapes))
+        case .bfloat16: try run(world, ring, FileRows<BFloat16>(file: file, shapes: shapes, gradients: given))
         #if !(os(macOS) && arch(x86_64))
-            case .float16: try run(world, ring, shapes, FileRows<Float16>(file: file, shapes: shapes))
+            case .float16: try run(world, ring, FileRows<Float16>(file: file, shapes: shapes, gradients: given))
         #endif
-        default: try run(world, ring, shapes, FileRows<Float>(file: file, shapes: shapes))
+        default: try run(world, ring, FileRows<Float>(file: file, shapes: shapes, gradients: given))
         }
     }
 
-    private func run<Element>(
-        _ world: World, _ ring: RingProblem, _ shapes: AttendShapes, _ rows: FileRows<Element>
-    ) throws {
-        let (shape, layout) = (shapes.shape, shapes.layout)
+    private func run<Element>(_ world: World, _ ring: RingProblem, _ rows: FileRows<Element>) throws {
+        let shape = rows.shapes.shape
         let output = try world.agreeing {
-            world.rank > 0
-                ? nil
-                : try SlicedFile(
-                    [TensorPlan(name: "out", shape: layout.rows(shape) + [shape.valueDimension])]
-                        + (outputs.lse ? [TensorPlan(name: "lse", shape: Layout.bhsd.rows(shape))] : []),
-                    for: outputs.output)
+            try AttendOutput(world, rows.shapes, outputs, gradients, hasSink: ring.arguments.rules.sink != .softmax)
         }
-        // Where a rank dies, mpirun ends the others by a signal.
-        if let output { removeOnSignals(output.temporaryPath) }
         var seconds = 0.0
+        var sinks = [Float](repeating: 0, count: shape.queryHeads)
         for item in 0..<shape.batch {
             let plan = ring.plan(item, ranks: world.size)
-            let forward = try world.agreeing {
+            let (forward, backward) = try world.agreeing {
                 let part = try OwnPart(plan, RingShape(shape), rank: world.rank, item: item, rows)
-                return try RingForward<Element, Float>(world, part, ring.attention(plan, rows: part.rows))
+                let forward = try RingForward<Element, Float>(world, part, ring.attention(plan, rows: part.rows))
+                return (forward, try makeBackward(world, ring, forward, item, rows))
             }
-            seconds += try timed { try forward.run() }.seconds
-            try write(world, forward, item, shapes, to: output)
+            seconds += try timed {
+                guard let backward else { return try forward.run() }
+                try backward.runForward()
+                try backward.run()
+            }.seconds
+            try output.write(forward, item)
+            guard let backward else { continue }
+            try output.write(backward, plan, item)
+            for (head, sum) in backward.sinkGradient.enumerated() { sinks[head] += sum }
         }
+        try output.write(sinks: sinks)
         try report(world, ring, shape, seconds: seconds)
         // One that cannot write ends all.
-        try world.agreeing { try output?.commit() }
+        try world.agreeing { try output.commit() }
     }
 
-    private func write<Element>(
-        _ world: World, _ forward: RingForward<Element, Float>, _ item: Int, _ shapes: AttendShapes,
-        to output: SlicedFile?
-    ) throws {
-        let (shape, plan) = (shapes.shape, forward.part.plan)
-        let (heads, e) = (shape.queryHeads, shape.valueDimension)
-        let results = SharedTensor.stripes(
-            plan, rank: world.rank, heads: heads, dimension: e, forward.output.reading)
-        try world.collect(results) { head, rows, values in
-            if shapes.layout == .bhsd {
-                let first = ((item * heads + head) * shape.queries + rows.lowerBound) * e
-                try output?.write(Array(values), of: "out", from: first)
-            } else {
-                for (index, row) in rows.enumerated() {
-                    let first = ((item * shape.queries + row) * heads + head) * e
-                    try output?.write(Array(values[index * e..<(index + 1) * e]), of: "out", from: first)
+    private func makeBackward<Element>(
+        _ world: World, _ ring: RingProblem, _ forward: RingForward<Element, Float>, _ item: Int,
+        _ rows: FileRows<Element>
+    ) throws -> RingBackward<Element, Float>? {
+        guard let given = rows.gradients else { return nil }
+        let plan = forward.part.plan
+        let floats = FileRows<Float>(file: rows.file, shapes: rows.shapes, gradients: given)
+        return try RingBackward(
+            world, forward, item: item, rows,
+            logSumExpGradient: given.logSumExp.map { tensor in
+                { head, range, buffer in
+                    try floats.read(tensor, .bhsd, item: item, head: head, rows: range, into: buffer)
                 }
-            }
-        }
-        guard outputs.lse else { return }
-        let sums = SharedTensor.stripes(plan, rank: world.rank, heads: heads, dimension: 1, forward.logSumExp.reading)
-        try world.collect(sums) { head, rows, values in
-            try output?.write(
-                Array(values), of: "lse", from: (item * heads + head) * shape.queries + rows.lowerBound)
-        }
+            },
+            attention: { try ring.attention(plan, rows: $0) })
     }
 
     private func report(_ world: World, _ ring: RingProblem, _ shape: AttentionShape, seconds: Double) throws {
@@ -132,10 +135,7 @@ struct Attend: RingCommand {
 extension FileProblem {
     func shapes(_ file: SafetensorsFile) throws -> AttendShapes {
         let shapes = try AttendShapes(file, tensors)
-        for tensor in shapes.tensors where !ElementType.readable.contains(tensor.elementType) {
-            throw SafetensorsError.unsupportedElementType(
-                tensor: tensor.name, elementType: tensor.elementType, expected: ElementType.readable)
-        }
+        for tensor in shapes.tensors { try tensor.checkReadable() }
         return shapes
     }
 

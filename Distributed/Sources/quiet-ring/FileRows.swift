@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// FileRows.swift - rows of queries, keys and values out of a file: those that are asked for, and no others.
+// FileRows.swift - rows of queries, keys, values and gradients out of a file: those that are asked for, and no others.
 
 import QuietAttention
 import Ring
@@ -9,14 +9,31 @@ import Safetensors
 struct FileRows<Element: AttentionScalar>: RowSource {
     let file: SafetensorsFile
     let shapes: AttendShapes
+    /// nil: no gradients are wanted.
+    let gradients: GradientTensors?
 
     func read(
         _ tensor: RowTensor, item: Int, head: Int, rows: Range<Int>, into buffer: UnsafeMutableBufferPointer<Element>
     ) throws {
-        let description = shapes.tensors[tensor == .queries ? 0 : tensor == .keys ? 1 : 2]
+        let description =
+            switch tensor {
+            case .queries: shapes.tensors[0]
+            case .keys: shapes.tensors[1]
+            case .values: shapes.tensors[2]
+            case .outputGradient: gradients!.output
+            }
+        try read(description, shapes.layout, item: item, head: head, rows: rows, into: buffer)
+    }
+
+    /// Fills `buffer` with adjacent rows of a head of a tensor `[batch, heads, sequence, dimension]` or
+    /// `[batch, heads, sequence]`, or of the other layout.
+    func read(
+        _ description: TensorDescription, _ layout: Layout, item: Int, head: Int, rows: Range<Int>,
+        into buffer: UnsafeMutableBufferPointer<Element>
+    ) throws {
         let extents = description.shape
-        let dimension = extents[3]
-        if shapes.layout == .bhsd {
+        let dimension = extents.count > 3 ? extents[3] : 1
+        if layout == .bhsd {
             let first = ((item * extents[1] + head) * extents[2] + rows.lowerBound) * dimension
             try read(description, first, buffer)
         } else {

@@ -24,10 +24,23 @@ func ending<Result>(after seconds: UInt32, _ body: () throws -> Result) rethrows
     return try body()
 }
 
-/// Removes a file when one of the signals comes that end a process, and ends it.
-func removeOnSignals(_ path: String) {
+private let endingSignals = [SIGTERM, SIGINT, SIGHUP]
+
+/// Makes a file, and removes it when one of the signals comes that end a process: one that comes while it is made waits.
+func removingOnSignals<File>(_ make: () throws -> File, path: (File) -> String) rethrows -> File {
+    var (ending, before) = (sigset_t(), sigset_t())
+    sigemptyset(&ending)
+    for number in endingSignals { sigaddset(&ending, number) }
+    pthread_sigmask(SIG_BLOCK, &ending, &before)
+    defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
+    let file = try make()
+    removeOnSignals(path(file))
+    return file
+}
+
+private func removeOnSignals(_ path: String) {
     removed = strdup(path)
-    for number in [SIGTERM, SIGINT, SIGHUP] {
+    for number in endingSignals {
         // Nothing but calls that a handler may make.
         signal(number) { number in
             if let removed { unlink(removed) }
