@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # ranks.py - quiet-ring on 1 to 4 ranks of this machine: the bits of one process, and how runs end when something fails.
 #
-#     Distributed/Tests/ranks.py QUIET QUIET_RING [digests] [files] [gradients] [faults]
+#     Distributed/Tests/ranks.py QUIET QUIET_RING [digests] [files] [gradients] [faults] [kills]
 #
 # Ends with status 1 at the first surprise. Runs as root, too: mpirun is told so.
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 
 QUIET, RING = (os.path.abspath(path) for path in sys.argv[1:3])
-STEPS = sys.argv[3:] or ["digests", "files", "gradients", "faults"]
+STEPS = sys.argv[3:] or ["digests", "files", "gradients", "faults", "kills"]
 MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader,tcp"]
 # Containers often may not read the memory of another process, and complain when a message tries to.
 MPIRUN += ["--mca", "btl_vader_single_copy_mechanism", "none"]
@@ -288,6 +288,13 @@ def faults():
              "--query-heads", "8"), "rank 1: no memory", status=1)
         ends("an output that cannot be written", ranks(2, "attend", source, "--output", "/nowhere/out"), "cannot write")
         check(not os.path.exists(out) and not glob.glob(f"{folder}/.safetensors*"), "an output was left behind")
+
+
+def kills():
+    """Ranks that are killed or stopped while they compute."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = f"{folder}/in.safetensors", f"{folder}/out"
+        attend = ["attend", "in.safetensors", "--output", out]
         long = ["bench", "--queries", "30000", "--seconds", "60", "--mask", "causal", "--threads", "1"]
         pid = 'echo $$ > "PID_FILE"'
         interrupted("a rank is killed", signal.SIGKILL, on_rank_1(pid, *long), folder)
@@ -307,5 +314,5 @@ def other_file(folder):
 
 for step in STEPS:
     start = time.monotonic()
-    {"digests": digests, "files": files, "gradients": gradients, "faults": faults}[step]()
+    {"digests": digests, "files": files, "gradients": gradients, "faults": faults, "kills": kills}[step]()
     print(f"{step}: {time.monotonic() - start:.0f} s", flush=True)
