@@ -26,6 +26,9 @@ let package = Package(
             name: "lab",
             dependencies: ["Laboratory", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             path: "Sources/lab-command"),
+        .testTarget(
+            name: "LaboratoryTests",
+            dependencies: ["Laboratory", .product(name: "Safetensors", package: "QuietAttention")]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -74,7 +74,7 @@ public final class Bench {
     /// The runs that are done already, if they were made with these settings.
     private func resumed(_ path: String, _ experiment: any Experiment) throws -> Outcome {
         let settings = [
-            "steps": steps.map { "\($0)" } ?? "default", "quick": "\(quick)", "text": textPath ?? "made up",
+            "steps": steps.map { "\($0)" } ?? "default", "quick": "\(quick)", "text": textPath ?? "none",
         ]
         var outcome = Outcome(
             experiment: experiment.name, question: experiment.question, method: experiment.method,
