@@ -21,11 +21,12 @@ enum CrossEntropy {
             let start = row * vocabulary
             var (largest, best) = (-Float.infinity, 0)
             for c in 0..<vocabulary where logits[start + c] > largest { (largest, best) = (logits[start + c], c) }
-            var total: Float = 0
-            for c in 0..<vocabulary {
-                gradient[start + c] = expf(logits[start + c] - largest)
-                total += gradient[start + c]
+            gradient.withUnsafeMutableBufferPointer { gradient in
+                logits.withUnsafeBufferPointer { logits in
+                    for c in start..<start + vocabulary { gradient[c] = exponential(logits[c] - largest) }
+                }
             }
+            let total = gradient[start..<start + vocabulary].reduce(0, +)
             let loss = logf(total) + largest - logits[start + Int(target)]
             losses?[row] = loss
             sum += Double(loss)
