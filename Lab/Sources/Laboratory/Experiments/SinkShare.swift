@@ -58,15 +58,18 @@ struct SinkShare: Experiment {
         func text(_ values: [Double]) -> String {
             values.map { "\(($0 * 1000).rounded() / 1000)" }.joined(separator: " ")
         }
-        let zero = ratios("s = 0", "untrained")
         let (fixed, grown, learned) = (
             ratios("s = 0", "trained"), ratios("s = log n", "trained"), ratios("learned", "trained")
         )
         return [
             Verdict(
-                "untrained and s = 0, the share at 1024 is 1/16 to 1/8 of that at 64",
-                zero.allSatisfy { 0.05 < $0 && $0 < 0.125 },
-                text(zero)),
+                "untrained and s = 0, it is 1/(k + 1) for a row of k keys: within 1% of the mean over the rows, at every n",
+                lengths.allSatisfy { n in
+                    let law = mean((n - 31...n).map { 1 / Double($0 + 1) })
+                    return o.numbers("sink share, untrained, n \(n)", "s = 0").allSatisfy { abs($0 / law - 1) < 0.01 }
+                },
+                o.text("sink share, untrained, n 64", "s = 0") + "; "
+                    + o.text("sink share, untrained, n 1024", "s = 0")),
             Verdict(
                 "trained and s = 0, it halves at least from 64 to 1024, with every seed", fixed.allSatisfy { $0 < 0.5 },
                 text(fixed)),
