@@ -25,7 +25,7 @@ func exponential(_ argument: Float) -> Float {
 @inline(__always)
 func sigmoid(_ x: Float) -> Float { 1 / (1 + exponential(-x)) }
 
-/// The error function, to 3e-7: an odd polynomial over an even one on [-4, 4], beyond which it is 1 or -1 to 2e-8.
+/// The error function, to 4e-7: an odd polynomial over an even one on [-4, 4], beyond which it is 1 or -1 to 2e-8.
 ///
 /// *Source*: the coefficients of Eigen's `generic_fast_erf_float`.
 @inline(__always)
