@@ -298,10 +298,12 @@ typedef struct qattn_kernels {
      * query_gradients alone, which must have been summed from 0. */
     void (*slope_gradients)(const qattn_backward_args *args, float *sums);
     void (*log_scale_gradients)(const qattn_backward_args *args, float *sums);
-    /* Ceilings, for benchmarks: n rounds of independent fused multiply-adds, and the float operations one round counts;
-     * the same of tiles of bfloat16, NULL where they are multiplied by fused multiply-adds (32 n on return); a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in which is
-     * fastest. The results only keep the work from being optimised away.
-     */
+    /* Ceilings, for benchmarks; the results only keep the work from being optimised away.
+     *
+     * fma_probe    n rounds of independent fused multiply-adds, and the float operations that one round counts
+     * tile_probe   the same of tiles of bfloat16 (32 n on return); NULL where they are multiplied by fused multiply-adds
+     * read_probe   a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in
+     *              which is fastest */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
     float (*tile_probe)(size_t rounds);

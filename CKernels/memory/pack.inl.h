@@ -42,8 +42,8 @@ QATTN_INLINE key_group begin_group(const char *key, ptrdiff_t step, size_t begin
 }
 
 /* Rows come from memory in one of two ways. Rows one behind the other, read from the first byte to the last, are what
- * hardware prefetches by itself; but transpositions and panels read short pieces of many rows, so they are touched in order first.
- */
+ * hardware prefetches by itself; but transpositions and panels read short pieces of many rows, so those are touched in
+ * order first. */
 static __attribute__((noinline)) void QATTN_FUNCTION(touch)(const char *bytes, size_t count) {
     for (size_t byte = 0; byte < count; byte += CACHE_LINE) (void)*(const volatile char *)(bytes + byte);
 }

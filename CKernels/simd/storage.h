@@ -148,8 +148,8 @@ QATTN_INLINE f32x16 f32x16_load_storage(const void *p, qattn_storage storage) {
 }
 
 /* The same with lanes permuted, in the order in which they are widened fastest; f32x16_ordered restores the order of
- * elements, and operations lane by lane may stand in between. AVX2 takes the halves of eight pairs of bfloat16 where they are, three operations
- * for six. */
+ * elements, and operations lane by lane may stand in between. AVX2 takes the halves of eight pairs of bfloat16 where
+ * they are, three operations for six. */
 QATTN_INLINE f32x16 f32x16_load_unordered(const void *p, qattn_storage storage) {
 #if defined(QATTN_AVX2)
     if (storage == QATTN_BFLOAT16) {
