@@ -100,16 +100,11 @@ def seconds_of(run, limit):
 
 
 def compare(torch, case, storage, quiet, options):
-    words = {
-        "--batch": case.batch, "--query-heads": case.queryHeads, "--kv-heads": case.keyValueHeads,
-        "--queries": case.queries, "--keys": case.keys, "--head-dim": case.headDimension, "--mask": case.mask,
-        "--sink": case.sink, "--storage": storage, "--threads": quiet.threads, "--seconds": options.seconds,
-    }  # fmt: skip
     theirs = prepared(torch, case, storage)
     first = seconds_of(theirs, 0)
     row = {"case": dataclasses.asdict(case), "storage": storage, "ours": [], "torch_ms": []}
     for _ in range(options.rounds):
-        row["ours"].append(quiet.run("bench", "--pass", "backward", *(w for p in words.items() for w in p), "--json"))
+        row["ours"].append(quiet.bench(case, options.seconds, "--storage", storage, of="backward"))
         row["torch_ms"].append((first if first > LONGEST_SECONDS else seconds_of(theirs, options.seconds)) * 1e3)
     middle = lambda name: statistics.median(r[name] for r in row["ours"])
     row.update({n: middle(n) for n in ("median_ms", "forward_ms", "gflops", "fraction_of_peak")})

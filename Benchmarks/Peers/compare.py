@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from cases import BENCHMARKS, CORNERS, load
 
 sys.path.append(str(BENCHMARKS / "Tables"))
+from bench import words
 from machine import described, machine, results_folder
 
 # Float32 with the coarsest exponential among the peers (20 units in the last place, PyTorch) stays below a fifth.
@@ -93,17 +94,17 @@ class Quiet:
         self.run("attend", inputs, "--output", output, *words, *options)
         return load_file(output)["out"]
 
-    def bench(self, case, seconds, *options):
-        dimensions = {
-            "--batch": case.batch, "--query-heads": case.queryHeads, "--kv-heads": case.keyValueHeads,
-            "--queries": case.queries, "--keys": case.keys, "--head-dim": case.headDimension,
-            "--value-dim": case.valueDimension, "--mask": case.mask, "--sink": case.sink,
-            "--threads": self.threads, "--seconds": seconds,
-        }  # fmt: skip
-        if case.keyLengths:
-            dimensions["--key-lengths"] = ",".join(map(str, case.keyLengths))
-        words = [word for pair in dimensions.items() for word in pair]
-        return self.run("bench", "--pass", "forward", *words, *options, "--json")
+    def bench(self, case, seconds, *options, of="forward"):
+        """One turn of a pass: forward, backward or decode."""
+        limits = ["--threads", self.threads, "--seconds", seconds]
+        return self.run("bench", "--pass", of, *words(dataclasses.asdict(case)), *limits, *options, "--json")
+
+
+def start_workers(names, offer, options):
+    """Workers of the libraries that offer something, and why others are not there."""
+    workers = [Worker(package, options.threads) for package in names]
+    unavailable = [f"{names[w.package]}: {w.hello['failed']}" for w in workers if "failed" in w.hello]
+    return [worker for worker in workers if offer in worker.hello], [*options.unavailable, *unavailable]
 
 
 def distance(a, b):
@@ -252,10 +253,7 @@ def main():
     )
     options = parser.parse_args()
 
-    workers = [Worker(package, options.threads) for package in PACKAGES]
-    unavailable = list(options.unavailable)
-    unavailable += [f"{PACKAGES[w.package]}: {w.hello['failed']}" for w in workers if "failed" in w.hello]
-    workers = [w for w in workers if "variants" in w.hello]
+    workers, unavailable = start_workers(PACKAGES, "variants", options)
     results = {
         "machine": machine(),
         "threads": options.threads,

@@ -45,13 +45,9 @@ NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
 
 def bench(quiet, case, storage, seconds, kernels):
-    dimensions = {
-        "--batch": case.batch, "--query-heads": case.queryHeads, "--kv-heads": case.keyValueHeads, "--queries": 1,
-        "--keys": case.keys, "--head-dim": case.headDimension, "--threads": quiet.threads, "--seconds": seconds,
-    }  # fmt: skip
-    words = [w for pair in dimensions.items() for w in pair] + STORAGES[storage]
-    words += ["--kernels", kernels] if kernels else []
-    return quiet.run("bench", "--pass", "decode", *words, "--json")
+    return quiet.bench(
+        case, seconds, *STORAGES[storage], *(["--kernels", kernels] if kernels else []), of="decode"
+    )
 
 
 def next_kernels(quiet, kernels):

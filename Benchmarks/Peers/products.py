@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cases import load
-from compare import Quiet, Worker, described, distance, machine, results_folder
+from compare import Quiet, described, distance, machine, results_folder, start_workers
 
 SHAPES = ["gpt2-1024-full", "gpt2-1024-causal", "gqa-4096-causal", "encoder-128", "llama-2048-causal"]
 # Of a head's largest output: inputs and weights have 8 bits.
@@ -116,10 +116,7 @@ def main():
     parser.add_argument("--unavailable", action="append", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    workers = [Worker(package, options.threads) for package in PACKAGES]
-    unavailable = list(options.unavailable)
-    unavailable += [f"{PACKAGES[w.package]}: {w.hello['failed']}" for w in workers if "failed" in w.hello]
-    workers = [worker for worker in workers if "products" in worker.hello]
+    workers, unavailable = start_workers(PACKAGES, "products", options)
     results = {
         "machine": machine(),
         "threads": options.threads,

@@ -56,6 +56,6 @@ def words(shape):
         "sink": "--sink",
     }  # fmt: skip
     found = [word for name, option in names.items() if name in shape for word in (option, str(shape[name]))]
-    if "keyLengths" in shape:
+    if shape.get("keyLengths"):
         found += ["--key-lengths", ",".join(map(str, shape["keyLengths"]))]
     return found
