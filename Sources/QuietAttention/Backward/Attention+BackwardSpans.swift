@@ -10,13 +10,10 @@ extension Attention {
         queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>,
         recording record: inout ForwardRecord
     ) throws(AttentionError) {
-        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-            try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
-                try values.withUnsafeBufferPointer { values throws(AttentionError) in
-                    try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
-                        try forward(queries: queries, keys: keys, values: values, into: output, recording: &record)
-                    }
-                }
+        try withUnsafeBuffers(queries: queries, keys: keys, values: values) {
+            queries, keys, values throws(AttentionError) in
+            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                try forward(queries: queries, keys: keys, values: values, into: output, recording: &record)
             }
         }
     }
@@ -30,15 +27,12 @@ extension Attention {
         logSumExp: inout MutableSpan<Float>, recording record: inout ForwardRecord
     ) throws(AttentionError) {
         try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
-            try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-                try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
-                    try values.withUnsafeBufferPointer { values throws(AttentionError) in
-                        try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
-                            try forward(
-                                queries: queries, keys: keys, values: values, into: output, logSumExp: logSumExp,
-                                recording: &record)
-                        }
-                    }
+            try withUnsafeBuffers(queries: queries, keys: keys, values: values) {
+                queries, keys, values throws(AttentionError) in
+                try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                    try forward(
+                        queries: queries, keys: keys, values: values, into: output, logSumExp: logSumExp,
+                        recording: &record)
                 }
             }
         }
@@ -94,17 +88,14 @@ extension Attention {
         _ gradients: AttentionGradientBuffers<Gradient>, _ accumulating: Bool
     ) throws(AttentionError) {
         try outputGradient.withUnsafeBufferPointer { outputGradient throws(AttentionError) in
-            try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-                try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
-                    try values.withUnsafeBufferPointer { values throws(AttentionError) in
-                        try output.withUnsafeBufferPointer { output throws(AttentionError) in
-                            try withBuffer(logSumExpGradient) { sums throws(AttentionError) in
-                                try backward(
-                                    outputGradient: outputGradient, logSumExpGradient: sums,
-                                    queries: queries, keys: keys, values: values, output: output, record: record,
-                                    into: gradients, accumulating: accumulating)
-                            }
-                        }
+            try withUnsafeBuffers(queries: queries, keys: keys, values: values) {
+                queries, keys, values throws(AttentionError) in
+                try output.withUnsafeBufferPointer { output throws(AttentionError) in
+                    try withBuffer(logSumExpGradient) { sums throws(AttentionError) in
+                        try backward(
+                            outputGradient: outputGradient, logSumExpGradient: sums,
+                            queries: queries, keys: keys, values: values, output: output, record: record,
+                            into: gradients, accumulating: accumulating)
                     }
                 }
             }

@@ -52,13 +52,10 @@ extension Attention {
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>
     ) throws(AttentionError) {
-        try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-            try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
-                try values.withUnsafeBufferPointer { values throws(AttentionError) in
-                    try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
-                        try forward(queries: queries, keys: keys, values: values, into: output)
-                    }
-                }
+        try withUnsafeBuffers(queries: queries, keys: keys, values: values) {
+            queries, keys, values throws(AttentionError) in
+            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                try forward(queries: queries, keys: keys, values: values, into: output)
             }
         }
     }
@@ -73,15 +70,12 @@ extension Attention {
     ) throws(AttentionError) {
         try logSumExp.withUnsafeMutableBufferPointer { logSumExp throws(AttentionError) in
             try sinkShare.withUnsafeMutableBufferPointer { sinkShare throws(AttentionError) in
-                try queries.withUnsafeBufferPointer { queries throws(AttentionError) in
-                    try keys.withUnsafeBufferPointer { keys throws(AttentionError) in
-                        try values.withUnsafeBufferPointer { values throws(AttentionError) in
-                            try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
-                                try forward(
-                                    queries: queries, keys: keys, values: values, into: output, logSumExp: logSumExp,
-                                    sinkShare: sinkShare)
-                            }
-                        }
+                try withUnsafeBuffers(queries: queries, keys: keys, values: values) {
+                    queries, keys, values throws(AttentionError) in
+                    try output.withUnsafeMutableBufferPointer { output throws(AttentionError) in
+                        try forward(
+                            queries: queries, keys: keys, values: values, into: output, logSumExp: logSumExp,
+                            sinkShare: sinkShare)
                     }
                 }
             }
