@@ -4,7 +4,9 @@
  * The table's digests come from the Swift reference, so equal words on two machines mean equal bits, where no Swift
  * runs too. Prints `case set digest` per case and set.
  *
- *     cross digests.txt        exit 0: all equal, 1: some differ, 2: the table cannot be read
+ *     cross [SET...] digests.txt        exit 0: all equal, 1: some differ, 2: the table cannot be read, or a set cannot run
+ *
+ * Of the sets named, if there are any, else of all.
  *
  * The table's columns are described in the table, the inputs in seeded_inputs() below and, in Swift, in
  * DigestCase.swift: both must say the same. */
@@ -510,19 +512,27 @@ static bool report(const char *name, const qattn_kernels *kernels, uint64_t hash
     return equal;
 }
 
-/* The sets that this CPU offers, and the one whose tile instructions are emulated. */
-static size_t kernel_sets(const qattn_kernels *sets[8]) {
-    size_t count;
-    const qattn_kernels *const *available = qattn_available_kernels(&count);
-    memcpy(sets, available, count * sizeof *sets);
-    sets[count] = qattn_emulated_kernels();
-    return count + 1;
+enum { MOST_SETS = 8 };
+
+static bool is_among(const char *name, char **names, size_t count) {
+    while (count > 0 && strcmp(name, names[count - 1])) count--;
+    return count > 0;
 }
 
-/* Runs one line of the table; returns the number of wrong digests, or -1 when it does not read. */
-static int run_line(const char *line) {
-    const qattn_kernels *available[8];
-    const size_t sets = kernel_sets(available);
+/* The sets that this CPU offers, and the one whose tile instructions are emulated; of them those that are named, if any are.
+ * Returns their number, or 0 when a name is none of theirs. */
+static size_t kernel_sets(const qattn_kernels *sets[MOST_SETS], char **names, size_t name_count) {
+    size_t count, found = 0;
+    const qattn_kernels *const *available = qattn_available_kernels(&count);
+    for (size_t i = 0; i <= count; i++) {
+        const qattn_kernels *set = i < count ? available[i] : qattn_emulated_kernels();
+        if (name_count == 0 || is_among(set->name, names, name_count)) sets[found++] = set;
+    }
+    return name_count == 0 || found == name_count ? found : 0;
+}
+
+/* Runs one line of the table with each set; returns the number of wrong digests, or -1 when it does not read. */
+static int run_line(const char *line, const qattn_kernels *const *available, size_t sets) {
     test_case c;
     int wrong = 0;
     if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {
@@ -549,16 +559,22 @@ static int run_line(const char *line) {
 }
 
 int main(int argc, char **argv) {
-    FILE *table = argc == 2 ? fopen(argv[1], "r") : NULL;
+    const qattn_kernels *available[MOST_SETS];
+    FILE *table = argc >= 2 ? fopen(argv[argc - 1], "r") : NULL;
     if (!table) {
-        fprintf(stderr, "usage: cross digests.txt\n");
+        fprintf(stderr, "usage: cross [SET...] digests.txt\n");
+        return 2;
+    }
+    const size_t sets = kernel_sets(available, argv + 1, (size_t)argc - 2);
+    if (sets == 0) {
+        fprintf(stderr, "cross: this CPU does not run every set that is named\n");
         return 2;
     }
     char line[256];
     int wrong = 0, lines = 0;
     while (fgets(line, sizeof line, table)) {
         if (line[0] == '#' || line[0] == '\n') continue;
-        const int found = run_line(line);
+        const int found = run_line(line, available, sets);
         if (found < 0) {
             fprintf(stderr, "cross: cannot read: %s", line);
             return 2;
