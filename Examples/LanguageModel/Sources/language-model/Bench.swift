@@ -28,8 +28,10 @@ struct Bench: ParsableCommand {
     var json = false
 
     func validate() throws {
-        for (name, value) in [("context", context), ("tokens", tokens), ("repeats", repeats)] where value < 1 {
-            throw ValidationError("--\(name): expected 1 or more, got \(value)")
+        for (name, value) in [("context", context), ("tokens", tokens), ("repeats", repeats)] {
+            guard (1...1 << 20).contains(value) else {
+                throw ValidationError("--\(name): expected 1 to \(1 << 20), got \(value)")
+            }
         }
     }
 
@@ -41,20 +43,16 @@ struct Bench: ParsableCommand {
         }
         progress.finish()
         if json { return try printJSON(result) }
-        print(
+        try emit(
             String(
                 format: "prefill  %8.1f tokens/s (%d tokens, attention %.0f %%)", result.prefillTokensPerSecond,
-                context,
-                100 * result.prefillAttentionShare))
-        print(
+                context, 100 * result.prefillAttentionShare),
             String(
                 format: "decode   %8.1f tokens/s (median %.1f, attention %.0f %%)", result.decodeTokensPerSecond,
-                result.decodeMedianTokensPerSecond, 100 * result.decodeAttentionShare))
-        print(
+                result.decodeMedianTokensPerSecond, 100 * result.decodeAttentionShare),
             String(
                 format: "bandwidth %7.1f GB/s; a token reads %.1f MB of weights and %.2f MB of keys and values",
-                result.readGbytesPerS, Double(result.weightBytes) / 1e6, Double(result.cacheBytes) / 1e6))
-        print(
+                result.readGbytesPerS, Double(result.weightBytes) / 1e6, Double(result.cacheBytes) / 1e6),
             String(
                 format: "decoding takes its bytes at %.2f of the bandwidth (median %.2f)", result.shareOfBandwidth,
                 result.medianShareOfBandwidth))

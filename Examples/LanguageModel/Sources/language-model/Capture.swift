@@ -51,8 +51,9 @@ struct Capture: ParsableCommand {
         let (tokenizer, model) = try model.load { _ in 1 << 16 }
         let layers = try layers.checked(model.configuration.layers)
         let all = tokenizer.encode(try text(ofFile: file))
+        guard !all.isEmpty else { throw Failure("\"\(file)\" has no text") }
         let count = tokens ?? all.count
-        guard count >= 1, count <= all.count else {
+        guard count <= all.count else {
             throw Failure("--tokens: expected 1 to \(all.count), all of \"\(file)\", got \(count)")
         }
         var record = CapturedLayers(model.configuration, layers: layers)
@@ -69,6 +70,6 @@ struct Capture: ParsableCommand {
         try SafetensorsFile.write(tensors, metadata: ["model": self.model.model, "tokens": "\(count)"], to: output)
         let names = tensors.map(\.name)
         if json { return try printJSON(Result(tokens: Array(all[..<count]), tensors: names)) }
-        print("\(output): \(names.joined(separator: ", ")), \(count) tokens")
+        try emit("\(output): \(names.joined(separator: ", ")), \(count) tokens")
     }
 }

@@ -42,7 +42,7 @@ struct Chat: ParsableCommand {
         let template = try ChatTemplate(tokenizer)
         var session = Session(conversation: try model.conversation(), unread: template.opening(system: system))
         var earlier: [Session] = []
-        while let line = message ?? nextLine() {
+        while let line = try message ?? nextLine() {
             if line == "/quit" { return }
             if line == "/undo" {
                 session = earlier.popLast() ?? session
@@ -63,8 +63,8 @@ struct Chat: ParsableCommand {
         var unread: [Int]
     }
 
-    private func nextLine() -> String? {
-        if !json { stream("> ") }
+    private func nextLine() throws -> String? {
+        if !json { try stream("> ") }
         return readLine()
     }
 
@@ -81,7 +81,10 @@ struct Chat: ParsableCommand {
         var streamed = StreamedText()
         try generation.run(steps: tokens) { _, chosen in
             guard !json, let token = chosen[0], !tokenizer.isSpecial(token) else { return }
-            stream(streamed.append(tokenizer.bytes(of: token)))
+            try stream(streamed.append(tokenizer.bytes(of: token)))
+        }
+        if session.conversation.count <= model.configuration.contextLength {
+            self.model.noteLength(generation.first.count, of: model)
         }
         let tokens = generation.tokens[0]
         let read = generation.first.count - session.conversation.count
@@ -89,7 +92,7 @@ struct Chat: ParsableCommand {
         if json {
             try printJSON(Turn(promptTokens: prompt, tokens: tokens, text: tokenizer.decode(tokens)))
         } else {
-            stream(streamed.finish() + "\n")
+            try emit(streamed.finish())
         }
     }
 }

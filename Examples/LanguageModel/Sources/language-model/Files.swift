@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Files.swift - whole files, and JSON.
+// Files.swift - whole files.
 
 import Foundation
 
@@ -18,20 +18,3 @@ func bytes(ofFile path: String) throws -> [UInt8] {
     guard ferror(file) == 0 else { throw Failure("cannot read \"\(path)\"") }
     return bytes
 }
-
-/// Prints one JSON object in one line.
-func printJSON(_ value: some Encodable) throws {
-    let encoder = JSONEncoder()
-    encoder.keyEncodingStrategy = .convertToSnakeCase
-    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-    print(String(decoding: try encoder.encode(value), as: UTF8.self))
-}
-
-/// Puts out text at once: what is streamed must not wait for the end of the line.
-func stream(_ text: String) {
-    print(text, terminator: "")
-    fflush(nil)
-}
-
-/// Text on standard error.
-func report(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }

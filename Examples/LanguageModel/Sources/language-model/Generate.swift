@@ -31,7 +31,9 @@ struct Generate: ParsableCommand {
     var json = false
 
     func validate() throws {
-        guard tokens >= 0 else { throw ValidationError("--tokens: expected 0 or more, got \(tokens)") }
+        guard (0...1 << 30).contains(tokens) else {
+            throw ValidationError("--tokens: expected 0 to \(1 << 30), got \(tokens)")
+        }
         guard (1...1024).contains(conversations) else {
             throw ValidationError("--conversations: expected 1 to 1024, got \(conversations)")
         }
@@ -61,6 +63,7 @@ struct Generate: ParsableCommand {
         let (tokenizer, model) = try model.load { $0.encode(prompt).count + tokens }
         let promptTokens = tokenizer.encode(prompt)
         guard !promptTokens.isEmpty else { throw Failure("--prompt: expected a text of a token or more") }
+        self.model.noteLength(promptTokens.count, of: model)
         var prefix = try model.conversation()
         let progress = Progress("reading the prompt")
         let logits = try model.prefill(promptTokens, &prefix, chunk: chunk) { progress.update($0, of: $1) }
@@ -74,7 +77,7 @@ struct Generate: ParsableCommand {
             if json || conversations > 1 {
                 steps.update(step, of: tokens)
             } else if let token = chosen[0], !tokenizer.isSpecial(token) {
-                stream(streamed.append(tokenizer.bytes(of: token)))
+                try stream(streamed.append(tokenizer.bytes(of: token)))
             }
         }
         steps.finish()
@@ -88,9 +91,11 @@ struct Generate: ParsableCommand {
                     topLogits: top.map { TopLogit(token: $0, logit: logits[$0]) },
                     attentionShare: model.timings.attentionShare))
         } else if conversations == 1 {
-            stream(streamed.finish() + "\n")
+            try emit(streamed.finish())
         } else {
-            for (index, continuation) in continuations.enumerated() { print("[\(index + 1)] \(continuation.text)") }
+            for (index, continuation) in continuations.enumerated() {
+                try emit("[\(index + 1)] \(continuation.text)")
+            }
         }
     }
 }

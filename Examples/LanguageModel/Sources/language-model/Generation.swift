@@ -37,7 +37,7 @@ struct Generation {
     ///
     /// - Parameter body: called after each step with its number, from 1, and what each conversation has chosen; nil where it
     ///   has ended.
-    mutating func run(steps: Int, _ body: (Int, [Int?]) -> Void) throws {
+    mutating func run(steps: Int, _ body: (Int, [Int?]) throws -> Void) throws {
         for step in 0..<steps {
             var chosen = [Int?](repeating: nil, count: conversations.count)
             for index in open {
@@ -46,7 +46,7 @@ struct Generation {
             }
             open.removeAll { chosen[$0] == nil }
             for index in open { tokens[index].append(chosen[index]!) }
-            body(step + 1, chosen)
+            try body(step + 1, chosen)
             // The last tokens need no logits.
             if open.isEmpty || step == steps - 1 { return }
             try advance(chosen)

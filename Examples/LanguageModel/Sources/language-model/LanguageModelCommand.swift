@@ -17,6 +17,23 @@ struct LanguageModelCommand: ParsableCommand {
         subcommands: [
             Generate.self, Chat.self, Tokenize.self, Perplexity.self, Capture.self, Measure.self, Bench.self,
         ])
+
+    static func main() {
+        prepareStandardStreams()
+        do {
+            var command = try parseAsRoot()
+            try command.run()
+        } catch {
+            end(error)
+        }
+    }
+
+    /// Says what is wrong, or answers a question for help, which may not fit either.
+    private static func end(_ error: any Error) -> Never {
+        guard exitCode(for: error) == .success else { exit(withError: error) }
+        do { try emit(fullMessage(for: error)) } catch { exit(withError: error) }
+        exit()
+    }
 }
 
 /// A failure that is put in one line.

@@ -41,7 +41,16 @@ struct ModelArguments: ParsableArguments {
     var scaling: Scaling = Scaling(scaling: .constant)
 
     func validate() throws {
-        if let threads, threads < 1 { throw ValidationError("--threads: expected 1 or more, got \(threads)") }
+        if let threads, !(1...ModelOptions.mostThreads).contains(threads) {
+            throw ValidationError("--threads: expected 1 to \(ModelOptions.mostThreads), got \(threads)")
+        }
+    }
+
+    /// Says on standard error that a text is longer than those of training, which nothing here makes up for.
+    func noteLength(_ tokens: Int, of model: LlamaModel) {
+        let trained = model.configuration.contextLength
+        guard tokens > trained, case .none = ropeScaling else { return }
+        report("note: \(tokens) tokens, and the model was trained on \(trained): --rope-scaling yarn=2 stretches it\n")
     }
 
     /// - Parameter longest: the tokens of the longest conversation to come.

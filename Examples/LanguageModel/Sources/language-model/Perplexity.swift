@@ -42,6 +42,8 @@ struct Perplexity: ParsableCommand {
     }
 
     func run() throws {
+        // Before the work, which may take minutes.
+        let losses = try losses.map(OutputFile.init)
         let (tokenizer, model) = try model.load { _ in min(window ?? tokens, tokens) }
         let all = tokenizer.encode(try text(ofFile: file))
         guard all.count >= tokens else {
@@ -53,23 +55,16 @@ struct Perplexity: ParsableCommand {
         }
         progress.finish()
         let mean = found.reduce(0, +) / Double(found.count)
-        if let losses {
-            let lines = found.map { String(format: "%.6f\n", $0) }.joined()
-            guard FileManager.default.createFile(atPath: losses, contents: Data(lines.utf8)) else {
-                throw Failure("cannot write \"\(losses)\"")
-            }
-        }
+        try losses?.write(found.map { String(format: "%.6f\n", $0) }.joined())
         let timings = model.timings
         let result = Result(
             meanNegativeLogLikelihood: mean, perplexity: exp(mean), tokens: tokens,
             seconds: timings.total / .seconds(1), attentionShare: timings.attentionShare)
         if json { return try printJSON(result) }
-        print(
+        try emit(
             String(
                 format: "mean negative log-likelihood %.6f nats, perplexity %.4f, over %d tokens", mean, exp(mean),
-                tokens))
-        print(
-            String(
-                format: "%.1f s, attention %.0f %% of them", result.seconds, 100 * result.attentionShare))
+                tokens),
+            String(format: "%.1f s, attention %.0f %% of them", result.seconds, 100 * result.attentionShare))
     }
 }

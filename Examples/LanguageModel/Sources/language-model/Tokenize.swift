@@ -35,7 +35,8 @@ struct Tokenize: ParsableCommand {
         if json {
             try printJSON(Result(tokens: tokens.flatMap(\.self), texts: separatedByNul ? tokens : nil))
         } else {
-            for line in tokens { print(line.map(String.init).joined(separator: separatedByNul ? " " : "\n")) }
+            let separator = separatedByNul ? " " : "\n"
+            try stream(tokens.map { $0.map(String.init).joined(separator: separator) + "\n" }.joined())
         }
     }
 }

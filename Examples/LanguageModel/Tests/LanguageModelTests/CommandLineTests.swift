@@ -11,15 +11,17 @@ import Testing
         let status: Int32
         let output, diagnostics: String
 
-        init(_ arguments: [String], input: String = "") throws {
+        /// - Parameter sink: what standard output goes to; nil: into ``output``.
+        init(_ arguments: [String], input: String = "", sink: FileHandle? = nil) throws {
             let process = Process()
             process.executableURL = try Self.executable()
             process.arguments = arguments
             let (stdin, stdout, stderr) = (Pipe(), Pipe(), Pipe())
-            (process.standardInput, process.standardOutput, process.standardError) = (stdin, stdout, stderr)
+            (process.standardInput, process.standardOutput, process.standardError) = (stdin, sink ?? stdout, stderr)
             try process.run()
             try stdin.fileHandleForWriting.write(contentsOf: Data(input.utf8))
             try stdin.fileHandleForWriting.close()
+            if sink != nil { try stdout.fileHandleForWriting.close() }
             output = String(decoding: stdout.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
             diagnostics = String(decoding: stderr.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
             process.waitUntilExit()
@@ -126,8 +128,67 @@ import Testing
         #expect((bench["share_of_bandwidth"] as? Double ?? 0) > 0)
     }
 
+    /// Every command, and the question for help, fails where its result cannot be put out.
+    @Test func outputThatIsLost() throws {
+        let text = try file(String(repeating: answer.text + " ", count: 8))
+        let commands = [
+            ["generate", model, "--prompt", "x", "--tokens", "2"],
+            ["generate", model, "--prompt", "x", "--tokens", "2", "--json"],
+            ["generate", model, "--prompt", "x", "--tokens", "2", "--conversations", "2"],
+            ["chat", model, "--message", "x", "--tokens", "2"], ["chat", model, "--message", "x", "--json"],
+            ["tokenize", model, text.path], ["perplexity", model, text.path, "--tokens", "5"],
+            ["measure", model, text.path, "--tokens", "70"],
+            ["bench", model, "--context", "5", "--tokens", "1", "--repeats", "1"], ["--help"],
+        ]
+        for arguments in commands {
+            let left = Pipe()
+            try left.fileHandleForReading.close()
+            var sinks = [left.fileHandleForWriting]
+            #if os(Linux)
+                sinks.append(try #require(FileHandle(forWritingAtPath: "/dev/full")))
+            #endif
+            for sink in sinks {
+                let run = try Run(arguments, sink: sink)
+                #expect(run.status == 1, "\(arguments)")
+                #expect(run.diagnostics.contains("cannot write to standard output"), "\(run.diagnostics)")
+            }
+        }
+    }
+
+    /// The file of losses is opened before the work, and what stands there is written to.
+    @Test func losses() throws {
+        let text = try file(answer.text)
+        let arguments = ["perplexity", model, text.path, "--tokens", "\(answer.tokens.count)", "--losses"]
+        let (target, link) = (try file("before"), FileManager.default.temporaryDirectory.path + "/link-\(UUID())")
+        try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: target.path)
+        defer { try? FileManager.default.removeItem(atPath: link) }
+        #expect(try Run(arguments + [link]).status == 0)
+        #expect(try FileManager.default.destinationOfSymbolicLink(atPath: link) == target.path)
+        let lines = try String(contentsOfFile: target.path, encoding: .utf8).split(separator: "\n").map { Double($0) }
+        #expect(lines.count == answer.tokens.count - 1 && !lines.contains(nil))
+        let missing = try Run(["perplexity", "missing.gguf", text.path, "--tokens", "2", "--losses", "/missing/x"])
+        #expect(missing.status == 1 && missing.diagnostics.contains("cannot open \"/missing/x\""))
+        #if os(Linux)
+            let full = try Run(arguments + ["/dev/full"])
+            #expect(full.status == 1 && full.diagnostics.contains("cannot write \"/dev/full\": No space left"))
+        #endif
+    }
+
+    @Test func longerThanTrained() throws {
+        let prompt = String(repeating: "the cat ", count: 200)
+        let run = try Run(["generate", model, "--prompt", prompt, "--tokens", "1", "--json"])
+        let count = try #require(try run.json["prompt_tokens"] as? [Int]).count
+        let trained = try LlamaConfiguration(GGUFFile(path: model)).contextLength
+        let note = "note: \(count) tokens, and the model was trained on \(trained): "
+        #expect(run.diagnostics == note + "--rope-scaling yarn=2 stretches it\n")
+        let scaled = try Run(["generate", model, "--prompt", prompt, "--tokens", "1", "--rope-scaling", "yarn=4"])
+        #expect(scaled.status == 0 && scaled.diagnostics.isEmpty)
+        #expect(try Run(["generate", model, "--prompt", "the cat", "--tokens", "1"]).diagnostics.isEmpty)
+    }
+
     @Test func refused() throws {
         let text = try file("hello the cat")
+        let empty = try file("")
         let broken = try TemporaryFile.kept(Array(try TinyModel.bytes.prefix(20_000)))
         for (arguments, status, words) in [
             (["generate", "missing.gguf", "--prompt", "x"], 1, "cannot open \"missing.gguf\""),
@@ -136,6 +197,11 @@ import Testing
             (["generate", model, "--prompt", ""], 1, "--prompt"),
             (["generate", model, "--prompt", "x", "--temperature", "0"], 64, "--temperature"),
             (["generate", model, "--prompt", "x", "--threads", "0"], 64, "--threads"),
+            (["generate", model, "--prompt", "x", "--threads", "99999999999"], 64, "--threads"),
+            (["generate", model, "--prompt", "x", "--tokens", "\(Int.max)"], 64, "--tokens"),
+            (["bench", model, "--context", "\(Int.max)"], 64, "--context"),
+            (["bench", model, "--tokens", "\(Int.max)"], 64, "--tokens"),
+            (["capture", model, empty.path, "--layers", "0", "--output", "x"], 1, "has no text"),
             (["generate", model, "--prompt", "x", "--kernels", "none"], 1, "kernels"),
             (["generate", model, "--prompt", "x", "--projection-kernels", "none"], 1, "projection kernels"),
             (["tokenize", model, "missing.txt"], 1, "cannot open \"missing.txt\""),

@@ -5,6 +5,9 @@ import QuietAttention
 
 /// How a model is run.
 public struct ModelOptions: Sendable {
+    /// More threads than these are not started.
+    public static let mostThreads = 4096
+
     public var threads: Int
     public var projections: ProjectionMethod
     /// The kernels of the exact projections, of ``LlamaModel/projectionKernels``; nil: the best.

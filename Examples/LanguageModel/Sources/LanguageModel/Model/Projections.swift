@@ -40,6 +40,7 @@ final class Projector {
 
     /// - Parameter kernels: one of ``kernelSets``; nil: the first. Another name: the failure is nil.
     init?(_ method: ProjectionMethod, threads: Int, kernels: String? = nil) {
+        let threads = max(1, min(threads, ModelOptions.mostThreads))
         guard let index = kernels.map({ Self.kernelSets.firstIndex(of: $0) }) ?? 0,
             let workers = lm_workers_create(Int32(threads))
         else { return nil }
