@@ -109,6 +109,8 @@ static inline __attribute__((always_inline)) void quantise_block(const float *x,
     out->upper_sum = upper_sum;
     out->lower_sum = lower_sum;
     out->scale = magnitude / (float)limit;
+    /* Below 2^28. */
+    out->total = (float)(256 * upper_sum + lower_sum);
 }
 
 LM_CLONES void lm_quantise(const float *rows, int tokens, int columns, lm_activations *out) {
@@ -138,6 +140,8 @@ static inline __attribute__((always_inline)) float exponential(float x) {
 }
 
 LM_CLONES void lm_swiglu(const float *gate, const float *up, float *out, int count) {
+    /* Where out is gate, the check for overlaps would choose the loop without vectors. */
+#pragma clang loop vectorize(assume_safety)
     for (int i = 0; i < count; i++) {
         /* Beyond, the quotient is nothing that counts, or 1 + e^-x is 1. A NaN passes. */
         float x = gate[i] < -87 ? -87 : gate[i];

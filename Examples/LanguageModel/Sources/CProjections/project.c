@@ -39,7 +39,7 @@ static void project_portable(const lm_product *product, int first, int last) {
                     float d = lm_half(scales);
                     if (type == LM_Q4_1) {
                         float m = lm_half(scales + halves_bytes);
-                        sum = fmaf(x->scale, fmaf(d, integer, m * lm_total(x)), sum);
+                        sum = fmaf(x->scale, fmaf(d, integer, m * x->total), sum);
                     } else {
                         sum = fmaf(d * x->scale, integer, sum);
                     }

@@ -23,6 +23,11 @@ static inline __attribute__((always_inline)) __m256i kept_v3(__m256i value) {
     return value;
 }
 
+static inline __attribute__((always_inline)) __m256 kept_floats_v3(__m256 value) {
+    __asm__("" : "+x"(value));
+    return value;
+}
+
 /* Four bytes, or two words, in each lane. */
 static inline __attribute__((always_inline)) __m256i four_v3(const void *x) {
     int32_t four;
@@ -61,7 +66,7 @@ static inline __attribute__((always_inline)) void tile_v3_4(const uint8_t *panel
                 __m256i upper =
                     _mm256_add_epi32(_mm256_slli_epi32(sum_v3_4(weights, a->high), 8), sum_v3_4(weights, a->middle));
                 __m256 integer = integer_v3(upper, sum_v3_4(weights, a->low));
-                __m256 value = _mm256_fmadd_ps(d, integer, _mm256_mul_ps(m, _mm256_set1_ps(lm_total(a))));
+                __m256 value = _mm256_fmadd_ps(d, integer, _mm256_mul_ps(m, _mm256_set1_ps(a->total)));
                 sums[t][half] = _mm256_fmadd_ps(_mm256_set1_ps(a->scale), value, sums[t][half]);
             }
         }
@@ -72,40 +77,76 @@ static inline __attribute__((always_inline)) void tile_v3_4(const uint8_t *panel
     }
 }
 
+/* Of one token and a block of 16 rows, by halves: U and L of the definition. */
+typedef struct {
+    __m256i upper[2], lower[2];
+} integers_v3;
+
+/* A part of what adds half a block to its sums: the definition's floats from integers on, in four steps. */
+static inline __attribute__((always_inline)) void add_v3_4(int step, const uint8_t *d, const lm_activations *a,
+                                                           __m256i upper, __m256i lower, __m256 *value, __m256 *sum) {
+    if (step == 0) {
+        value[0] = kept_floats_v3(integer_v3(upper, lower));
+    } else if (step == 1) {
+        value[1] = kept_floats_v3(_mm256_mul_ps(halves_v3(d + halves_bytes), _mm256_set1_ps(a->total)));
+    } else if (step == 2) {
+        value[1] = kept_floats_v3(_mm256_fmadd_ps(halves_v3(d), value[0], value[1]));
+    } else if (step == 3) {
+        *sum = kept_floats_v3(_mm256_fmadd_ps(_mm256_set1_ps(a->scale), value[1], *sum));
+    }
+}
+
+/* The integers of a block, in place of those of the block before, which is added meanwhile if there is one: a processor does not
+ * look far enough ahead to have the latencies of the one behind the other's multiplications. */
+static inline __attribute__((always_inline)) void step_v3_4(const uint8_t *panel, const lm_activations *a, int is_first,
+                                                            __m256i nibble, integers_v3 *integers, __m256 *sums) {
+    __m256i high[2], middle[2], low[2];
+    __m256 values[2][2];
+#pragma clang loop unroll(full)
+    for (int j = 0; j < groups; j++) {
+        const __m256i x0 = four_v3(a->high + 4 * j), x1 = four_v3(a->middle + 4 * j), x2 = four_v3(a->low + 4 * j);
+#pragma clang loop unroll(full)
+        for (int half = 0; half < 2; half++) {
+            __m256i two =
+                _mm256_loadu_si256((const __m256i *)(panel + vector_bytes * (j / 2) + vector_bytes / 2 * half));
+            __m256i weights = _mm256_and_si256(j % 2 ? _mm256_srli_epi16(two, 4) : two, nibble);
+            __m256i y0 = _mm256_maddubs_epi16(weights, x0), y1 = _mm256_maddubs_epi16(weights, x1);
+            __m256i y2 = _mm256_maddubs_epi16(weights, x2);
+            high[half] = kept_v3(j == 0 ? y0 : _mm256_add_epi16(high[half], y0));
+            middle[half] = kept_v3(j == 0 ? y1 : _mm256_add_epi16(middle[half], y1));
+            low[half] = kept_v3(j == 0 ? y2 : _mm256_add_epi16(low[half], y2));
+            if (!is_first && j % 2 == half) {
+                const uint8_t *d = panel - q4_1_bytes + q4_1_weights + halves_bytes / 2 * half;
+                add_v3_4(j / 2, d, a - 1, integers->upper[half], integers->lower[half], values[half], sums + half);
+            }
+        }
+    }
+    const __m256i ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi16(256);
+    for (int half = 0; half < 2; half++) {
+        integers->upper[half] =
+            _mm256_add_epi32(_mm256_madd_epi16(high[half], bytes), _mm256_madd_epi16(middle[half], ones));
+        integers->lower[half] = _mm256_madd_epi16(low[half], ones);
+    }
+}
+
 /* The same for one token: both halves use what is loaded of it. */
 static inline __attribute__((always_inline)) void lone_v3_4(const uint8_t *panel, int blocks, const lm_activations *a,
                                                             float *out) {
-    const __m256i nibble = kept_v3(_mm256_set1_epi8(15)), ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi16(256);
-    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int b = 0; b < blocks; b++, panel += q4_1_bytes, a++) {
-        __m256i high[2], middle[2], low[2];
-#pragma clang loop unroll(full)
-        for (int j = 0; j < groups; j++) {
-            const __m256i x0 = four_v3(a->high + 4 * j), x1 = four_v3(a->middle + 4 * j), x2 = four_v3(a->low + 4 * j);
-#pragma clang loop unroll(full)
-            for (int half = 0; half < 2; half++) {
-                __m256i two =
-                    _mm256_loadu_si256((const __m256i *)(panel + vector_bytes * (j / 2) + vector_bytes / 2 * half));
-                __m256i weights = _mm256_and_si256(j % 2 ? _mm256_srli_epi16(two, 4) : two, nibble);
-                __m256i y0 = _mm256_maddubs_epi16(weights, x0), y1 = _mm256_maddubs_epi16(weights, x1);
-                __m256i y2 = _mm256_maddubs_epi16(weights, x2);
-                high[half] = kept_v3(j == 0 ? y0 : _mm256_add_epi16(high[half], y0));
-                middle[half] = kept_v3(j == 0 ? y1 : _mm256_add_epi16(middle[half], y1));
-                low[half] = kept_v3(j == 0 ? y2 : _mm256_add_epi16(low[half], y2));
-            }
-        }
-        const __m256 scale = _mm256_set1_ps(a->scale), sum = _mm256_set1_ps(lm_total(a));
-        for (int half = 0; half < 2; half++) {
-            const uint8_t *d = panel + q4_1_weights + halves_bytes / 2 * half;
-            __m256i upper =
-                _mm256_add_epi32(_mm256_madd_epi16(high[half], bytes), _mm256_madd_epi16(middle[half], ones));
-            __m256 integer = integer_v3(upper, _mm256_madd_epi16(low[half], ones));
-            __m256 value = _mm256_fmadd_ps(halves_v3(d), integer, _mm256_mul_ps(halves_v3(d + halves_bytes), sum));
-            sums[half] = _mm256_fmadd_ps(scale, value, sums[half]);
-        }
+    const __m256i nibble = kept_v3(_mm256_set1_epi8(15));
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, values[2];
+    integers_v3 integers;
+    step_v3_4(panel, a, 1, nibble, &integers, sums);
+    for (int b = 1; b < blocks; b++) {
+        panel += q4_1_bytes, a++;
+        step_v3_4(panel, a, 0, nibble, &integers, sums);
     }
-    _mm256_storeu_ps(out, sums[0]);
-    _mm256_storeu_ps(out + 8, sums[1]);
+    for (int half = 0; half < 2; half++) {
+        const uint8_t *d = panel + q4_1_weights + halves_bytes / 2 * half;
+        for (int step = 0; step < 4; step++) {
+            add_v3_4(step, d, a, integers.upper[half], integers.lower[half], values, sums + half);
+        }
+        _mm256_storeu_ps(out + 8 * half, sums[half]);
+    }
 }
 
 /* Sums over a block of eight rows of 8-bit weights: their even columns as words, and their odd ones, with words of x in the

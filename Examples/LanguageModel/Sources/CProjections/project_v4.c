@@ -60,7 +60,7 @@ static inline __attribute__((always_inline)) void tile_v4(lm_weight_type type, c
             __m512 integer = _mm512_fmadd_ps(_mm512_cvtepi32_ps(upper), _mm512_set1_ps(256), _mm512_cvtepi32_ps(lower));
             __m512 scale = _mm512_set1_ps(a->scale);
             if (type == LM_Q4_1) {
-                __m512 value = _mm512_fmadd_ps(d, integer, _mm512_mul_ps(m, _mm512_set1_ps(lm_total(a))));
+                __m512 value = _mm512_fmadd_ps(d, integer, _mm512_mul_ps(m, _mm512_set1_ps(a->total)));
                 sums[t] = _mm512_fmadd_ps(scale, value, sums[t]);
             } else {
                 sums[t] = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), integer, sums[t]);

@@ -51,6 +51,8 @@ typedef struct {
     /* The sums of 256 high + middle, and of low. */
     int32_t upper_sum, lower_sum;
     float scale;
+    /* 256 upper_sum + lower_sum: S. */
+    float total;
     /* 256 high + middle, and low, for processors that multiply words: of each four the even ones before the odd ones. */
     int16_t upper[LM_BLOCK_COLUMNS], lower[LM_BLOCK_COLUMNS];
 } lm_activations;
@@ -85,7 +87,7 @@ typedef void (*lm_project_function)(const lm_product *product, int first_panel, 
 const char *lm_set_name(int index);
 lm_project_function lm_set_function(int index);
 
-/* out[i] = gate[i] / (1 + exp(-gate[i])) up[i]: SwiGLU, the same bits everywhere. */
+/* out[i] = gate[i] / (1 + exp(-gate[i])) up[i]: SwiGLU, the same bits everywhere. `out` may be `gate` or `up`, not overlap them otherwise. */
 void lm_swiglu(const float *gate, const float *up, float *out, int count);
 
 /* The sum of bytes, read as fast as one thread can: measures bandwidth. */

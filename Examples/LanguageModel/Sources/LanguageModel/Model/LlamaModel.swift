@@ -53,7 +53,8 @@ public final class LlamaModel {
         self.projector = projector
         var reader = LayerReader(file, configuration, options)
         embedding = try WeightMatrix(
-            file, reader.use("token_embd.weight"), rows: configuration.vocabulary, columns: configuration.width)
+            file, reader.use("token_embd.weight"), rows: configuration.vocabulary, columns: configuration.width,
+            memory: reader.memory)
         layers = try (0..<configuration.layers).map { try reader.layer($0) }
         outputNorm = try reader.norm("output_norm.weight")
         if file.tensor(named: "output.weight") == nil {
@@ -98,6 +99,7 @@ private struct LayerReader {
     let configuration: LlamaConfiguration
     let options: ModelOptions
     let workspace = AttentionWorkspace()
+    let memory = WeightMemory()
     var used: Set<String> = []
 
     init(_ file: GGUFFile, _ configuration: LlamaConfiguration, _ options: ModelOptions) {
@@ -119,7 +121,8 @@ private struct LayerReader {
         _ name: String, rows: Int, columns: Int, source: (Int) -> Int = { $0 }
     ) throws -> Projection {
         Projection(
-            try WeightMatrix(file, use(name), rows: rows, columns: columns, source: source), options.projections)
+            try WeightMatrix(file, use(name), rows: rows, columns: columns, memory: memory, source: source),
+            options.projections)
     }
 
     /// Files of this architecture have the rows of queries and keys in the order in which pairs of a rotation are neighbours;

@@ -3,25 +3,25 @@
 
 import CProjections
 
-#if canImport(Darwin)
-    import Darwin
-#else
-    import Glibc
-#endif
-
 /// A matrix `[rows, columns]` of Q4_1 or Q8_0 weights in panels of 16 rows.
 public final class WeightMatrix: @unchecked Sendable {
     public let rows, columns: Int
     /// Bytes of the packed weights.
     public let byteCount: Int
     private let type: lm_weight_type
-    /// Written by the initialiser alone.
+    /// Written by the initialiser alone, in the memory below.
     private let panels: UnsafeMutablePointer<UInt8>
+    private let memory: WeightMemory.Piece
 
     /// Reads a matrix a few rows at a time.
     ///
-    /// - Parameter source: the row of the file that becomes row r.
-    init(_ file: GGUFFile, _ name: String, rows: Int, columns: Int, source: (Int) -> Int = { $0 }) throws(GGUFError) {
+    /// - Parameters:
+    ///   - memory: where the panels go.
+    ///   - source: the row of the file that becomes row r.
+    init(
+        _ file: GGUFFile, _ name: String, rows: Int, columns: Int, memory: WeightMemory,
+        source: (Int) -> Int = { $0 }
+    ) throws(GGUFError) {
         let tensor = try file.tensor(name, shape: [rows, columns])
         switch tensor.type {
         case .q41: type = LM_Q4_1
@@ -31,13 +31,10 @@ public final class WeightMatrix: @unchecked Sendable {
         (self.rows, self.columns) = (rows, columns)
         let blocks = columns / Int(LM_BLOCK_COLUMNS)
         byteCount = (rows + Int(LM_PANEL_ROWS) - 1) / Int(LM_PANEL_ROWS) * blocks * lm_block_bytes(type)
-        var memory: UnsafeMutableRawPointer?
-        guard posix_memalign(&memory, 64, max(byteCount, 64)) == 0, let memory else {
+        guard let (piece, address) = memory.take(byteCount) else {
             throw .cannotRead(path: name, reason: "no memory for \(byteCount) bytes")
         }
-        memset(memory, 0, byteCount)
-        panels = memory.assumingMemoryBound(to: UInt8.self)
-        // Where this throws, the memory is freed as that of any other matrix is.
+        (self.memory, panels) = (piece, address.assumingMemoryBound(to: UInt8.self))
         try fill(file, tensor, source)
     }
 
@@ -55,8 +52,6 @@ public final class WeightMatrix: @unchecked Sendable {
             }
         }
     }
-
-    deinit { free(panels) }
 
     /// The matrix as the kernels see it, valid while this object lives.
     var view: lm_matrix { lm_matrix(type: type, rows: Int32(rows), columns: Int32(columns), panels: panels) }
