@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 QUIET, RING = (os.path.abspath(path) for path in sys.argv[1:3])
 STEPS = sys.argv[3:] or ["digests", "files", "gradients", "faults", "kills"]
@@ -67,26 +68,39 @@ def ranks(count, *arguments):
     return MPIRUN + ["-np", str(count), RING, *arguments]
 
 
+def side_by_side(body, cases):
+    """Runs `body` of each case, a few at a time: the start of MPI waits for most of its time. Prints the lines that it returns."""
+    with ThreadPoolExecutor(3) as pool:
+        for line in pool.map(body, cases):
+            print(line, flush=True)
+
+
+def digest_of_ranks(case):
+    name, *options = case.split()
+    options += ["--threads", "1", "--seconds", "0.001"]
+    # Decoding over tensors is the forward pass.
+    single = "forward" if name == "decode" else name
+    expected = digest([QUIET, "bench", "--pass", single, *options])
+    # One rank is one process with the same cuts: shown once for each pass.
+    for count in (1, 2, 3, 4) if case in ONE_RANK else (2, 3, 4):
+        found = digest(ranks(count, "bench", "--pass", name, *options))
+        check(found == expected, f"{case}: {found} on {count} ranks, {expected} in one process")
+    return f"{expected}  {case}"
+
+
 def digests():
+    side_by_side(digest_of_ranks, DIGESTS)
     sets = json.loads(run([QUIET, "info", "--json"]).stdout)["kernels_available"]
-    for case in DIGESTS:
-        name, *options = case.split()
-        options += ["--threads", "1", "--seconds", "0.001"]
-        # Decoding over tensors is the forward pass.
-        single = "forward" if name == "decode" else name
-        expected = digest([QUIET, "bench", "--pass", single, *options])
-        # One rank is one process with the same cuts: shown once for each pass.
-        for count in (1, 2, 3, 4) if case in ONE_RANK else (2, 3, 4):
-            found = digest(ranks(count, "bench", "--pass", name, *options))
-            check(found == expected, f"{case}: {found} on {count} ranks, {expected} in one process")
-        print(f"{expected}  {case}", flush=True)
-    for name in sets:
+
+    def same_with(name):
         for case in (DIGESTS[0], DIGESTS[10]):
             options = case.split()[1:] + ["--seconds", "0.001", "--threads", "2"]
             arguments = ["bench", "--pass", case.split()[0], *options, "--kernels"]
             expected = digest([QUIET, *arguments, sets[0]])
             check(digest(ranks(3, *arguments, name)) == expected, f"{case}: another digest with {name}")
-        print(f"kernels {name}: the same", flush=True)
+        return f"kernels {name}: the same"
+
+    side_by_side(same_with, sets)
 
 
 def write_safetensors(path, tensors):
@@ -172,25 +186,31 @@ def gradients():
         transposed(behind, source)
         transposed(halves, source, ("q", "k", "v", "dout"))
         ragged = ["--key-lengths", "2100,0,1500", "--gradients"]
-        for path, counts, options in (
+        cases = (
             (source, (1, 2, 3, 4), ["--mask", "causal", "--lse", "--lse-gradient", "dlse", "--sink", "tensor=logits"]),
             (source, (2, 4), ["--mask", "window=300", "--output-gradient", "q", "--softcap", "4", "--alibi"]),
             (source, (3,), ["--mask", "window=64,9", "--sink", "softmax", "--lse-gradient", "dlse"]),
             (behind, (3,), ["--layout", "bshd", "--mask", "causal", "--scaling", "log=8"]),
             (halves, (2,), ["--layout", "bshd", "--mask", "causal", "--lse-gradient", "dlse"]),
-        ):
-            arguments = ["--output", f"{folder}/one", *ragged, *options, "--threads", "1"]
+        )
+
+        def same_files(case):
+            path, counts, options = case
+            own = tempfile.mkdtemp(dir=folder)
+            arguments = ["--output", f"{own}/one", *ragged, *options, "--threads", "1"]
             one = run([QUIET, "attend", path, *arguments, "--kernels", sets[0]])
             check(one.returncode == 0, one.stderr)
-            with open(f"{folder}/one", "rb") as file:
+            with open(f"{own}/one", "rb") as file:
                 expected = file.read()
-            arguments[1] = f"{folder}/many"
+            arguments[1] = f"{own}/many"
             for count, name in [(count, sets[0]) for count in counts] + [(3, name) for name in sets[1:]]:
                 many = run(ranks(count, "attend", path, *arguments, "--kernels", name))
                 check(many.returncode == 0, many.stderr)
-                with open(f"{folder}/many", "rb") as file:
+                with open(f"{own}/many", "rb") as file:
                     check(file.read() == expected, f"{options}: another file from {count} ranks with {name}")
-            print(f"attend --gradients {' '.join(options)}: the same file", flush=True)
+            return f"attend --gradients {' '.join(options)}: the same file"
+
+        side_by_side(same_files, cases)
 
 
 def ends(what, command, expected, status=None, within=60, **options):
@@ -312,7 +332,9 @@ def other_file(folder):
     return folder
 
 
+begin = time.monotonic()
 for step in STEPS:
     start = time.monotonic()
     {"digests": digests, "files": files, "gradients": gradients, "faults": faults, "kills": kills}[step]()
     print(f"{step}: {time.monotonic() - start:.0f} s", flush=True)
+print(f"all: {time.monotonic() - begin:.0f} s", flush=True)
