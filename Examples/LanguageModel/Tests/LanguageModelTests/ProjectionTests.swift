@@ -152,6 +152,25 @@ import Testing
         }
     }
 
+    /// Written over one of its inputs, too, as the model does, and whatever the number of elements.
+    @Test(arguments: [1, 7, 8, 100, 1537])
+    func swiGLUInPlace(count: Int) {
+        let gate = (0..<count).map { Float($0 * 37 % 101) / 7 - 7 }
+        let up = gate.indices.map { Float($0 % 13) - 6.5 }
+        var expected = [Float](repeating: 0, count: count)
+        lm_swiglu(gate, up, &expected, Int32(count))
+        for overGate in [true, false] {
+            var (ownGate, ownUp) = (gate, up)
+            ownGate.withUnsafeMutableBufferPointer { gate in
+                ownUp.withUnsafeMutableBufferPointer { up in
+                    let out = overGate ? gate.baseAddress! : up.baseAddress!
+                    lm_swiglu(gate.baseAddress!, up.baseAddress!, out, Int32(count))
+                }
+            }
+            #expect((overGate ? ownGate : ownUp).map(\.bitPattern) == expected.map(\.bitPattern))
+        }
+    }
+
     @Test func partsAreRunOnce() {
         let workers = lm_workers_create(3)!
         defer { lm_workers_destroy(workers) }
