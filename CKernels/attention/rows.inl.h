@@ -25,7 +25,7 @@ typedef struct forward_workspace {
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     run_keys keys;      /* of all rows */
     row_place *places;  /* of the rows; the last one's for those that fill the last tile */
-    float *queries;     /* q' [rows][head_lanes], scaled, 0 past head_dim and in the rows that fill the last tile */
+    float *queries;     /* q', scaled, 0 past head_dim and in the rows that fill the last tile; see tile_task */
     float *query_steps; /* int8: q' = integer * step, and `queries` holds the integers; pairs: the factor of scores */
     row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
@@ -43,9 +43,11 @@ QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const size_t head_dim = args->blocks.head_dim;
     const bool rounds = args->blocks.storage == QATTN_BFLOAT16_PAIRS;
+    const bool in_steps = !ws->keys_in_place && !in_pairs(args->blocks.storage);
     const float uniform = query_factor(&args->problem, ws->places[0]);
     for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
-        float *const out = ws->queries + i * ws->head_lanes;
+        float *const row = ws->queries + i * ws->head_lanes;
+        float *const steps = ws->queries + i / TILE_ROWS * TILE_ROWS * ws->head_lanes + i % TILE_ROWS * QATTN_CHAINS;
         const float c = args->problem.row_factors ? query_factor(&args->problem, ws->places[i]) : uniform;
         if (rounds) ws->query_steps[i] = c;
         const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
@@ -53,7 +55,9 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
             f32x16 x = f32x16_splat(0);
             if (i < ws->rows && d < head_dim)
                 x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), head_dim - d, storage);
-            f32x16_store(out + d, rounds ? bf16x16_factor(x) : x * f32x16_splat(c));
+            x = rounds ? bf16x16_factor(x) : x * f32x16_splat(c);
+            if (in_steps) f32x16_store_fours(steps + d * TILE_ROWS, TILE_ROWS * QATTN_CHAINS, x);
+            else f32x16_store(row + d, x);
         }
     }
 }

@@ -38,7 +38,7 @@ QATTN_INLINE void f32x16_stay_in_memory(f32x16 *x) { __asm__ volatile("" : : "r"
 
 /* Each pointer is a register of its own here: left alone, the compiler walks along both with one index, and a product
  * that takes an operand from memory by an index is two operations on some CPUs. No instruction results. */
-QATTN_INLINE void own_pointers(const float **a, const float **b) { __asm__ volatile("" : "+r"(*a), "+r"(*b)); }
+#define QATTN_OWN_POINTERS(a, b) __asm__ volatile("" : "+r"(a), "+r"(b))
 
 /* The larger of x and the lane of floor; floor where x is NaN. floor itself must not be NaN. */
 QATTN_INLINE f32x16 f32x16_max(f32x16 x, f32x16 floor) { return x > floor ? x : floor; }

@@ -51,7 +51,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(pair_products)(const float 
             const float *row = rows, *key = keys;
             QATTN_UNROLL_2
             for (size_t step = 0; step < steps; step++) {
-                own_pointers(&row, &key);
+                QATTN_OWN_POINTERS(row, key);
                 pair_step(row, key, chain, QATTN_CHAINS, sum);
                 row += TILE_STEP;
                 key += QATTN_CHAINS * QATTN_LANES;
@@ -101,7 +101,7 @@ QATTN_INLINE void product_tile(const float *weights, const float *x, size_t row_
     }
     QATTN_UNROLL_2
     for (size_t n = 0; n < count; n++) {
-        own_pointers(&weights, &x);
+        QATTN_OWN_POINTERS(weights, x);
         f32x16 row[PANEL_VECTORS];
         QATTN_UNROLL
         for (size_t c = 0; c < vectors; c++) row[c] = f32x16_load(x + c * QATTN_LANES);

@@ -9,7 +9,9 @@
 
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
-    const float *queries;     /* [6][head_lanes]; for int8 integers, see integer_tiles.inl.h */
+    /* [head_lanes / 4][6][4], so that a step of the four chains finds its factors side by side, without an index;
+     * [6][head_lanes] for keys that stand as rows, for bfloat16 pairs, and for int8: see integer_tiles.inl.h */
+    const float *queries;
     const float *query_steps; /* int8 and bfloat16 pairs: [6], what sums of products are multiplied by */
     block_parts block;
     float *maximum, *sum, *out;
@@ -64,13 +66,30 @@ QATTN_INLINE void tile_prefetch(tile_task *task, tile_kind kind, block_prefetch 
     if (kind.streams && block_prefetch_due(n, bytes)) block_prefetch_step(next, task->block_bytes);
 }
 
-/* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys. */
-QATTN_INLINE void tile_channel(const tile_task *task, tile_kind kind, const char *keys, size_t d,
-                               f32x16 sum[TILE_ROWS]) {
-    const f32x16 key = f32x16_load_unordered(keys + d * QATTN_LANES * storage_size(kind.storage), kind.storage);
+/* Where the products of a step of channels d, d + 1, ... find their factors, d being a multiple of QATTN_CHAINS. */
+typedef struct score_step {
+    const float *queries;
+    const char *keys;
+} score_step;
+
+QATTN_INLINE score_step score_step_at(const tile_task *task, tile_kind kind, const char *keys, size_t d) {
+    return (score_step){task->queries + d * TILE_ROWS, keys + d * QATTN_LANES * storage_size(kind.storage)};
+}
+
+/* The step of the next `channels`, with a pointer of its own into queries and keys. */
+QATTN_INLINE score_step score_step_after(score_step at, tile_kind kind, size_t channels) {
+    at.queries += channels * TILE_ROWS;
+    at.keys += channels * QATTN_LANES * storage_size(kind.storage);
+    QATTN_OWN_POINTERS(at.queries, at.keys);
+    return at;
+}
+
+/* sum[i] += q'[i][d] k[d] of one channel d, for 16 keys: channel x from the step of all chains on. */
+QATTN_INLINE void tile_channel(tile_kind kind, score_step at, size_t x, f32x16 sum[TILE_ROWS]) {
+    const f32x16 key = f32x16_load_unordered(at.keys + x * QATTN_LANES * storage_size(kind.storage), kind.storage);
+    const float *const factors = at.queries + x / QATTN_CHAINS * (TILE_ROWS * QATTN_CHAINS) + x % QATTN_CHAINS;
     QATTN_UNROLL
-    for (size_t i = 0; i < kind.rows; i++)
-        sum[i] = f32x16_fma(f32x16_splat(task->queries[i * task->head_lanes + d]), key, sum[i]);
+    for (size_t i = 0; i < kind.rows; i++) sum[i] = f32x16_fma(f32x16_splat(factors[i * QATTN_CHAINS]), key, sum[i]);
 }
 
 /* Scores from memory, of `count` vectors of keys, and to it, of a whole block. */
@@ -91,12 +110,13 @@ QATTN_INLINE void tile_store(float *scores, f32x16 t[TILE_ROWS][BLOCK_VECTORS], 
     }
 }
 
-/* A pass of one chain, and those beside it in the registers: every fourth channel of [d, end). */
-QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys, size_t d, size_t end,
+/* A pass of chain `chain`, and those beside it in the registers: every fourth channel of [d, end). */
+QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys, size_t chain, size_t d, size_t end,
                               block_prefetch *next, f32x16 (*sum)[TILE_ROWS]) {
     const size_t at_once = vectors_at_once(kind.rows);
     f32x16 part[QATTN_CHAINS][TILE_ROWS];
     copy_sums(part, sum, kind.rows, at_once);
+    score_step at = score_step_at(task, kind, keys, d);
     QATTN_NO_UNROLL
     for (; d < end; d += PASS_STEPS * QATTN_CHAINS) {
         tile_prefetch(task, kind, next, d / (PASS_STEPS * QATTN_CHAINS),
@@ -104,8 +124,9 @@ QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys,
         QATTN_UNROLL
         for (size_t step = 0; step < PASS_STEPS; step++) {
             QATTN_UNROLL
-            for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + step * QATTN_CHAINS + x, part[x]);
+            for (size_t x = 0; x < at_once; x++) tile_channel(kind, at, step * QATTN_CHAINS + chain + x, part[x]);
         }
+        at = score_step_after(at, kind, PASS_STEPS * QATTN_CHAINS);
     }
     copy_sums(sum, part, kind.rows, at_once);
 }
@@ -129,20 +150,22 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
             const size_t last = stretch_end(task, first, end, step);
             QATTN_UNROLL
             for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once)
-                tile_chains(task, kind, keys, first + chain, last, &next, sum + chain);
+                tile_chains(task, kind, keys, chain, first, last, &next, sum + chain);
             first = last;
         }
         QATTN_UNROLL
         for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once) {
-            size_t d = first + chain;
-            for (; d + at_once <= end; d += QATTN_CHAINS) {
+            size_t d = first;
+            score_step at = score_step_at(task, kind, keys, d);
+            for (; d + chain + at_once <= end; d += QATTN_CHAINS) {
                 tile_prefetch(task, kind, &next, d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage));
                 QATTN_UNROLL
-                for (size_t x = 0; x < at_once; x++) tile_channel(task, kind, keys, d + x, sum[chain + x]);
+                for (size_t x = 0; x < at_once; x++) tile_channel(kind, at, chain + x, sum[chain + x]);
+                at = score_step_after(at, kind, QATTN_CHAINS);
             }
             QATTN_UNROLL
             for (size_t x = 0; x + 1 < at_once; x++) {
-                if (d + x < end) tile_channel(task, kind, keys, d + x, sum[chain + x]);
+                if (d + chain + x < end) tile_channel(kind, at, chain + x, sum[chain + x]);
             }
         }
         QATTN_UNROLL
