@@ -80,9 +80,9 @@ QATTN_INLINE void narrow_queries(const forward_workspace *ws) {
 /* 2. of one tile of a band, from its sums of products to its weights. Values that are not finite are multiplied here. */
 QATTN_INLINE void band_tile(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                             size_t count, size_t block_first, const float *sums, uint16_t *weights) {
-    take_rows(task, ws, i / TILE_ROWS);
     for (size_t r = 0; r < TILE_ROWS; r++)
-        scale_pair_scores(task->weights + r * QATTN_KEY_BLOCK, sums + r * QATTN_KEY_BLOCK, task->query_steps[r]);
+        scale_pair_scores(task->scratch->weights + r * QATTN_KEY_BLOCK, sums + r * QATTN_KEY_BLOCK,
+                          task->query_steps[r]);
     finish_tile_scores(task, args, ws->places + i, count, block_first);
     tile_weights(task, args, ws, i, count);
     if (*not_finite(task->block)) {
@@ -90,9 +90,9 @@ QATTN_INLINE void band_tile(tile_task *task, const qattn_forward_args *args, con
         return;
     }
     for (size_t r = 0; r < TILE_ROWS; r++)
-        rescale_pair_sums(task->out + r * ws->value_lanes, ws->value_lanes, task->rescale[row_lane(r)]);
+        rescale_pair_sums(task->out + r * ws->value_lanes, ws->value_lanes, task->scratch->rescale[row_lane(r)]);
     for (size_t j = 0; j < TILE_ROWS * QATTN_KEY_BLOCK; j += QATTN_LANES)
-        f32x16_store_storage(weights + j, f32x16_load(task->weights + j), QATTN_BFLOAT16_PAIRS);
+        f32x16_store_storage(weights + j, f32x16_load(task->scratch->weights + j), QATTN_BFLOAT16_PAIRS);
 }
 
 /* One block against the band of tiles [first, end). */
@@ -114,7 +114,8 @@ QATTN_INLINE void band_block(tile_task *task, const qattn_forward_args *args, co
     memset(band.weights, 0, sizeof band.weights);
     bool some = false;
     for (size_t tile = first; tile < end; tile++) {
-        const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - i);
+        const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
+        take_rows(task, ws, tile);
         if (!tile_sees(task, args, ws, i, count, block_first)) continue;
         const size_t at = (tile - first) * TILE_ROWS * QATTN_KEY_BLOCK;
         band_tile(task, args, ws, i, count, block_first, band.scores + at, band.weights + at);

@@ -9,7 +9,7 @@
  *       block of 64 keys          packed keys and values of a block stay in L1 or L2 while all tiles use them
  *         tile of 6 rows          1. scores t = q'.k, in registers     keys across lanes, channels ascending
  *                                 2. softmax: m, l, p (softmax.inl.h; others: scores.inl.h, weights.inl.h)
- *                                 3. o = o a + sum p v, in registers   value columns across lanes, keys ascending
+ *         panel of columns, tile  3. o = o a + sum p v, in registers   value columns across lanes, keys ascending
  *
  * Online softmax: Milakov and Gimelshein 2018; tiling: Dao et al. 2022. */
 #ifndef QATTN_FORWARD_INL_H
@@ -103,6 +103,27 @@ QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, co
         block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead);
 }
 
+/* One block against every tile, by phases: its keys meet all tiles before its values do, so that either stay in L1. The
+ * weights of a tile follow the scores of the next, beside whose products its maximum, a chain of shuffles, takes no time. */
+QATTN_INLINE void forward_phases(tile_task *task, const qattn_forward_args *args, forward_workspace *ws,
+                                 size_t block_first) {
+    const bool all_whole = ws->ranges_only && range_covers(ws->keys.all, block_first);
+    size_t scored = ws->tiles; /* the tile whose weights are due */
+    for (size_t tile = 0; tile < ws->tiles; tile++) {
+        const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
+        prefetch_lines(&ws->upcoming, ws->upcoming_share);
+        take_rows(task, ws, tile);
+        task->scratch = ws->scratch + tile;
+        if (all_whole) tile_sees_all(task, ws->chunk.started + i, count);
+        else if (!tile_sees(task, args, ws, i, count, block_first)) continue;
+        phase_scores(task, args, ws, i, count, block_first);
+        if (scored < ws->tiles) phase_weights(ws, scored);
+        scored = tile;
+    }
+    if (scored < ws->tiles) phase_weights(ws, scored);
+    phase_values(task, ws);
+}
+
 /* One block against every tile. */
 QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args, forward_workspace *ws, size_t block,
                                 size_t block_end) {
@@ -112,6 +133,10 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         pack_unpacked(args, ws, block, block_end, task);
     } else {
         take_block(task, args, ws, block, block_end, ws->rows <= STREAMING_ROWS ? streaming_ahead(args, ws->rows) : 0);
+    }
+    if (ws->in_phases) {
+        forward_phases(task, args, ws, block_first);
+        return;
     }
 #if defined(QATTN_TILE_UNIT)
     if (ws->bands) {
@@ -129,16 +154,14 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     prefetch_cursor next = prefetch_begin(&next_block, 1);
     const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
     const bool all_whole = ws->ranges_only && range_covers(ws->keys.all, block_first);
-    if (all_whole) tile_sees_all(task, ws->chunk.started, ws->rows);
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - i);
+        const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
         prefetch_lines(&next, share);
         prefetch_lines(&ws->upcoming, ws->upcoming_share);
-        if (!all_whole && !tile_sees(task, args, ws, i, count, block_first)) continue;
         take_rows(task, ws, tile);
-        if (!ws->plain) tile_finished(task, args, ws, i, count, block_first);
-        else if (task->all == ~UINT64_C(0)) TILE_CALL_SOFTMAX(tile_full, count, task);
-        else TILE_CALL_SOFTMAX(tile_masked, count, task);
+        if (all_whole) tile_sees_all(task, ws->chunk.started + i, count);
+        else if (!tile_sees(task, args, ws, i, count, block_first)) continue;
+        tile_finished(task, args, ws, i, count, block_first);
     }
 }
 
@@ -154,7 +177,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *t
     if (ws->plain) {
         for (size_t block = begin; block < end; block++) {
             take_block(task, args, ws, block, block_end, ahead);
-            TILE_CALL_SOFTMAX(tile_full, ws->rows, task);
+            TILE_CALL_STREAMED(ws->rows, task);
         }
         return;
     }
@@ -303,9 +326,10 @@ static void QATTN_FUNCTION(scores)(const qattn_forward_args *args, size_t block,
         const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws.rows - i);
         take_rows(&task, &ws, tile);
         tile_sees_some(&task, args, ws.places + i, started, count, block * QATTN_KEY_BLOCK);
-        task.all = 0; /* every score passes its mask, so that nothing but -inf stands where a row sees nothing */
+        task.scratch->all =
+            0; /* every score passes its mask, so that nothing but -inf stands where a row sees nothing */
         tile_finished_scores(&task, args, ws.places + i, count, block * QATTN_KEY_BLOCK);
-        memcpy(scores + i * QATTN_KEY_BLOCK, task.weights, count * QATTN_KEY_BLOCK * sizeof(float));
+        memcpy(scores + i * QATTN_KEY_BLOCK, task.scratch->weights, count * QATTN_KEY_BLOCK * sizeof(float));
     }
 }
 

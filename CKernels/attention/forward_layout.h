@@ -7,8 +7,9 @@
 #include "tile/tile_size.h"
 
 enum {
-    PLACE_FLOATS = 2 * sizeof(size_t) / sizeof(float), /* of a row_place */
-    TOTALS_FLOATS = 4 * QATTN_LANES                    /* of a row_totals, one a tile */
+    PLACE_FLOATS = 2 * sizeof(size_t) / sizeof(float),             /* of a row_place */
+    TOTALS_FLOATS = 4 * QATTN_LANES,                               /* of a row_totals, one a tile */
+    SCRATCH_FLOATS = TILE_ROWS * QATTN_KEY_BLOCK + 3 * QATTN_LANES /* of a tile_scratch, one a tile */
 };
 
 /* Where the parts begin, in floats: of a row_state, and of the workspace. */
@@ -18,7 +19,7 @@ typedef struct state_layout {
 
 typedef struct forward_layout {
     size_t head_lanes, value_lanes;
-    size_t places, query_steps, queries, totals;
+    size_t places, query_steps, queries, scratch, totals;
     state_layout chunk, state;
     size_t floats;
 } forward_layout;
@@ -44,6 +45,7 @@ static inline forward_layout forward_layout_of(size_t head_dim, size_t value_dim
     layout.places = qattn_take(&layout.floats, rows * PLACE_FLOATS);
     layout.query_steps = qattn_take(&layout.floats, rows);
     layout.queries = qattn_take(&layout.floats, rows * layout.head_lanes);
+    layout.scratch = qattn_take(&layout.floats, tiles * SCRATCH_FLOATS);
     layout.chunk = state_layout_take(&layout, tiles);
     layout.state = state_layout_take(&layout, tiles);
     layout.totals = qattn_take(&layout.floats, tiles * TOTALS_FLOATS);

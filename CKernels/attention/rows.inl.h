@@ -7,8 +7,7 @@
 #include "attention/forward_layout.h"
 #include "attention/scores.inl.h"
 #include "attention/weights.inl.h"
-#include "memory/blocks.inl.h"
-#include "memory/prefetch.inl.h"
+#include "tile/products.inl.h"
 
 /* The caller's workspace, cut up, and what else a call knows from its start. Small, and what every block needs stands
  * side by side in the workspace: where few rows stream blocks from memory, each further page that a block of theirs
@@ -18,15 +17,17 @@ typedef struct forward_workspace {
     bool keys_in_place;          /* unpacked, for few rows, with whole sets of chains */
     bool values_in_place;        /* unpacked, in whole vectors */
     qattn_storage value_storage; /* of what tiles read */
-    bool plain;                  /* softmax over float32 alone, of scores that need nothing but a mask */
-    bool ranges_only;            /* masks are ranges of keys */
-    bool bands;                  /* bfloat16 pairs by tile instructions */
-    bool lone_tile;              /* one tile of packed keys that waits for memory, with ranges and no other work */
+    bool in_phases;              /* softmax over packed float32; plain: of scores that need nothing but a mask */
+    bool plain;
+    bool ranges_only; /* masks are ranges of keys */
+    bool bands;       /* bfloat16 pairs by tile instructions */
+    bool lone_tile;   /* one tile of packed keys that waits for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     run_keys keys;      /* of all rows */
     row_place *places;  /* of the rows; the last one's for those that fill the last tile */
     float *queries;     /* q', scaled, 0 past head_dim and in the rows that fill the last tile; see tile_task */
     float *query_steps; /* int8: q' = integer * step, and `queries` holds the integers; pairs: the factor of scores */
+    tile_scratch *scratch;  /* by tile */
     row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
     prefetch_cursor upcoming;
@@ -211,6 +212,7 @@ QATTN_INLINE void place_rows(const qattn_forward_args *args, const forward_works
 }
 
 _Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what forward_layout counts");
+_Static_assert(sizeof(tile_scratch) == SCRATCH_FLOATS * sizeof(float), "what forward_layout counts");
 _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what forward_layout counts");
 
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
@@ -222,8 +224,9 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
     ws->keys_in_place = reads_rows && args->unpacked->key_stride != 0 && args->blocks.head_dim % QATTN_CHAINS == 0 &&
                         ws->rows <= STREAMING_ROWS;
-    ws->plain = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 &&
-                scores_are_plain(&args->problem);
+    ws->in_phases = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX &&
+                    args->blocks.storage == QATTN_FLOAT32 && ws->value_storage == QATTN_FLOAT32;
+    ws->plain = ws->in_phases && scores_are_plain(&args->problem);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
 #if defined(QATTN_TILE_UNIT)
@@ -241,6 +244,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->places = (row_place *)(workspace + layout.places);
     ws->query_steps = workspace + layout.query_steps;
     ws->queries = workspace + layout.queries;
+    ws->scratch = (tile_scratch *)(workspace + layout.scratch);
     ws->chunk = state_in(workspace, layout.chunk);
     ws->state = state_in(workspace, layout.state);
     ws->totals = (row_totals *)(workspace + layout.totals);

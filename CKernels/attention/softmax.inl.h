@@ -25,18 +25,9 @@ typedef struct row_state {
 /* x, or 0 where x is -inf: what may be subtracted. */
 QATTN_INLINE f32x16 finite_reference(f32x16 x) { return x == -__builtin_inff() ? f32x16_splat(0) : x; }
 
-/* From the scores t of vectors [0, count) of a block: the rows' new m, rescale = a, and what is subtracted from the
+/* From the largest scores of a block, by row and lane: the rows' new m, rescale = a, and what is subtracted from the
  * scores, which is returned. Row i is in lane row_lane(i) of all. */
-QATTN_INLINE f32x16 tile_maximum(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, float *maximum,
-                                 float *rescale) {
-    f32x16 row_max[TILE_ROWS];
-    QATTN_UNROLL
-    for (size_t i = 0; i < TILE_ROWS; i++) {
-        row_max[i] = f32x16_splat(-__builtin_inff());
-        if (i >= rows) continue;
-        QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) row_max[i] = f32x16_max(t[i][v], row_max[i]);
-    }
+QATTN_INLINE f32x16 tile_maximum(f32x16 row_max[TILE_ROWS], float *maximum, float *rescale) {
     const f32x16 old_max = f32x16_load(maximum);
     const f32x16 new_max = f32x16_max(rows_max(row_max), old_max);
     const f32x16 reference = finite_reference(new_max);
@@ -53,26 +44,17 @@ QATTN_INLINE void add_to_sum(float *sum, float rescale, const f32x16 p[BLOCK_VEC
     *row_sum = f32x16_fma(*row_sum, f32x16_splat(rescale), block_sum);
 }
 
-/* From the scores t of vectors [0, count) of a block: p, rounded to factors of bfloat16 if asked for, the rows' new m and
- * l, and rescale = a. */
-QATTN_INLINE void tile_softmax(f32x16 t[TILE_ROWS][BLOCK_VECTORS], size_t rows, size_t count, bool rounds,
-                               float *maximum, float *sum, float *probabilities, float *rescale) {
-    float references[QATTN_LANES];
-    f32x16_store(references, tile_maximum(t, rows, count, maximum, rescale));
+/* From `count` vectors of a row's scores, in memory: p, rounded to factors of bfloat16 if asked for, in their place, and
+ * the new l. */
+QATTN_INLINE void row_softmax(float *scores, size_t count, float reference, float rescale, bool rounds, float *sum) {
+    f32x16 p[BLOCK_VECTORS];
     QATTN_UNROLL
-    for (size_t i = 0; i < rows; i++) {
-        const f32x16 row_reference = f32x16_splat(references[row_lane(i)]);
-        f32x16 p[BLOCK_VECTORS];
-        QATTN_UNROLL
-        for (size_t v = 0; v < count; v++) {
-            p[v] = f32x16_exp2(t[i][v] - row_reference);
-            if (rounds) p[v] = bf16x16_factor(p[v]);
-            if (v + 1 < count) f32x16_in_order(&p[v], &t[i][v + 1]);
-            else if (i + 1 < rows) f32x16_in_order(&p[v], &t[i + 1][0]);
-            f32x16_store(probabilities + i * QATTN_KEY_BLOCK + v * QATTN_LANES, p[v]);
-        }
-        add_to_sum(sum + i * QATTN_LANES, rescale[row_lane(i)], p, count);
+    for (size_t v = 0; v < count; v++) {
+        p[v] = f32x16_exp2(f32x16_load(scores + v * QATTN_LANES) - f32x16_splat(reference));
+        if (rounds) p[v] = bf16x16_factor(p[v]);
+        f32x16_store(scores + v * QATTN_LANES, p[v]);
     }
+    add_to_sum(sum, rescale, p, count);
 }
 
 /* One row's sums over some of its keys. */

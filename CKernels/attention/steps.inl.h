@@ -12,14 +12,14 @@
 /* What stands between the products of a tile of `count` rows and their weights, of scores in memory. */
 QATTN_INLINE void finish_tile_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
                                      size_t count, size_t block_first) {
-    if (scores_are_plain(&args->problem) && task->all == ~UINT64_C(0)) return;
+    if (scores_are_plain(&args->problem) && task->scratch->all == ~UINT64_C(0)) return;
     const score_finish finish = begin_finish(&args->problem);
     for (size_t r = 0; r < count; r++) {
         f32x16 t[1][BLOCK_VECTORS];
-        tile_load(t, task->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
-        finish_scores(&finish, begin_row_finish(&finish, places[r], task->visible[r], block_first), BLOCK_VECTORS,
-                      t[0]);
-        tile_store(task->weights + r * QATTN_KEY_BLOCK, t, 1);
+        tile_load(t, task->scratch->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
+        finish_scores(&finish, begin_row_finish(&finish, places[r], task->scratch->visible[r], block_first),
+                      BLOCK_VECTORS, t[0]);
+        tile_store(task->scratch->weights + r * QATTN_KEY_BLOCK, t, 1);
     }
 }
 
@@ -36,18 +36,17 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
                                size_t count) {
     const bool rounds = ws->value_storage == QATTN_BFLOAT16_PAIRS;
     if (ws->normaliser == QATTN_SOFTMAX) {
-        if (rounds) TILE_CALL(tile_softmax_rounded, count, task);
-        else TILE_CALL(tile_softmax, count, task);
+        TILE_CALL(tile_softmax, count, task, rounds);
         return;
     }
     if (ws->normaliser == QATTN_SOFTPICK) {
         TILE_CALL(tile_softpick, count, task, rounds);
         return;
     }
-    f32x16_store(task->rescale, f32x16_splat(1));
+    f32x16_store(task->scratch->rescale, f32x16_splat(1));
     const row_totals *const totals = &ws->totals[i / TILE_ROWS];
     for (size_t r = 0; r < count; r++) {
-        float *const weights = task->weights + r * QATTN_KEY_BLOCK, *const sum = task->sum + r * QATTN_LANES;
+        float *const weights = task->scratch->weights + r * QATTN_KEY_BLOCK, *const sum = task->sum + r * QATTN_LANES;
         const float c = row_constant(args, ws->places[i + r]);
         if (ws->normaliser == QATTN_SIGMOID) sigmoid_weights(weights, c, rounds);
         else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX)
@@ -62,16 +61,7 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
 /* One tile of `count` rows from row i on against one block, with scores that have to be finished. */
 QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                                 size_t count, size_t block_first) {
-    const row_place *const places = ws->places + i;
-    if (ws->normaliser == QATTN_SOFTMAX && ws->value_storage == QATTN_FLOAT32 && count > 4) {
-        switch (BLOCK_VECTORS - (size_t)__builtin_clzll(task->any) / QATTN_LANES) {
-        case 1: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 1)(task, args, places, block_first); return;
-        case 2: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 2)(task, args, places, block_first); return;
-        case 3: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 3)(task, args, places, block_first); return;
-        default: QATTN_PASTE(QATTN_FUNCTION(tile_softmax_finished), 4)(task, args, places, block_first); return;
-        }
-    }
-    tile_finished_scores(task, args, places, count, block_first);
+    tile_finished_scores(task, args, ws->places + i, count, block_first);
     tile_weights(task, args, ws, i, count);
     if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
 }
@@ -81,9 +71,15 @@ QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args,
 QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_workspace *ws) {
     return (tile_task){.head_dim = args->blocks.head_dim,
                        .head_lanes = ws->head_lanes,
+                       .scratch = ws->scratch,
                        .value_lanes = ws->value_lanes,
                        .block_bytes = ws->block_bytes,
                        .short_passes = args->beyond_caches && args->blocks.storage == QATTN_FLOAT32};
+}
+
+/* How many rows a tile has. */
+QATTN_INLINE size_t tile_height(const forward_workspace *ws, size_t tile) {
+    return qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS);
 }
 
 /* The rows of a tile and their sums. */
@@ -100,12 +96,58 @@ QATTN_INLINE void take_rows(tile_task *task, const forward_workspace *ws, size_t
 QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                             size_t count, size_t block_first) {
     const run_keys keys = keys_of_run(&args->problem, ws->places[i], ws->places[i + count - 1]);
+    task->scratch->any = 0;
     if (!range_bits(keys.any, block_first)) return false;
     if (ws->ranges_only && range_covers(keys.all, block_first)) {
         tile_sees_all(task, ws->chunk.started + i, count);
         return true;
     }
     return tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first);
+}
+
+/* By phases: 1. and the first half of 2. of a tile of `count` rows from row i on. */
+QATTN_INLINE void phase_scores(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                               size_t count, size_t block_first) {
+    const row_place *const places = ws->places + i;
+    if (ws->plain) {
+        if (task->scratch->all == ~UINT64_C(0)) TILE_CALL_PHASE(tile_scored_whole, count, task);
+        else TILE_CALL_PHASE(tile_scored_masked, count, task);
+        return;
+    }
+    if (count <= STREAMING_ROWS) {
+        tile_finished_scores(task, args, places, count, block_first);
+        TILE_CALL(tile_compared, count, task);
+        return;
+    }
+    switch (BLOCK_VECTORS - (size_t)__builtin_clzll(task->scratch->any) / QATTN_LANES) {
+    case 1: QATTN_PASTE(QATTN_FUNCTION(tile_scored_finished), 1)(task, args, places, block_first); break;
+    case 2: QATTN_PASTE(QATTN_FUNCTION(tile_scored_finished), 2)(task, args, places, block_first); break;
+    case 3: QATTN_PASTE(QATTN_FUNCTION(tile_scored_finished), 3)(task, args, places, block_first); break;
+    default: QATTN_PASTE(QATTN_FUNCTION(tile_scored_finished), 4)(task, args, places, block_first); break;
+    }
+}
+
+/* By phases: the second half of 2. of tile `tile`. */
+QATTN_INLINE void phase_weights(const forward_workspace *ws, size_t tile) {
+    TILE_CALL_PHASE(tile_weighed, tile_height(ws, tile), ws->scratch + tile,
+                    ws->chunk.sum + tile * TILE_ROWS * QATTN_LANES);
+}
+
+/* By phases: 3. of all tiles, panel by panel, so that each stays in L1 for all of them. */
+QATTN_INLINE void phase_values(tile_task *task, const forward_workspace *ws) {
+    const char *panel = task->block.values;
+    for (size_t column = 0, lanes; column < ws->value_lanes; column += lanes) {
+        lanes = panel_lanes(ws->value_lanes - column);
+        for (size_t tile = 0; tile < ws->tiles; tile++) {
+            if (!ws->scratch[tile].any) continue;
+            take_rows(task, ws, tile);
+            task->scratch = ws->scratch + tile;
+            if (task->scratch->all == ~UINT64_C(0))
+                TILE_CALL_PHASE(tile_panel_whole, tile_height(ws, tile), task, panel, column, lanes);
+            else TILE_CALL_PHASE(tile_panel_masked, tile_height(ws, tile), task, panel, column, lanes);
+        }
+        panel = panel_after(task, QATTN_FLOAT32, panel, lanes);
+    }
 }
 
 #endif

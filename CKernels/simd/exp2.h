@@ -23,9 +23,16 @@ QATTN_INLINE f32x16 f32x16_horner(f32x16 x, const float *coefficients, int count
 QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
     const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
 #if defined(QATTN_AVX512)
-    /* n = round(x), y = 2^(x - n) in [0.7, 1.42], result y * 2^n: one instruction each to round and to scale. */
+    /* n = round(x), y = 2^(x - n) in [0.7, 1.42], result y * 2^n: one instruction each to round and to scale. Where there
+     * are tile instructions, CPUs round in two operations and take x - n in one, which is exact; others the reverse. */
+#if defined(QATTN_TILE_UNIT)
+    const f32x16 rest = (f32x16)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 n = (__m512)(x - rest);
+#else
     const __m512 n = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const f32x16 y = f32x16_horner(x - (f32x16)n, qattn_exp2_coefficients, count);
+    const f32x16 rest = x - (f32x16)n;
+#endif
+    const f32x16 y = f32x16_horner(rest, qattn_exp2_coefficients, count);
     const __mmask16 not_below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-125), _CMP_NLT_UQ);
     return (f32x16)_mm512_maskz_scalef_ps(not_below, (__m512)y, n);
 #else

@@ -73,7 +73,7 @@ QATTN_INLINE void tile_integer_scores(tile_task *task, tile_kind kind) {
         const f32x16 scales = f32x16_load(task->block.key_scales + v * QATTN_LANES);
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++)
-            f32x16_store(task->weights + i * QATTN_KEY_BLOCK + v * QATTN_LANES,
+            f32x16_store(task->scratch->weights + i * QATTN_KEY_BLOCK + v * QATTN_LANES,
                          t[i] * (scales * f32x16_splat(task->query_steps[i])));
     }
     tile_scales_read(task, kind);
@@ -103,16 +103,17 @@ QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
     float steps[TILE_ROWS];
     tile_scales_read(task, kind);
     for (size_t i = 0; i < kind.rows; i++)
-        steps[i] = quantise_weights(task->weights + i * QATTN_KEY_BLOCK, task->block.value_scales, task->visible[i]);
+        steps[i] = quantise_weights(task->scratch->weights + i * QATTN_KEY_BLOCK, task->block.value_scales,
+                                    task->scratch->visible[i]);
     for (size_t column = 0; column < task->value_lanes; column += QATTN_LANES) {
         i32x16 sum[TILE_ROWS];
-        tile_pairs(task, kind, (const char *)task->weights, QATTN_KEY_BLOCK * sizeof(float),
+        tile_pairs(task, kind, (const char *)task->scratch->weights, QATTN_KEY_BLOCK * sizeof(float),
                    task->block.values + column * QATTN_KEY_BLOCK, KEY_PAIRS, sum);
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) {
             float *const out = task->out + i * task->value_lanes + column;
             const f32x16 block = __builtin_convertvector(sum[i], f32x16) * f32x16_splat(steps[i]);
-            f32x16_store(out, f32x16_fma(f32x16_load(out), f32x16_splat(task->rescale[row_lane(i)]), block));
+            f32x16_store(out, f32x16_fma(f32x16_load(out), f32x16_splat(task->scratch->rescale[row_lane(i)]), block));
         }
     }
 }

@@ -144,30 +144,30 @@ QATTN_INLINE void tile_pair_scores(tile_task *task, size_t rows) {
                             .b = task->block.keys,
                             .b_bytes = channels / SEGMENT * SEGMENT_BYTES,
                             .vectors = BLOCK_VECTORS,
-                            .c = task->weights,
+                            .c = task->scratch->weights,
                             .c_step = QATTN_KEY_BLOCK,
                             .task = task};
     pair_products(&x, rows, false);
     for (size_t i = 0; i < rows; i++)
-        scale_pair_scores(task->weights + i * QATTN_KEY_BLOCK, task->weights + i * QATTN_KEY_BLOCK,
+        scale_pair_scores(task->scratch->weights + i * QATTN_KEY_BLOCK, task->scratch->weights + i * QATTN_KEY_BLOCK,
                           task->query_steps[i]);
 }
 
 /* 3. o = o a + sum of products, in the order above. Weights are rounded already. */
 QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
-    const pair_product x = {.a = task->weights,
+    const pair_product x = {.a = task->scratch->weights,
                             .a_step = QATTN_KEY_BLOCK,
                             .segments = KEY_SEGMENTS,
                             .b = task->block.values,
                             .b_bytes = VALUE_BYTES,
                             .vectors = task->value_lanes / QATTN_LANES,
-                            .visible = task->visible,
+                            .visible = task->scratch->visible,
                             .c = task->out,
                             .c_step = task->value_lanes,
                             .adds = true,
                             .task = task};
     for (size_t i = 0; i < rows; i++)
-        rescale_pair_sums(task->out + i * task->value_lanes, task->value_lanes, task->rescale[row_lane(i)]);
+        rescale_pair_sums(task->out + i * task->value_lanes, task->value_lanes, task->scratch->rescale[row_lane(i)]);
     if (*not_finite(task->block)) pair_products(&x, rows, true);
     else pair_products(&x, rows, false);
 }

@@ -7,6 +7,15 @@
 #include "memory/blocks.inl.h"
 #include "memory/prefetch.inl.h"
 
+/* What a tile of rows leaves in memory between the steps for one block. */
+typedef struct tile_scratch {
+    float weights[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* or scores, before */
+    float rescale[QATTN_LANES]; /* row i in lane row_lane(i), as in row_state; what is subtracted from scores */
+    float reference[QATTN_LANES];
+    uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
+    uint64_t any, all;           /* of them */
+} tile_scratch;
+
 /* A tile's share of the work on one block. */
 typedef struct tile_task {
     /* [head_lanes / 4][6][4], so that a step of the four chains finds its factors side by side, without an index;
@@ -18,20 +27,17 @@ typedef struct tile_task {
     size_t head_dim, head_lanes, value_lanes, block_bytes;
     ptrdiff_t key_step; /* bytes from one key to the next, of keys as rows; and the last one there is */
     size_t last_key;
-    size_t value_stride;         /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
-    uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
-    uint64_t any, all;           /* of them */
-    bool short_passes;           /* see in_passes */
+    size_t value_stride; /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
+    tile_scratch *scratch;
+    bool short_passes; /* see in_passes */
     block_prefetch next;
-    float weights[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* or scores, before */
-    float rescale[QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
 } tile_task;
 
 /* What a tile's functions are compiled for: constants, all of them. */
 typedef struct tile_kind {
     size_t rows;
     qattn_storage storage; /* of the keys and values */
-    bool masked;           /* whether task->visible counts, or the rows see the whole block */
+    bool masked;           /* whether the scratch's visible counts, or the rows see the whole block */
     bool streams;          /* whether task->next is asked for */
 } tile_kind;
 
@@ -187,7 +193,7 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, s
     if (kind.streams) {
         /* What waits for memory meets all keys with the same instructions: hardware reads ahead for each load
          * instruction by itself, and four copies of the loop lose 6 to 9 % in float32. */
-        float *const weights = task->weights + first * QATTN_LANES;
+        float *const weights = task->scratch->weights + first * QATTN_LANES;
         QATTN_NO_UNROLL
         for (size_t v = 0; v < count; v++) {
             f32x16 scores[TILE_ROWS];
@@ -215,7 +221,7 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, s
                                                       rows)(tile_task * task) {                                        \
         f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
         tile_products(task, (tile_kind){rows, storage, .streams = rows < TILE_ROWS}, 0, BLOCK_VECTORS, t);             \
-        tile_store(task->weights, t, rows);                                                                            \
+        tile_store(task->scratch->weights, t, rows);                                                                   \
     }
 #define TILE_PRODUCTS_OF(rows)                                                                                         \
     TILE_PRODUCTS(QATTN_FLOAT32, rows)                                                                                 \

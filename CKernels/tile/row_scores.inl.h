@@ -33,7 +33,9 @@ QATTN_INLINE void four_scores(const tile_task *task, tile_kind kind, const char 
 }
 
 /* The scores of a block, in memory. Past the last key, it is read again. */
-QATTN_INLINE void tile_row_scores(tile_task *task, tile_kind kind) {
+QATTN_INLINE void tile_row_scores(const tile_task *from, tile_kind kind) {
+    const tile_task copy = *from, *const task = &copy; /* whose fields no store can change: they stay in registers */
+    float *const weights = copy.scratch->weights;
     for (size_t j = 0; j < QATTN_KEY_BLOCK; j += KEYS_AT_ONCE) {
         const char *keys[KEYS_AT_ONCE];
         QATTN_UNROLL
@@ -42,8 +44,7 @@ QATTN_INLINE void tile_row_scores(tile_task *task, tile_kind kind) {
         f32x16 scores[TILE_ROWS];
         four_scores(task, kind, keys, scores);
         QATTN_UNROLL
-        for (size_t i = 0; i < kind.rows; i++)
-            f32x16_store_every_fourth(task->weights + i * QATTN_KEY_BLOCK + j, scores[i]);
+        for (size_t i = 0; i < kind.rows; i++) f32x16_store_every_fourth(weights + i * QATTN_KEY_BLOCK + j, scores[i]);
     }
 }
 

@@ -14,7 +14,7 @@ QATTN_INLINE void tile_value(const tile_task *task, tile_kind kind, size_t j, co
         vectors[c] = f32x16_load_unordered(value + c * QATTN_LANES * storage_size(kind.storage), kind.storage);
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
-        const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
+        const f32x16 weight = f32x16_splat(task->scratch->weights[i * QATTN_KEY_BLOCK + j]);
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++) o[c][i] = f32x16_fma(weight, vectors[c], o[c][i]);
     }
@@ -25,8 +25,8 @@ QATTN_INLINE void tile_value_of_some(const tile_task *task, tile_kind kind, size
                                      f32x16 (*o)[TILE_ROWS]) {
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
-        if (!(task->visible[i] >> j & 1)) continue;
-        const f32x16 weight = f32x16_splat(task->weights[i * QATTN_KEY_BLOCK + j]);
+        if (!(task->scratch->visible[i] >> j & 1)) continue;
+        const f32x16 weight = f32x16_splat(task->scratch->weights[i * QATTN_KEY_BLOCK + j]);
         QATTN_UNROLL
         for (size_t c = 0; c < count; c++)
             o[c][i] = f32x16_fma(
@@ -68,11 +68,14 @@ QATTN_INLINE key_run first_run(uint64_t any, uint64_t all) {
 /* The block's own sums are over: o = o a + sum, of one vector of columns. The sums start at -0, which alone leaves
  * every number as it is when added: so a row that sees no key of the block keeps its bits. */
 QATTN_INLINE void tile_sums_add(const tile_task *task, tile_kind kind, size_t column, const f32x16 sum[TILE_ROWS]) {
+    const size_t value_lanes = task->value_lanes; /* not read again after every store, nor is what else a task holds */
+    const float *const rescale = task->scratch->rescale;
+    float *at = task->out + column;
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) {
-        float *const at = task->out + i * task->value_lanes + column;
-        f32x16_store(at, f32x16_fma(f32x16_load(at), f32x16_splat(task->rescale[row_lane(i)]),
-                                    f32x16_ordered(sum[i], kind.storage)));
+        f32x16_store(
+            at, f32x16_fma(f32x16_load(at), f32x16_splat(rescale[row_lane(i)]), f32x16_ordered(sum[i], kind.storage)));
+        at += value_lanes;
     }
 }
 
@@ -86,8 +89,8 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *value
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) o[c][i] = f32x16_splat(-0.0f);
     }
-    const uint64_t all = kind.masked ? task->all : ~UINT64_C(0);
-    for (uint64_t rest = kind.masked ? task->any : ~UINT64_C(0); rest;) {
+    const uint64_t all = kind.masked ? task->scratch->all : ~UINT64_C(0);
+    for (uint64_t rest = kind.masked ? task->scratch->any : ~UINT64_C(0); rest;) {
         const key_run run = first_run(rest, all);
         rest = run.rest;
         if (!run.whole) {
@@ -116,8 +119,8 @@ QATTN_INLINE void tile_values_in_passes(tile_task *task, tile_kind kind, const c
         for (size_t i = 0; i < kind.rows; i++) o[c][i] = f32x16_splat(-0.0f);
     }
     block_prefetch next = task->next;
-    const uint64_t all = kind.masked ? task->all : ~UINT64_C(0);
-    for (uint64_t rest = kind.masked ? task->any : ~UINT64_C(0); rest;) {
+    const uint64_t all = kind.masked ? task->scratch->all : ~UINT64_C(0);
+    for (uint64_t rest = kind.masked ? task->scratch->any : ~UINT64_C(0); rest;) {
         const key_run run = first_run(rest, all);
         rest = run.rest;
         size_t j = run.begin;
@@ -143,28 +146,37 @@ QATTN_INLINE void tile_values_in_passes(tile_task *task, tile_kind kind, const c
     for (size_t c = 0; c < count; c++) tile_sums_add(task, kind, column + c * QATTN_LANES, o[c]);
 }
 
-/* All value columns, panel by panel: whole ones where the registers hold their sums or these stay in memory, else
- * vector by vector. */
+/* 3. for the panel that begins at `column`: whole where the registers hold its sums or these stay in memory, else vector
+ * by vector. */
+QATTN_INLINE void tile_panel(tile_task *task, tile_kind kind, const char *panel, size_t column, size_t lanes) {
+    const size_t stride = task->value_stride ? task->value_stride : lanes;
+    if (in_passes(kind.rows)) {
+        tile_values_in_passes(task, kind, panel, stride, column, lanes / QATTN_LANES);
+    } else if (vectors_at_once(kind.rows) == PANEL_VECTORS) {
+        switch (lanes / QATTN_LANES) {
+        case 4: tile_values(task, kind, panel, stride, column, 4); break;
+        case 3: tile_values(task, kind, panel, stride, column, 3); break;
+        case 2: tile_values(task, kind, panel, stride, column, 2); break;
+        default: tile_values(task, kind, panel, stride, column, 1); break;
+        }
+    } else {
+        for (size_t c = 0; c < lanes; c += QATTN_LANES)
+            tile_values(task, kind, panel + c * storage_size(kind.storage), stride, column + c, 1);
+    }
+}
+
+/* The panel behind one of so many lanes. */
+QATTN_INLINE const char *panel_after(const tile_task *task, qattn_storage storage, const char *panel, size_t lanes) {
+    return panel + lanes * (task->value_stride ? 1 : QATTN_KEY_BLOCK) * storage_size(storage);
+}
+
+/* All value columns, panel by panel. */
 QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     const char *panel = task->block.values;
-    for (size_t column = 0; column < task->value_lanes;) {
-        const size_t lanes = panel_lanes(task->value_lanes - column);
-        const size_t stride = task->value_stride ? task->value_stride : lanes;
-        if (in_passes(kind.rows)) {
-            tile_values_in_passes(task, kind, panel, stride, column, lanes / QATTN_LANES);
-        } else if (vectors_at_once(kind.rows) == PANEL_VECTORS) {
-            switch (lanes / QATTN_LANES) {
-            case 4: tile_values(task, kind, panel, stride, column, 4); break;
-            case 3: tile_values(task, kind, panel, stride, column, 3); break;
-            case 2: tile_values(task, kind, panel, stride, column, 2); break;
-            default: tile_values(task, kind, panel, stride, column, 1); break;
-            }
-        } else {
-            for (size_t c = 0; c < lanes; c += QATTN_LANES)
-                tile_values(task, kind, panel + c * storage_size(kind.storage), stride, column + c, 1);
-        }
-        column += lanes;
-        panel += lanes * (task->value_stride ? 1 : QATTN_KEY_BLOCK) * storage_size(kind.storage);
+    for (size_t column = 0, lanes; column < task->value_lanes; column += lanes) {
+        lanes = panel_lanes(task->value_lanes - column);
+        tile_panel(task, kind, panel, column, lanes);
+        panel = panel_after(task, kind.storage, panel, lanes);
     }
 }
 
