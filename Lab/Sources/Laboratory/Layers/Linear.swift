@@ -50,5 +50,11 @@ private func multiply(
         Int32(bTransposed == .yes ? k : n), beta, c, Int32(n))
 }
 
-/// Keeps OpenBLAS on the thread that calls it. Once, before any product.
-public func keepProductsOnTheirThread() { openblas_set_num_threads(1) }
+/// What training asks of its process; once, before any product.
+///
+/// OpenBLAS stays on the thread that calls it. The allocator keeps what is freed: a step asks for the arrays of the step
+/// before it, and the system clears every page that it gives.
+public func prepareProcess() {
+    openblas_set_num_threads(1)
+    keep_freed_memory()
+}

@@ -17,7 +17,7 @@ extension Transformer {
     public func evaluate(
         _ data: any DataSource, sequences: Int, length: Int, seed: UInt64, parameters: FlatBuffer
     ) throws -> Evaluation {
-        keepProductsOnTheirThread()
+        prepareProcess()
         let workspace = AttentionWorkspace()
         var (sum, targets, correct, whole) = (0.0, 0, 0, 0)
         for sequence in 0..<sequences {

@@ -31,7 +31,7 @@ public final class Trainer {
         guard data.vocabulary <= model.configuration.vocabulary else {
             throw LabError("vocabulary: expected \(data.vocabulary) or more, got \(model.configuration.vocabulary)")
         }
-        keepProductsOnTheirThread()
+        prepareProcess()
         self.model = model
         self.data = data
         self.configuration = configuration
