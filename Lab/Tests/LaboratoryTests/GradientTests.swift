@@ -90,6 +90,16 @@ private let others: [(name: String, model: ModelConfiguration)] = [
         #expect(abs(result.gradient[0...2].reduce(0, +)) < 1e-6)
     }
 
+    /// A row that counts for 3 is three of the same rows.
+    @Test func crossEntropyWeighsRows() {
+        let once = CrossEntropy.evaluate([1, 2, 3], [0], vocabulary: 3, weight: 0.5)
+        let rows = CrossEntropy.evaluate(
+            [1, 2, 3, 1, 2, 3], [0, 0], vocabulary: 3, weight: 0.5, weights: [3, 0])
+        #expect(abs(rows.sum - 3 * once.sum) < 1e-6)
+        for index in 0..<3 { #expect(abs(rows.gradient[index] - 3 * once.gradient[index]) < 1e-6) }
+        #expect(rows.gradient[3...].allSatisfy { $0 == 0 })
+    }
+
     /// Gains, sinks and scales away from where they start, or a wrong factor of theirs would be hidden.
     private func start(_ model: Transformer) -> FlatBuffer {
         let parameters = model.parameters.firstValues()

@@ -39,6 +39,19 @@ import Testing
         }
     }
 
+    @Test func digitsWeighAsMuchAsText() throws {
+        let data = PositionExtrapolation.Mixture(text: CausalText(sampleText), passkey: Passkey(digits: 3))
+        let batch = data.batch(sequences: 8, length: 32, random: Random(4), testing: false)
+        #expect(batch.weights.count == batch.targets.count)
+        var (text, digits) = (batch, batch)
+        for place in batch.targets.indices {
+            if place < 4 * 32 { digits.targets[place] = -1 } else { text.targets[place] = -1 }
+        }
+        #expect(digits.targets.count { $0 >= 0 } == 4 * 3)
+        #expect(text.totalWeight == 4 * 32)
+        #expect(abs(digits.totalWeight - text.totalWeight) < 1e-3)
+    }
+
     @Test func backcopiesFollowTriggers() throws {
         let data = try BigramBackcopy(sampleText, symbols: 15)
         let batch = data.batch(sequences: 30, length: 40, random: Random(4), testing: false)

@@ -8,9 +8,17 @@ public struct Batch: Sendable, Equatable {
     public var sequences: Int
     public var tokens: [Int32]
     public var targets: [Int32]
+    /// What each target counts for in the loss; empty: all alike.
+    public var weights: [Float]
 
-    public init(sequences: Int, tokens: [Int32] = [], targets: [Int32] = []) {
-        (self.sequences, self.tokens, self.targets) = (sequences, tokens, targets)
+    public init(sequences: Int, tokens: [Int32] = [], targets: [Int32] = [], weights: [Float] = []) {
+        (self.sequences, self.tokens, self.targets, self.weights) = (sequences, tokens, targets, weights)
+    }
+
+    /// What all targets count for together.
+    var totalWeight: Double {
+        if weights.isEmpty { return Double(targets.count { $0 >= 0 }) }
+        return zip(targets, weights).reduce(0) { $1.0 >= 0 ? $0 + Double($1.1) : $0 }
     }
 }
 

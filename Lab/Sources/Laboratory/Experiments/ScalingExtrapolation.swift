@@ -37,14 +37,15 @@ struct ScalingExtrapolation: Experiment {
     }
 }
 
-/// Loss and accuracy at several lengths, over about as many tokens at each.
+/// Loss and accuracy at several lengths, over about as many tokens at each, and over so many sequences at least.
 func byLength(
-    _ model: Transformer, _ trainer: Trainer, _ data: any DataSource, lengths: [Int], tokens: Int, prefix: String = ""
+    _ model: Transformer, _ trainer: Trainer, _ data: any DataSource, lengths: [Int], tokens: Int, sequences: Int = 1,
+    prefix: String = ""
 ) throws -> Measurement {
     var result = Measurement()
     for length in lengths {
         let value = try model.evaluate(
-            data, sequences: max(tokens / length, 1), length: length, seed: trainer.configuration.seed + 1000,
+            data, sequences: max(tokens / length, sequences), length: length, seed: trainer.configuration.seed + 1000,
             parameters: trainer.parameters)
         result.numbers["\(prefix)loss at \(length)"] = value.loss
         result.numbers["\(prefix)accuracy at \(length)"] = value.accuracy

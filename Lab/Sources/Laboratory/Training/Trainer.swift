@@ -55,8 +55,8 @@ public final class Trainer {
     @discardableResult
     public func advance() throws -> Double {
         let batches = (0..<configuration.slices).map { batch(step: step, slice: $0) }
-        let targets = batches.reduce(0) { $0 + $1.targets.count { $0 >= 0 } }
-        let weight = Float(1 / Double(max(targets, 1)))
+        let all = batches.reduce(0) { $0 + $1.totalWeight }
+        let weight = all > 0 ? Float(1 / all) : 1
         total.clear()
         var sum = 0.0
         for wave in stride(from: 0, to: batches.count, by: workers.count) {
@@ -67,7 +67,7 @@ public final class Trainer {
                 for place in 0..<total.count { total.base[place] += gradients.base[place] }
             }
         }
-        let loss = sum / Double(max(targets, 1))
+        let loss = all > 0 ? sum / all : 0
         guard loss.isFinite else { throw LabError("step \(step): the loss is \(loss)") }
         _ = optimiser.update(parameters, total, model.parameters.slots, step: step, configuration)
         losses.append(loss)
@@ -87,7 +87,8 @@ public final class Trainer {
                     let trace = try model.forward(
                         batch.tokens, batch: batch.sequences, parameters, workspace: worker.workspace)
                     let loss = CrossEntropy.evaluate(
-                        trace.logits, batch.targets, vocabulary: model.configuration.vocabulary, weight: weight)
+                        trace.logits, batch.targets, vocabulary: model.configuration.vocabulary, weight: weight,
+                        weights: batch.weights)
                     try model.backward(loss.gradient, trace, parameters, worker.gradients)
                     return loss.sum
                 })
