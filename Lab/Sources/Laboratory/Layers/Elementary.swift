@@ -83,5 +83,13 @@ func mapped(_ a: [Float], _ b: [Float], _ function: (Float, Float) -> Float) -> 
     }
 }
 
+/// Adds the elements of one to those of another.
+func add(_ a: [Float], to sums: inout [Float]) {
+    precondition(a.count == sums.count, "elements of both")
+    a.withUnsafeBufferPointer { a in
+        sums.withUnsafeMutableBufferPointer { sums in for index in 0..<a.count { sums[index] += a[index] } }
+    }
+}
+
 /// Sums of elements.
 func add(_ a: [Float], _ b: [Float]) -> [Float] { mapped(a, b) { $0 + $1 } }

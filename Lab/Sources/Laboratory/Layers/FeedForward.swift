@@ -19,7 +19,8 @@ struct FeedForward: Sendable {
         down = Linear(name + ".down", inputs: hidden, outputs: dimension, &builder)
     }
 
-    func forward(_ x: [Float], _ parameters: FlatBuffer) -> ([Float], Saved) {
+    /// `base` and what the layer makes of x.
+    func forward(_ x: [Float], addedTo base: [Float], _ parameters: FlatBuffer) -> ([Float], Saved) {
         let upward = up.forward(x, parameters)
         let gated = gate?.forward(x, parameters) ?? []
         let hidden: [Float] =
@@ -28,12 +29,13 @@ struct FeedForward: Sendable {
             case .gelu: mapped(upward) { gelu($0) }
             case .swiglu: mapped(gated, upward) { $0 * sigmoid($0) * $1 }
             }
-        return (down.forward(hidden, parameters), Saved(x: x, up: upward, gate: gated, hidden: hidden))
+        return (
+            down.forward(hidden, addedTo: base, parameters), Saved(x: x, up: upward, gate: gated, hidden: hidden)
+        )
     }
 
     func backward(_ dy: [Float], _ saved: Saved, _ parameters: FlatBuffer, _ gradients: FlatBuffer) -> [Float] {
         var dup = down.backward(dy, x: saved.hidden, parameters, gradients)
-        var dx: [Float]?
         switch activation {
         case .relu: dup = mapped(dup, saved.up) { $1 > 0 ? $0 : 0 }
         case .gelu: dup = mapped(dup, saved.up) { $0 * geluSlope($1) }
@@ -44,9 +46,10 @@ struct FeedForward: Sendable {
             }
             let dgate = mapped(dup, slopes) { $0 * $1 }
             dup = mapped(dup, saved.gate) { $0 * $1 * sigmoid($1) }
-            dx = gate!.backward(dgate, x: saved.x, parameters, gradients)
+            var dx = up.backward(dup, x: saved.x, parameters, gradients)
+            gate!.addBackward(dgate, x: saved.x, parameters, gradients, to: &dx)
+            return dx
         }
-        let throughUp = up.backward(dup, x: saved.x, parameters, gradients)
-        return dx.map { add($0, throughUp) } ?? throughUp
+        return up.backward(dup, x: saved.x, parameters, gradients)
     }
 }

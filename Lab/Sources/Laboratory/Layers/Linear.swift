@@ -23,16 +23,43 @@ struct Linear: Sendable {
         }
     }
 
+    /// `base + x W^T`.
+    func forward(_ x: [Float], addedTo base: [Float], _ parameters: FlatBuffer) -> [Float] {
+        let rows = x.count / inputs
+        precondition(base.count == rows * outputs, "a sum for every output")
+        var y = base
+        y.withUnsafeMutableBufferPointer {
+            multiply(.no, .yes, rows, outputs, inputs, x, parameters.base + weight.offset, 1, $0.baseAddress!)
+        }
+        return y
+    }
+
     /// Returns dx = dy W, and adds dW = dy^T x.
     func backward(_ dy: [Float], x: [Float], _ parameters: FlatBuffer, _ gradients: FlatBuffer) -> [Float] {
         let rows = x.count / inputs
-        x.withUnsafeBufferPointer { x in
-            multiply(
-                .yes, .no, outputs, inputs, rows, dy, x.baseAddress!, 1, gradients.base + weight.offset)
-        }
+        addWeightGradient(dy, x, gradients)
         return [Float](unsafeUninitializedCapacity: rows * inputs) { dx, count in
             multiply(.no, .no, rows, inputs, outputs, dy, parameters.base + weight.offset, 0, dx.baseAddress!)
             count = rows * inputs
+        }
+    }
+
+    /// Adds dy W to dx, and dW = dy^T x: for inputs of several layers.
+    func addBackward(
+        _ dy: [Float], x: [Float], _ parameters: FlatBuffer, _ gradients: FlatBuffer, to dx: inout [Float]
+    ) {
+        precondition(dx.count == x.count, "a gradient for every input")
+        addWeightGradient(dy, x, gradients)
+        dx.withUnsafeMutableBufferPointer {
+            multiply(
+                .no, .no, x.count / inputs, inputs, outputs, dy, parameters.base + weight.offset, 1, $0.baseAddress!)
+        }
+    }
+
+    private func addWeightGradient(_ dy: [Float], _ x: [Float], _ gradients: FlatBuffer) {
+        x.withUnsafeBufferPointer {
+            multiply(
+                .yes, .no, outputs, inputs, x.count / inputs, dy, $0.baseAddress!, 1, gradients.base + weight.offset)
         }
     }
 }

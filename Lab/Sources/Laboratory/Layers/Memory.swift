@@ -33,6 +33,21 @@ public final class FlatBuffer: @unchecked Sendable {
         }
     }
 
+    func buffer(_ slot: Slot) -> UnsafeMutableBufferPointer<Float> {
+        UnsafeMutableBufferPointer(start: base + slot.offset, count: slot.count)
+    }
+
+    func copy(_ other: FlatBuffer) {
+        precondition(other.count == count, "buffers of one model")
+        base.update(from: other.base, count: count)
+    }
+
+    func add(_ other: FlatBuffer) {
+        precondition(other.count == count, "buffers of one model")
+        let (sums, values) = (base, other.base)
+        for index in 0..<count { sums[index] += values[index] }
+    }
+
     /// Adds to a slot, element by element.
     func add(_ values: [Float], to slot: Slot) {
         precondition(values.count == slot.count, "a gradient has the size of its tensor")

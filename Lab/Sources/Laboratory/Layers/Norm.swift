@@ -27,18 +27,33 @@ struct Norm: Sendable {
         return y
     }
 
-    func backward(_ dy: [Float], x: [Float], _ parameters: FlatBuffer, _ gradients: FlatBuffer) throws -> [Float] {
-        let result =
-            switch kind {
-            case .rms:
-                try RMSNorm(dimension: dimension, gain: parameters[gain], epsilon: 1e-5)
-                    .gradients(rows: x, outputGradient: dy)
-            case .layer:
-                try LayerNorm(dimension: dimension, gain: parameters[gain], bias: parameters[bias!], epsilon: 1e-5)
-                    .gradients(rows: x, outputGradient: dy)
+    /// Adds the gradient of the input to `dx`, and those of gain and bias to the parameters'.
+    func addBackward(
+        _ dy: [Float], x: [Float], _ parameters: FlatBuffer, _ gradients: FlatBuffer, to dx: inout [Float]
+    ) throws {
+        try dx.withUnsafeMutableBufferPointer { dx in
+            let buffers = RowNormGradientBuffers(
+                rows: dx, gain: gradients.buffer(gain), bias: bias.map { gradients.buffer($0) })
+            try x.withUnsafeBufferPointer { x in
+                try dy.withUnsafeBufferPointer { dy in
+                    switch kind {
+                    case .rms:
+                        try RMSNorm(dimension: dimension, gain: parameters[gain], epsilon: 1e-5)
+                            .gradients(rows: x, outputGradient: dy, into: buffers, accumulating: true)
+                    case .layer:
+                        try LayerNorm(
+                            dimension: dimension, gain: parameters[gain], bias: parameters[bias!], epsilon: 1e-5
+                        ).gradients(rows: x, outputGradient: dy, into: buffers, accumulating: true)
+                    }
+                }
             }
-        gradients.add(result.gain, to: gain)
-        if let bias { gradients.add(result.bias, to: bias) }
-        return result.rows
+        }
+    }
+
+    /// The gradient of the input; adds those of gain and bias to the parameters'.
+    func backward(_ dy: [Float], x: [Float], _ parameters: FlatBuffer, _ gradients: FlatBuffer) throws -> [Float] {
+        var dx = [Float](repeating: 0, count: x.count)
+        try addBackward(dy, x: x, parameters, gradients, to: &dx)
+        return dx
     }
 }

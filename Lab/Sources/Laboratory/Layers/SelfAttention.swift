@@ -58,12 +58,8 @@ struct SelfAttention: Sendable {
 
     func backward(_ dy: [Float], _ saved: Saved, _ parameters: FlatBuffer, _ gradients: FlatBuffer) throws -> [Float] {
         var dattended = out.backward(dy, x: saved.gated, parameters, gradients)
-        var dx: [Float]?
-        if let gate {
-            let (through, dlogits) = gateGradients(dattended, saved)
-            dattended = through
-            dx = gate.backward(dlogits, x: saved.x, parameters, gradients)
-        }
+        var dlogits: [Float] = []
+        if gate != nil { (dattended, dlogits) = gateGradients(dattended, saved) }
         let result = try saved.attention.backward(
             outputGradient: dattended, queries: saved.q, keys: saved.k, values: saved.v, output: saved.attended,
             record: saved.record)
@@ -71,11 +67,11 @@ struct SelfAttention: Sendable {
         if let scales { gradients.add(result.scalableSoftmax, to: scales) }
         if let queryGain { gradients.add(result.queryGain, to: queryGain) }
         if let keyGain { gradients.add(result.keyGain, to: keyGain) }
-        for (layer, gradient) in [(query, result.queries), (key, result.keys), (value, result.values)] {
-            let part = layer.backward(gradient, x: saved.x, parameters, gradients)
-            dx = dx.map { add($0, part) } ?? part
-        }
-        return dx!
+        var dx = query.backward(result.queries, x: saved.x, parameters, gradients)
+        key.addBackward(result.keys, x: saved.x, parameters, gradients, to: &dx)
+        value.addBackward(result.values, x: saved.x, parameters, gradients, to: &dx)
+        gate?.addBackward(dlogits, x: saved.x, parameters, gradients, to: &dx)
+        return dx
     }
 
     // MARK: - The gate: sigmoid of a logit per head or per element

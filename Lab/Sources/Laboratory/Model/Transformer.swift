@@ -99,9 +99,8 @@ public struct Transformer: Sendable {
         guard let feedForward = block.feedForward, let norm = block.feedForwardNorm else {
             return (layer, layer.middle)
         }
-        let (fed, kept) = feedForward.forward(pre ? try norm.forward(layer.middle, p) : layer.middle, p)
-        layer.feedForward = kept
-        layer.feedForwardSum = add(layer.middle, fed)
+        let normed = pre ? try norm.forward(layer.middle, p) : layer.middle
+        (layer.feedForwardSum, layer.feedForward) = feedForward.forward(normed, addedTo: layer.middle, p)
         return (layer, pre ? layer.feedForwardSum : try norm.forward(layer.feedForwardSum, p))
     }
 
@@ -109,22 +108,23 @@ public struct Transformer: Sendable {
     func backward(_ dlogits: [Float], _ trace: Trace, _ p: FlatBuffer, _ g: FlatBuffer) throws {
         var dx = head.backward(dlogits, x: trace.last, p, g)
         if let lastNorm { dx = try lastNorm.backward(dx, x: trace.residual, p, g) }
-        for (block, layer) in zip(blocks, trace.layers).reversed() { dx = try backward(block, dx, layer, p, g) }
+        for (block, layer) in zip(blocks, trace.layers).reversed() { try backward(block, &dx, layer, p, g) }
         embedding.backward(dx, tokens: trace.tokens, g)
     }
 
+    /// Makes the gradient of what comes out of a block that of what comes in.
     private func backward(
-        _ block: Block, _ dy: [Float], _ layer: Trace.Layer, _ p: FlatBuffer, _ g: FlatBuffer
-    ) throws -> [Float] {
-        var dx = dy
+        _ block: Block, _ dx: inout [Float], _ layer: Trace.Layer, _ p: FlatBuffer, _ g: FlatBuffer
+    ) throws {
         let pre = configuration.placement == .pre
         if let feedForward = block.feedForward, let norm = block.feedForwardNorm {
             if !pre { dx = try norm.backward(dx, x: layer.feedForwardSum, p, g) }
             let inner = feedForward.backward(dx, layer.feedForward!, p, g)
-            dx = add(dx, pre ? try norm.backward(inner, x: layer.middle, p, g) : inner)
+            if pre { try norm.addBackward(inner, x: layer.middle, p, g, to: &dx) } else { add(inner, to: &dx) }
         }
-        if !pre { dx = try block.attentionNorm.backward(dx, x: layer.attentionSum, p, g) }
+        let norm = block.attentionNorm
+        if !pre { dx = try norm.backward(dx, x: layer.attentionSum, p, g) }
         let inner = try block.attention.backward(dx, layer.attention!, p, g)
-        return add(dx, pre ? try block.attentionNorm.backward(inner, x: layer.input, p, g) : inner)
+        if pre { try norm.addBackward(inner, x: layer.input, p, g, to: &dx) } else { add(inner, to: &dx) }
     }
 }

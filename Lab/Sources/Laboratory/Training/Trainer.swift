@@ -57,14 +57,13 @@ public final class Trainer {
         let batches = (0..<configuration.slices).map { batch(step: step, slice: $0) }
         let all = batches.reduce(0) { $0 + $1.totalWeight }
         let weight = all > 0 ? Float(1 / all) : 1
-        total.clear()
         var sum = 0.0
         for wave in stride(from: 0, to: batches.count, by: workers.count) {
             let part = Array(batches[wave..<min(wave + workers.count, batches.count)])
             for (index, loss) in try evaluate(part, weight: weight).enumerated() {
                 sum += loss
                 let gradients = workers[index].gradients
-                for place in 0..<total.count { total.base[place] += gradients.base[place] }
+                if wave + index == 0 { total.copy(gradients) } else { total.add(gradients) }
             }
         }
         let loss = all > 0 ? sum / all : 0
