@@ -4,14 +4,15 @@
 import Foundation
 
 public enum Report {
-    /// Writes the report of a folder's JSON files. Returns the paths of what it wrote.
+    /// Writes the report of a folder's JSON files, whose claims are judged anew: they may have been put better since the runs.
+    /// Returns the paths of what it wrote.
     public static func write(folder: String) throws -> [String] {
         guard let names = try? FileManager.default.contentsOfDirectory(atPath: folder) else {
             throw LabError("\(folder): cannot be read")
         }
         var (markdown, html, written) = ("# Results\n", "", [String]())
         for name in names.sorted() where name.hasSuffix(".json") {
-            let outcome = try Outcome.read("\(folder)/\(name)")
+            let outcome = try judged("\(folder)/\(name)")
             let figures = figures(outcome)
             for figure in figures {
                 try put(figure.svg, "\(folder)/\(figure.file)")
@@ -24,6 +25,19 @@ public enum Report {
         try put(markdown, "\(folder)/report.md")
         try put(Self.frame(html), "\(folder)/report.html")
         return written + ["\(folder)/report.md", "\(folder)/report.html"]
+    }
+
+    /// Results with the claims as their experiment has them now; the file is written again where that changes it.
+    private static func judged(_ path: String) throws -> Outcome {
+        var outcome = try Outcome.read(path)
+        let experiment = Experiments.all.first { $0.name == outcome.experiment }
+        guard let experiment, !outcome.verdicts.isEmpty else { return outcome }
+        let verdicts = experiment.tests(outcome)
+        if verdicts != outcome.verdicts {
+            outcome.verdicts = verdicts
+            try outcome.write(path)
+        }
+        return outcome
     }
 
     private struct Figure { let file, title, svg: String }
