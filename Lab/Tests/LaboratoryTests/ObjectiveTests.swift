@@ -104,7 +104,8 @@ import Testing
         defer { try? FileManager.default.removeItem(atPath: folder) }
         var measurement = Measurement()
         for n in [64, 128, 256, 512, 1024] {
-            let law = (n - 31...n).reduce(0) { $0 + 1 / Double($1 + 1) } / 32
+            let shares = (n - 31...n).map { keys in 1 / Double(keys + 1) }
+            let law: Double = shares.reduce(0, +) / 32
             measurement.numbers["sink share, untrained, n \(n)"] = n == 256 ? factor * law : law
         }
         var outcome = Outcome(

@@ -58,6 +58,12 @@ func geluSlope(_ x: Float) -> Float {
     0.5 * (1 + errorFunction(x * 0.707_106_78)) + x * 0.398_942_28 * exponential(-0.5 * x * x)
 }
 
+/// GELU of every element.
+func gelu(_ x: [Float]) -> [Float] { mapped(x) { gelu($0) } }
+
+/// The gradient of GELU's input, from that of its output: a function of its own, so that the slope is no call in the loop.
+func throughGELU(_ dy: [Float], _ x: [Float]) -> [Float] { mapped(dy, x) { $0 * geluSlope($1) } }
+
 /// A function of every element.
 @inline(__always)
 func mapped(_ x: [Float], _ function: (Float) -> Float) -> [Float] {

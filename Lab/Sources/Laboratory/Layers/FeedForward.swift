@@ -26,7 +26,7 @@ struct FeedForward: Sendable {
         let hidden: [Float] =
             switch activation {
             case .relu: mapped(upward) { $0 > 0 ? $0 : 0 }
-            case .gelu: mapped(upward) { gelu($0) }
+            case .gelu: gelu(upward)
             case .swiglu: mapped(gated, upward) { $0 * sigmoid($0) * $1 }
             }
         return (
@@ -38,7 +38,7 @@ struct FeedForward: Sendable {
         var dup = down.backward(dy, x: saved.hidden, parameters, gradients)
         switch activation {
         case .relu: dup = mapped(dup, saved.up) { $1 > 0 ? $0 : 0 }
-        case .gelu: dup = mapped(dup, saved.up) { $0 * geluSlope($1) }
+        case .gelu: dup = throughGELU(dup, saved.up)
         case .swiglu:
             let slopes = mapped(saved.gate, saved.up) { z, up in
                 let s = sigmoid(z)
