@@ -22,35 +22,45 @@ QATTN_INLINE void add_slope_lanes(const gradient_call *call, size_t block_first,
     }
 }
 
-QATTN_INLINE void panel_slopes(gradient_call *call, float *sums) {
-    float lanes[GRADIENT_PANEL * QATTN_LANES] = {0};
+/* Of a panel and all keys of the call. */
+QATTN_INLINE void add_panel_slopes(gradient_call *call, float *lanes) {
     const key_range keys =
         keys_of_run(&call->args->problem, call->rows[0].place, call->rows[call->count - 1].place).any;
-    if (keys.last > keys.first) {
-        const size_t block_end = ((size_t)keys.last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
-        for (size_t block = (size_t)keys.first / QATTN_KEY_BLOCK; block < block_end; block++) {
-            const block_sight sight = look_at_block(call, block);
-            if (sight == SEES_NOTHING) continue;
-            take_group(call, block, block + 1);
-            panel_weights(call, sight, block, true, NULL);
-            add_slope_lanes(call, block * QATTN_KEY_BLOCK, lanes);
-        }
+    if (keys.last <= keys.first) return;
+    const size_t block_end = ((size_t)keys.last + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK;
+    for (size_t block = (size_t)keys.first / QATTN_KEY_BLOCK; block < block_end; block++) {
+        const block_sight sight = look_at_block(call, block);
+        if (sight == SEES_NOTHING) continue;
+        take_group(call, block, block + 1);
+        panel_weights(call, sight, block, true, NULL);
+        add_slope_lanes(call, block * QATTN_KEY_BLOCK, lanes);
     }
-    for (size_t i = 0; i < call->count; i++) sums[i] = f32x16_sum(f32x16_load(lanes + i * QATTN_LANES));
 }
 
-static void QATTN_FUNCTION(slope_gradients)(const qattn_backward_args *args, float *sums) {
+/* Adds to the lanes of the rows; where there are none, writes the sums of lanes that begin at 0. */
+QATTN_INLINE void rows_slopes(const qattn_backward_args *args, float *lanes, float *sums) {
     assert(args->row_begin <= args->row_end && args->row_end <= args->problem.heads * args->problem.queries);
     if (args->row_begin == args->row_end) return;
     gradient_call call = begin_call(args);
-    for (size_t row = args->row_begin; row < args->row_end;) {
+    for (size_t row = args->row_begin; row < args->row_end; row += call.count) {
         const size_t head = row / args->problem.queries, query = row % args->problem.queries;
-        const size_t count = qattn_min(queries_of_head(args, head).end - query, call.layout.panel);
-        take_panel(&call, head, query, count);
+        const size_t first = row - args->row_begin;
+        take_panel(&call, head, query, qattn_min(queries_of_head(args, head).end - query, call.layout.panel));
         take_deltas(&call);
-        panel_slopes(&call, sums + (row - args->row_begin));
-        row += count;
+        float own[GRADIENT_PANEL * QATTN_LANES];
+        float *const at = lanes ? lanes + first * QATTN_LANES : memset(own, 0, sizeof own);
+        add_panel_slopes(&call, at);
+        for (size_t i = 0; i < call.count && !lanes; i++)
+            sums[first + i] = f32x16_sum(f32x16_load(at + i * QATTN_LANES));
     }
+}
+
+static void QATTN_FUNCTION(slope_gradients)(const qattn_backward_args *args, float *sums) {
+    rows_slopes(args, NULL, sums);
+}
+
+static void QATTN_FUNCTION(slope_lanes)(const qattn_backward_args *args, float *lanes) {
+    rows_slopes(args, lanes, NULL);
 }
 
 /* Channels whose gradient is 0 are left out: what stands there is not looked at. */

@@ -298,6 +298,10 @@ typedef struct qattn_kernels {
      * query_gradients alone, which must have been summed from 0. */
     void (*slope_gradients)(const qattn_backward_args *args, float *sums);
     void (*log_scale_gradients)(const qattn_backward_args *args, float *sums);
+    /* Adds the terms of slope_gradients to lanes[row - row_begin][QATTN_LANES], key j to lane j mod QATTN_LANES: where the keys of a row
+     * come a part at a time, each with its own seq_kv, ascending and from a multiple of QATTN_KEY_BLOCK on. With all of them
+     * added the lanes, summed in a tree, have the bits of slope_gradients. */
+    void (*slope_lanes)(const qattn_backward_args *args, float *lanes);
     /* Ceilings, for benchmarks; the results only keep the work from being optimised away.
      *
      * fma_probe    n rounds of independent fused multiply-adds, and the float operations that one round counts

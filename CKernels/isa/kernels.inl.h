@@ -28,6 +28,7 @@ QATTN_ENTRY(prepare_backward, (const qattn_prepare_backward_args *args), (args))
 QATTN_ENTRY(score_gradients, (const qattn_backward_args *args, size_t block, float *gradients),
             (args, block, gradients))
 QATTN_ENTRY(slope_gradients, (const qattn_backward_args *args, float *sums), (args, sums))
+QATTN_ENTRY(slope_lanes, (const qattn_backward_args *args, float *lanes), (args, lanes))
 QATTN_ENTRY(log_scale_gradients, (const qattn_backward_args *args, float *sums), (args, sums))
 QATTN_ENTRY(exp2, (const float *x, float *out, size_t count), (x, out, count))
 QATTN_ENTRY(log2, (const float *x, float *out, size_t count), (x, out, count))
@@ -49,6 +50,7 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .prepare_backward = QATTN_FUNCTION(enter_prepare_backward),
     .score_gradients = QATTN_FUNCTION(enter_score_gradients),
     .slope_gradients = QATTN_FUNCTION(enter_slope_gradients),
+    .slope_lanes = QATTN_FUNCTION(enter_slope_lanes),
     .log_scale_gradients = QATTN_FUNCTION(enter_log_scale_gradients),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,

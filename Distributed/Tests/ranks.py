@@ -43,10 +43,13 @@ DIGESTS = [
     f"backward {SMALL} --queries 500 --keys 2500 --mask none --storage bf16",
     f"backward {SMALL} --batch 4 --queries 700 --keys 2100 --key-lengths 0,700,2100,1 --mask causal",
     f"backward {SMALL} --queries 1200 --mask causal --softcap 4 --alibi --scaling log=8",
+    f"backward {SMALL} --queries 2100 --mask causal --storage bf16 --positions rope --qk-norm rms",
+    f"backward {SMALL} --batch 3 --queries 900 --keys 2300 --key-lengths 2300,0,1100 --mask window=500,60 --positions coca-slack "
+    "--qk-norm layer --alibi --storage f16",
     f"decode {SMALL} --queries 2 --keys 9000 --mask causal --sink learned",
     f"decode {SMALL} --queries 1 --keys 6500 --mask window=900",
 ]
-ONE_RANK = [DIGESTS[0], DIGESTS[10], DIGESTS[15]]
+ONE_RANK = [DIGESTS[0], DIGESTS[10], DIGESTS[15], DIGESTS[17]]
 
 
 def run(command, **options):
@@ -93,7 +96,7 @@ def digests():
     sets = json.loads(run([QUIET, "info", "--json"]).stdout)["kernels_available"]
 
     def same_with(name):
-        for case in (DIGESTS[0], DIGESTS[10]):
+        for case in (DIGESTS[0], DIGESTS[10], DIGESTS[15]):
             options = case.split()[1:] + ["--seconds", "0.001", "--threads", "2"]
             arguments = ["bench", "--pass", case.split()[0], *options, "--kernels"]
             expected = digest([QUIET, *arguments, sets[0]])
@@ -136,6 +139,10 @@ def problem(path, batch=2, heads=2, queries=1500, keys=2200, dimension=8, hidden
         "dout": ("F32", [batch, query_heads, queries, dimension], floats(rows * dimension, 4)),
         "dlse": ("F32", [batch, query_heads, queries], floats(rows, 5)),
         "logits": ("F32", [query_heads], floats(query_heads, 6)),
+        "slopes": ("F32", [query_heads], floats(query_heads, 7)),
+        "gains": ("F32", [query_heads, dimension], floats(query_heads * dimension, 8)),
+        "gain": ("F32", [dimension], floats(dimension, 9)),
+        "zeros": ("F32", [query_heads], bytes(4 * query_heads)),
     })
 
 
@@ -180,7 +187,8 @@ def files():
 
 
 def gradients():
-    """dq, dk, dv and dsink in the file of one process: ragged batches with NaN behind their ends, and an empty sequence."""
+    """dq, dk, dv and what heads and norms have in the file of one process: ragged batches with NaN behind their ends, and an
+    empty sequence."""
     sets = json.loads(run([QUIET, "info", "--json"]).stdout)["kernels_available"]
     with tempfile.TemporaryDirectory() as folder:
         source, behind, halves = (f"{folder}/{name}.safetensors" for name in ("in", "behind", "halves"))
@@ -192,6 +200,12 @@ def gradients():
             (source, (1, 2, 3, 4), ["--mask", "causal", "--lse", "--lse-gradient", "dlse", "--sink", "tensor=logits"]),
             (source, (2, 4), ["--mask", "window=300", "--output-gradient", "q", "--softcap", "4", "--alibi"]),
             (source, (3,), ["--mask", "window=64,9", "--sink", "softmax", "--lse-gradient", "dlse"]),
+            (source, (1, 2, 3, 4), ["--mask", "causal", "--positions", "rope", "--qk-norm", "rms", "--query-gain", "gains",
+                                    "--key-gain", "gain", "--alibi-slopes", "slopes", "--ssmax", "slopes"]),
+            (behind, (2,), ["--layout", "bshd", "--mask", "window=300", "--positions", "coca-strict", "--qk-norm", "layer",
+                            "--query-gain", "gain", "--query-bias", "gains", "--key-bias", "gain", "--lse-gradient", "dlse"]),
+            (halves, (4,), ["--layout", "bshd", "--mask", "window=700,30", "--positions", "rope", "--alibi-slopes", "slopes",
+                            "--sink", "tensor=logits", "--softcap", "3"]),
             (behind, (3,), ["--layout", "bshd", "--mask", "causal", "--scaling", "log=8"]),
             (halves, (2,), ["--layout", "bshd", "--mask", "causal", "--lse-gradient", "dlse"]),
         )
@@ -294,8 +308,10 @@ def faults():
         source, out = f"{folder}/in.safetensors", f"{folder}/out"
         problem(source, batch=1, queries=300, keys=1200)
         attend = ["attend", "in.safetensors", "--output", out]
-        ends("gradients beside positions", ranks(2, "attend", source, "--output", out, "--gradients", "--positions", "rope"),
-             "--positions: is not offered", status=64)
+        ends("gradients beside a bias", ranks(2, "attend", source, "--output", out, "--gradients", "--bias", "q"),
+             "--bias: is not offered", status=64)
+        ends("the gradient of an s of 0", ranks(2, "attend", source, "--output", out, "--gradients", "--ssmax", "zeros"),
+             "scaling.scalableSoftmax[0]", status=1)
         ends("a gradient of another shape", ranks(2, "attend", source, "--output", out, "--gradients", "--lse-gradient",
              "dout"), "expected the shape", status=1)
         ends("no such option", ranks(2, "attend", source, "--output", out, "--oops"), "Unknown option", status=64)

@@ -80,7 +80,8 @@ struct Attend: ParsableCommand {
         try gate?.apply(to: &computed.result.output)
         var further: [NamedTensor] = []
         if case .scores(let attention) = method {
-            further = try gradients.tensors(file, attention, inputs, problem.scoreTensors)
+            further = try gradients.tensors(
+                file, attention, inputs, problem.scoreTensors, problem.normTensors)
         }
 
         // The report goes first: where it cannot be printed, the run has failed, and a failed run leaves no output behind.

@@ -15,6 +15,8 @@ struct GradientOptions: ParsableArguments {
                 dsink [H]         by the sink logit of each head, where there is a sink
                 dbias             as the tensor of --bias, where there is one
                 dslope, dssmax    [H], of --alibi-slopes and --ssmax
+                dquery_gain, dquery_bias, dkey_gain, dkey_bias
+                                  as the tensors of --query-gain and so on
                 """))
     var gradients = false
 
@@ -57,7 +59,8 @@ struct GradientOptions: ParsableArguments {
 
     /// The gradients of a file's problem, as tensors to write.
     func tensors(
-        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs, _ scores: ScoreTensors
+        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs, _ scores: ScoreTensors,
+        _ norms: NormTensors
     ) throws -> [NamedTensor] {
         guard gradients else { return [] }
         let shape = inputs.shape
@@ -97,6 +100,12 @@ struct GradientOptions: ParsableArguments {
         for (name, values) in [("dslope", gradients.slopes), ("dssmax", gradients.scalableSoftmax)]
         where !values.isEmpty {
             tensors.append(NamedTensor(name: name, shape: [shape.queryHeads], values: values))
+        }
+        let vectors = [gradients.queryGain, gradients.queryBias, gradients.keyGain, gradients.keyBias]
+        for (option, values) in zip(norms.named, vectors) {
+            guard let tensor = option.tensor else { continue }
+            tensors.append(
+                NamedTensor(name: option.gradient, shape: try file.tensor(named: tensor).shape, values: values))
         }
         return tensors
     }

@@ -13,6 +13,8 @@ struct NamedOption {
 
     /// What reports call it: `--query-gain` is query_gain there.
     var member: String { String(name.dropFirst(2).map { $0 == "-" ? "_" : $0 }) }
+    /// What its gradient is called: that of `--query-gain` dquery_gain.
+    var gradient: String { "d" + member }
 }
 
 extension SafetensorsFile {

@@ -57,6 +57,27 @@ extension CommandLineTests {
         try expect("dssmax", [4], library.scalableSoftmax, in: file)
     }
 
+    /// Each as its own tensor: of all heads, or of each.
+    @Test func gradientsOfNorms() throws {
+        let (gains, gain) = (TensorProblem.factors(32), TensorProblem.factors(8))
+        let (layer, ofLayer) = try gradients([
+            "--qk-norm", "layer", "--positions", "rope", "--query-gain", "gains", "--query-bias", "gain", "--key-bias",
+            "gain",
+        ]) {
+            try Attention(
+                $0.shape, sink: .softmax1, positions: .rotary(RotaryEmbedding()),
+                queryKeyNorm: .layer(queryGain: gains, queryBias: gain, keyBias: gain))
+        }
+        try expect("dquery_gain", [4, 8], ofLayer.queryGain, in: layer)
+        try expect("dquery_bias", [8], ofLayer.queryBias, in: layer)
+        try expect("dkey_bias", [8], ofLayer.keyBias, in: layer)
+        #expect(!layer.contains("dkey_gain"))
+        let (rms, ofRMS) = try gradients(["--qk-norm", "rms", "--key-gain", "gain"]) {
+            try Attention($0.shape, sink: .softmax1, queryKeyNorm: .rms(keyGain: gain))
+        }
+        try expect("dkey_gain", [8], ofRMS.keyGain, in: rms)
+    }
+
     /// As the tensor of the bias, whatever it shares.
     @Test func gradientsOfBiases() throws {
         let (whole, ofWhole) = try gradients(["--bias", "bias", "--softcap", "3"]) {

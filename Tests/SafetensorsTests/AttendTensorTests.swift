@@ -50,6 +50,7 @@ extension CommandLineTests {
                     float("rows of heads", [4, 1], Self.factors(4)), float("rows of items", [2, 1, 1], [0.5, 2]),
                     float("dout", [2, 4, 3, 5], CommandLineTests.numbers(120, 11)),
                     float("dlse", [2, 4, 3], CommandLineTests.numbers(24, 5)),
+                    float("gains", [4, 8], Self.factors(32)), float("gain", [8], Self.factors(8)),
                     float("scalar", [], [1]), float("nan", [4], [1, 1, .nan, 1]),
                 ]), name: "in.safetensors")
             shape = try AttentionShape(

@@ -31,6 +31,17 @@ public final class Buffer<Element: BitwiseCopyable> {
     public var reading: UnsafeBufferPointer<Element> { UnsafeBufferPointer(elements) }
 }
 
+/// Copies `count` elements, as bytes: a loop over slices of a type that the compiler does not know goes through witness tables,
+/// and took as long as the kernels.
+func copyElements<Element: BitwiseCopyable>(
+    _ source: UnsafeBufferPointer<Element>, from first: Int, to target: UnsafeMutableBufferPointer<Element>,
+    at place: Int, _ count: Int
+) {
+    precondition(first >= 0 && first + count <= source.count && place >= 0 && place + count <= target.count)
+    guard count > 0 else { return }
+    memcpy(target.baseAddress! + place, source.baseAddress! + first, count * MemoryLayout<Element>.stride)
+}
+
 /// Where tensors come from: rows `[item, head, row]` of queries, keys, values or the gradient of the output.
 public protocol RowSource<Element> {
     associatedtype Element: BitwiseCopyable

@@ -28,36 +28,47 @@ public struct SharedTensor {
         (self.owner, self.rows, self.own) = (owner, rows, own)
     }
 
-    /// Of a plan's stripes: `[heads, rows of the rank, dimension]` in `buffer`.
+    /// Of a plan's stripes: `[heads, rows of the rank, dimension]` in `buffer`, or with one entry for so many rows.
     public static func stripes(
-        _ plan: RingPlan, rank: Int, heads: Int, dimension: Int, _ buffer: UnsafeBufferPointer<Float>
+        _ plan: RingPlan, rank: Int, heads: Int, dimension: Int, rowsOfEntry: Int = 1,
+        _ buffer: UnsafeBufferPointer<Float>
     ) -> SharedTensor {
+        func entries(_ stripe: Int) -> Range<Int> { plan.rows(ofStripe: stripe).entries(of: rowsOfEntry) }
         let own = plan.stripes(of: rank)
         var first: [Int: Int] = [:]
         var rows = 0
         for stripe in own {
             first[stripe] = rows
-            rows += plan.rows(ofStripe: stripe).count
+            rows += entries(stripe).count
         }
         let count = rows
         return SharedTensor(
-            heads: heads, pieces: plan.stripes, owner: plan.owner, rows: plan.rows(ofStripe:),
+            heads: heads, pieces: plan.stripes, owner: plan.owner, rows: entries,
             own: { head, stripe in
                 let start = (head * count + first[stripe]!) * dimension
-                return .init(rebasing: buffer[start..<start + plan.rows(ofStripe: stripe).count * dimension])
+                return .init(rebasing: buffer[start..<start + entries(stripe).count * dimension])
             }, dimension: dimension)
     }
 
-    /// Of a plan's chunks: `[heads, keys of the chunk, dimension]` each.
+    /// Of a plan's chunks: `[heads, keys of the chunk, dimension]` each, or with one entry for so many keys.
     public static func chunks(
-        _ plan: RingPlan, heads: Int, dimension: Int, _ buffer: @escaping (_ chunk: Int) -> UnsafeBufferPointer<Float>
+        _ plan: RingPlan, heads: Int, dimension: Int, rowsOfEntry: Int = 1,
+        _ buffer: @escaping (_ chunk: Int) -> UnsafeBufferPointer<Float>
     ) -> SharedTensor {
-        SharedTensor(
-            heads: heads, pieces: plan.chunks, owner: plan.owner, rows: plan.keys(ofChunk:),
+        func entries(_ chunk: Int) -> Range<Int> { plan.keys(ofChunk: chunk).entries(of: rowsOfEntry) }
+        return SharedTensor(
+            heads: heads, pieces: plan.chunks, owner: plan.owner, rows: entries,
             own: { head, chunk in
-                let count = plan.keys(ofChunk: chunk).count * dimension
+                let count = entries(chunk).count * dimension
                 return .init(rebasing: buffer(chunk)[head * count..<(head + 1) * count])
             }, dimension: dimension)
+    }
+}
+
+extension Range<Int> {
+    /// Entries of so many rows each, from row 0 on, that these rows make: they begin where one does.
+    fileprivate func entries(of rows: Int) -> Range<Int> {
+        lowerBound / rows..<(upperBound + rows - 1) / rows
     }
 }
 

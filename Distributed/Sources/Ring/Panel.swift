@@ -3,51 +3,67 @@
 
 import QuietAttention
 
-/// One stripe of one query head of each key/value head, with the sums of its gradient so far: a message.
-final class Panel<Element: AttentionScalar> {
+/// One stripe of one query head of each key/value head, with the sums of its gradients so far: a message.
+final class Panel<Query: AttentionScalar, OutputGradient: AttentionScalar> {
     let number: Int
     private let memory: Buffer<UInt8>
-    private let heads, rows: Int
-    private let shape: RingShape
+    private let layout: PanelLayout
+    private let rows: Int
 
-    init(_ number: Int, rows: Int, _ shape: RingShape) throws(RingError) {
-        (self.number, self.rows, self.shape) = (number, rows, shape)
-        heads = shape.keyValueHeads
-        let size = MemoryLayout<Element>.stride
-        let bytes = heads * rows * (4 * shape.headDimension + 12 + size * (shape.headDimension + shape.valueDimension))
-        memory = try Buffer(bytes, for: "rows in flight")
+    init(_ number: Int, rows: Int, _ layout: PanelLayout) throws(RingError) {
+        (self.number, self.rows, self.layout) = (number, layout.heads * rows, layout)
+        let bytes =
+            4 * (layout.sumFloats + 3) + MemoryLayout<Query>.stride * layout.shape.headDimension
+            + MemoryLayout<OutputGradient>.stride * layout.shape.valueDimension
+        memory = try Buffer(self.rows * bytes, for: "rows in flight")
     }
 
     /// All of it, as it travels on.
     var bytes: UnsafeMutableRawBufferPointer { memory.bytes }
-    /// The sums alone, as they come home.
-    var sums: UnsafeMutableBufferPointer<Float> { floats(0, heads * rows * shape.headDimension) }
+    /// The sums alone, as they come home: of the gradient of the queries, then the lanes of slopes.
+    var sums: UnsafeMutableBufferPointer<Float> { floats(0, rows * layout.sumFloats) }
 
-    private var sumCount: Int { heads * rows * shape.headDimension }
+    private var numberFloats: Int { rows * (layout.sumFloats + 3) }
+    private var queryCount: Int { rows * layout.shape.headDimension }
 
     private func floats(_ first: Int, _ count: Int) -> UnsafeMutableBufferPointer<Float> {
         let start = memory.bytes.baseAddress! + first * 4
         return .init(start: start.assumingMemoryBound(to: Float.self), count: count)
     }
 
-    private func elements(_ first: Int, _ count: Int) -> UnsafeMutableBufferPointer<Element> {
-        let start = memory.bytes.baseAddress! + (sumCount + 3 * heads * rows) * 4
-        return .init(start: start.assumingMemoryBound(to: Element.self) + first, count: count)
-    }
-
     /// References, factors and deltas: `[G, rows]` each.
     func numbers(_ index: Int) -> UnsafeMutableBufferPointer<Float> {
-        floats(sumCount + index * heads * rows, heads * rows)
+        floats(rows * (layout.sumFloats + index), rows)
     }
 
-    var queries: UnsafeMutableBufferPointer<Element> { elements(0, sumCount) }
-    var outputGradient: UnsafeMutableBufferPointer<Element> { elements(sumCount, heads * rows * shape.valueDimension) }
+    var queries: UnsafeMutableBufferPointer<Query> {
+        let start = memory.bytes.baseAddress! + numberFloats * 4
+        return .init(start: start.assumingMemoryBound(to: Query.self), count: queryCount)
+    }
 
-    var gradientRows: PartwiseAttention.GradientRows<Element, Element> {
+    var outputGradient: UnsafeMutableBufferPointer<OutputGradient> {
+        let start = memory.bytes.baseAddress! + numberFloats * 4 + queryCount * MemoryLayout<Query>.stride
+        return .init(
+            start: start.assumingMemoryBound(to: OutputGradient.self), count: rows * layout.shape.valueDimension)
+    }
+
+    var gradientRows: PartwiseAttention.GradientRows<Query, OutputGradient> {
         .init(
             queries: .init(queries), outputGradient: .init(outputGradient), references: .init(numbers(0)),
-            factors: .init(numbers(1)), deltas: .init(numbers(2)), queryGradient: sums)
+            factors: .init(numbers(1)), deltas: .init(numbers(2)), queryGradient: floats(0, queryCount),
+            slopeLanes: layout.hasSlopes ? floats(queryCount, 16 * rows) : nil)
     }
+}
+
+/// What a panel holds of each row.
+struct PanelLayout {
+    let shape: RingShape
+    /// Whether the gradients of ALiBi's slopes are summed, too.
+    let hasSlopes: Bool
+
+    var heads: Int { shape.keyValueHeads }
+    /// Sums of a row.
+    var sumFloats: Int { shape.headDimension + (hasSlopes ? 16 : 0) }
 }
 
 /// Which panels there are, and which chunks they meet: the same on all ranks.

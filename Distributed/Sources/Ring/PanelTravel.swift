@@ -7,7 +7,9 @@ import QuietAttention
 ///
 /// Every rank posts what it receives in the order of its tasks, and never waits to send: of all tasks that are not done, the
 /// first one's panel is on its way to a rank that waits for it or will soon.
-final class PanelTravel<Element: AttentionScalar> {
+final class PanelTravel<Query: AttentionScalar, OutputGradient: AttentionScalar> {
+    typealias Rows = Panel<Query, OutputGradient>
+
     /// Panels asked for before they are needed, and messages of other kinds under way.
     private static var ahead: Int { 4 }
 
@@ -19,29 +21,29 @@ final class PanelTravel<Element: AttentionScalar> {
 
     private let world: World
     private let panels: PanelPlan
-    private let shape: RingShape
+    private let layout: PanelLayout
     private let tasks: [(panel: Int, chunk: Int)]
-    private let pack: (_ panel: Int) throws(RingError) -> Panel<Element>
+    private let pack: (_ panel: Int) throws(RingError) -> Rows
     private let unpack: (_ panel: Int, _ sums: UnsafeBufferPointer<Float>) -> Void
 
     /// Tasks whose panels come from elsewhere, the rank's panels that begin elsewhere, and those that end there: in order.
     private let arrivals: [Int]
     private let departures, returns: [Int]
     private var nextArrival = 0, nextDeparture = 0, nextReturn = 0
-    private var arriving: [Int: (panel: Panel<Element>, request: Request?)] = [:]
-    private var departing: [(panel: Panel<Element>, request: Request)] = []
-    private var passing: [(panel: Panel<Element>, request: Request)] = []
+    private var arriving: [Int: (panel: Rows, request: Request?)] = [:]
+    private var departing: [(panel: Rows, request: Request)] = []
+    private var passing: [(panel: Rows, request: Request)] = []
     private var returning: [(number: Int, sums: Buffer<Float>, request: Request)] = []
     /// Between two chunks of this rank.
-    private var held: [Int: Panel<Element>] = [:]
+    private var held: [Int: Rows] = [:]
     private var failure: RingError?
 
     init(
-        _ world: World, _ panels: PanelPlan, _ shape: RingShape, _ tasks: [(panel: Int, chunk: Int)],
-        pack: @escaping (Int) throws(RingError) -> Panel<Element>,
+        _ world: World, _ panels: PanelPlan, _ layout: PanelLayout, _ tasks: [(panel: Int, chunk: Int)],
+        pack: @escaping (Int) throws(RingError) -> Rows,
         unpack: @escaping (Int, UnsafeBufferPointer<Float>) -> Void
     ) {
-        (self.world, self.panels, self.shape, self.tasks) = (world, panels, shape, tasks)
+        (self.world, self.panels, self.layout, self.tasks) = (world, panels, layout, tasks)
         (self.pack, self.unpack) = (pack, unpack)
         let (plan, rank) = (panels.plan, world.rank)
         arrivals = tasks.indices.filter { Self.origin(of: tasks[$0], panels) != rank }
@@ -104,7 +106,7 @@ final class PanelTravel<Element: AttentionScalar> {
         while returning.count < Self.ahead, nextReturn < returns.count {
             let number = returns[nextReturn]
             let sums = try Buffer<Float>(
-                shape.keyValueHeads * rows(number) * shape.headDimension, for: "gradients in flight")
+                layout.heads * rows(number) * layout.sumFloats, for: "gradients in flight")
             let from = panels.plan.owner(of: panels.chunks(number).upperBound - 1)
             let request = try world.receive(
                 sums.bytes, from: from, tag: tag(.home, number), "the gradient of panel \(number)")
@@ -115,7 +117,7 @@ final class PanelTravel<Element: AttentionScalar> {
 
     private func arrive(_ index: Int) throws(RingError) {
         let task = tasks[index]
-        let panel = try Panel<Element>(task.panel, rows: rows(task.panel), shape)
+        let panel = try Rows(task.panel, rows: rows(task.panel), layout)
         let kind = task.chunk == panels.chunks(task.panel).lowerBound ? Kind.start : .onward
         let request = try world.receive(
             panel.bytes, from: Self.origin(of: task, panels), tag: tag(kind, task.panel),
@@ -123,7 +125,7 @@ final class PanelTravel<Element: AttentionScalar> {
         arriving[index] = (panel, request)
     }
 
-    private func send(_ panel: Panel<Element>, _ kind: Kind, _ rank: Int) throws(RingError) -> Request {
+    private func send(_ panel: Rows, _ kind: Kind, _ rank: Int) throws(RingError) -> Request {
         let bytes = kind == .home ? UnsafeRawBufferPointer(panel.sums) : UnsafeRawBufferPointer(panel.bytes)
         return try world.send(bytes, to: rank, tag: tag(kind, panel.number), "panel \(panel.number)")
     }
@@ -131,7 +133,7 @@ final class PanelTravel<Element: AttentionScalar> {
     // MARK: - Tasks
 
     /// The panel of a task, when it is there.
-    func panel(ofTask index: Int) throws(RingError) -> Panel<Element> {
+    func panel(ofTask index: Int) throws(RingError) -> Rows {
         if let failure { throw failure }
         let task = tasks[index]
         if let panel = held.removeValue(forKey: task.panel) { return panel }
@@ -145,7 +147,7 @@ final class PanelTravel<Element: AttentionScalar> {
     }
 
     /// Sends a panel to the owner of the chunk that follows, or its sums home.
-    func passOn(_ panel: Panel<Element>, after chunk: Int) throws(RingError) {
+    func passOn(_ panel: Rows, after chunk: Int) throws(RingError) {
         let isLast = chunk + 1 == panels.chunks(panel.number).upperBound
         let next =
             isLast ? panels.plan.owner(of: panels.stripe(panel.number)) : panels.plan.owner(of: chunk + 1)

@@ -22,27 +22,36 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
     private let logSumExpGradient: Buffer<Float>?
     private let deltas: Buffer<Float>
     private var record = ForwardRecord()
+    private let wanted: WantedGradients
+    /// What each row adds to the numbers of its head, `[H, rows]`: of slopes, and of the logarithms of scales.
+    private let slopeTerms, logScaleTerms: Buffer<Float>?
     /// `[H, rows, D]`.
     public let queryGradient: Buffer<Float>
     /// By chunk, `[G, n, D]` and `[G, n, E]`.
     public private(set) var keyGradients: [Int: Buffer<Float>] = [:]
     public private(set) var valueGradients: [Int: Buffer<Float>] = [:]
-    /// One per query head, the same on all ranks.
+    /// One per query head, the same on all ranks; empty: not wanted.
     public private(set) var sinkGradient: [Float] = []
+    public private(set) var slopeGradient: [Float] = []
+    public private(set) var logScaleGradient: [Float] = []
+    /// Of the norms' gains and biases.
+    public let parameters: NormSums
 
     /// - Parameters:
     ///   - source: of the gradient of the output.
     ///   - readLogSumExpGradient: fills a buffer with the gradient of the log-sum-exp of adjacent rows of a head; nil: the loss
     ///     does not use it.
-    ///   - makeAttention: of the rows of a stripe.
+    ///   - wanted: gradients beside those of queries, keys, values and sinks.
+    ///   - makeAttention: of the rows of a stripe as they are multiplied: without positions and norms.
     public init(
         _ world: World, _ forward: RingForward<Element, Output>, item: Int, _ source: some RowSource<Element>,
         logSumExpGradient readLogSumExpGradient: (
             (_ head: Int, _ rows: Range<Int>, UnsafeMutableBufferPointer<Float>) throws -> Void
         )? = nil,
+        wanted: WantedGradients = WantedGradients(),
         attention makeAttention: @escaping (_ rows: Range<Int>) throws -> PartwiseAttention
     ) throws {
-        (self.world, self.forward, self.makeAttention) = (world, forward, makeAttention)
+        (self.world, self.forward, self.makeAttention, self.wanted) = (world, forward, makeAttention, wanted)
         part = forward.part
         let (plan, shape) = (part.plan, part.shape)
         panels = PanelPlan(plan: plan, groupHeads: shape.groupHeads)
@@ -57,6 +66,9 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         }
         queryGradient = try Buffer(rows * shape.headDimension, for: "the gradient of the queries")
         deltas = try Buffer(rows, for: "the deltas")
+        slopeTerms = try wanted.slopes ? Buffer(rows, for: "the gradients of slopes") : nil
+        logScaleTerms = try wanted.logScales ? Buffer(rows, for: "the gradients of scales") : nil
+        parameters = try NormSums(plan, shape, rows: part.rows.count, chunks: part.chunks.keys, wanted)
         for chunk in part.chunks.keys {
             let count = shape.keyValueHeads * plan.keys(ofChunk: chunk).count
             keyGradients[chunk] = try Buffer(count * shape.headDimension, for: "the gradient of keys")
@@ -78,17 +90,70 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         try forward.attention.deltas(
             output: forward.output.reading, outputGradient: outputGradient.reading,
             logSumExpGradient: logSumExpGradient?.reading, record: record, into: deltas.elements)
-        let travel = PanelTravel(world, panels, part.shape, tasks, pack: pack, unpack: unpack)
+        if forward.attention.preparesRows {
+            try runPrepared()
+        } else {
+            try run(part.queries) { [part] in UnsafeBufferPointer(part.chunks[$0]!.keys) }
+        }
+        let terms: [((Int) -> Float)?] = [
+            { [record, deltas] in -(record.sinkShares[$0] * deltas.elements[$0]) },
+            slopeTerms.map { terms in { terms.elements[$0] } }, logScaleTerms.map { terms in { terms.elements[$0] } },
+        ]
+        var sums = try world.sumRows(terms.compactMap(\.self), part)[...]
+        sinkGradient = sums.removeFirst()
+        if slopeTerms != nil { slopeGradient = sums.removeFirst() }
+        if logScaleTerms != nil { logScaleGradient = sums.removeFirst() }
+    }
+
+    /// Rows and keys are normalised and rotated at home, and so are their gradients, back: what travels are rows as they are
+    /// multiplied, in Float.
+    private func runPrepared() throws {
+        let attention = forward.attention
+        let queries = try Buffer<Float>(part.queries.elements.count, for: "the queries as they are multiplied")
+        try attention.prepareQueries(part.queries.reading, into: queries.elements)
+        var keys: [Int: Buffer<Float>] = [:]
+        for (chunk, tensors) in part.chunks {
+            let prepared = try Buffer<Float>(tensors.keys.count, for: "the keys as they are multiplied")
+            try attention.prepareKeys(.init(tensors.keys), of: tensors.range, into: prepared.elements)
+            keys[chunk] = prepared
+        }
+        try run(queries) { keys[$0]!.reading }
+        try attention.finishQueryGradient(
+            queryGradient.elements, queries: part.queries.reading, gain: parameters.queries.gain?.elements,
+            bias: parameters.queries.bias?.elements)
+        for (chunk, tensors) in part.chunks {
+            try attention.finishKeyGradient(
+                keyGradients[chunk]!.elements, keys: .init(tensors.keys), of: tensors.range,
+                gain: parameters.keys[chunk]?.gain?.elements, bias: parameters.keys[chunk]?.bias?.elements)
+        }
+    }
+
+    /// The sums of all pairs of rows and keys.
+    private func run<Query: AttentionScalar>(
+        _ queries: Buffer<Query>, keys: (_ chunk: Int) -> UnsafeBufferPointer<Query>
+    ) throws {
+        let layout = PanelLayout(shape: part.shape, hasSlopes: wanted.slopes)
+        let travel = PanelTravel<Query, Element>(
+            world, panels, layout, tasks,
+            pack: { [self] number throws(RingError) in try pack(number, queries, layout) },
+            unpack: { [self] number, sums in unpack(number, sums) })
         travel.poll()
         for (index, task) in tasks.enumerated() {
             let panel = try travel.panel(ofTask: index)
+            let tensors = part.chunks[task.chunk]!
             try attention(stripe: panels.stripe(task.panel)).addGradients(
-                of: panel.gradientRows, groupHead: panels.groupHead(task.panel), against: keys(task.chunk),
+                of: panel.gradientRows, groupHead: panels.groupHead(task.panel),
+                against: .init(
+                    keys: keys(task.chunk), values: UnsafeBufferPointer(tensors.values),
+                    keyGradient: keyGradients[task.chunk]!.elements,
+                    valueGradient: valueGradients[task.chunk]!.elements, range: tensors.range),
                 meanwhile: travel.poll)
             try travel.passOn(panel, after: task.chunk)
         }
         try travel.finish()
-        try sumSinks()
+        guard let logScaleTerms else { return }
+        try forward.attention.logScaleTerms(
+            queries: queries.reading, queryGradient: queryGradient.reading, into: logScaleTerms.elements)
     }
 
     private func attention(stripe: Int) throws -> PartwiseAttention {
@@ -96,13 +161,6 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         let made = try makeAttention(part.plan.rows(ofStripe: stripe))
         attentions[stripe] = made
         return made
-    }
-
-    private func keys(_ chunk: Int) -> PartwiseAttention.GradientKeys<Element> {
-        let tensors = part.chunks[chunk]!
-        return .init(
-            keys: .init(tensors.keys), values: .init(tensors.values), keyGradient: keyGradients[chunk]!.elements,
-            valueGradient: valueGradients[chunk]!.elements, range: tensors.range)
     }
 
     // MARK: - Panels of one's own
@@ -117,19 +175,19 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         }
     }
 
-    private func pack(_ number: Int) throws(RingError) -> Panel<Element> {
+    private func pack<Query: AttentionScalar>(
+        _ number: Int, _ queries: Buffer<Query>, _ layout: PanelLayout
+    ) throws(RingError) -> Panel<Query, Element> {
         let (d, e) = (part.shape.headDimension, part.shape.valueDimension)
         let stripe = part.plan.rows(ofStripe: panels.stripe(number))
-        let panel = try Panel<Element>(number, rows: stripe.count, part.shape)
+        let panel = try Panel<Query, Element>(number, rows: stripe.count, layout)
         forEachHead(number) { head, first, rows in
-            func copy<Scalar>(
+            func copy<Scalar: BitwiseCopyable>(
                 _ from: UnsafeBufferPointer<Scalar>, _ to: UnsafeMutableBufferPointer<Scalar>, _ dimension: Int
             ) {
-                let source = from[first * dimension..<(first + rows) * dimension]
-                _ = UnsafeMutableBufferPointer(rebasing: to[head * rows * dimension..<(head + 1) * rows * dimension])
-                    .update(from: source)
+                copyElements(from, from: first * dimension, to: to, at: head * rows * dimension, rows * dimension)
             }
-            copy(part.queries.reading, panel.queries, d)
+            copy(queries.reading, panel.queries, d)
             copy(outputGradient.reading, panel.outputGradient, e)
             copy(deltas.reading, panel.numbers(2), 1)
             record.references.withUnsafeBufferPointer { copy($0, panel.numbers(0), 1) }
@@ -138,51 +196,15 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         return panel
     }
 
-    /// The sums of a panel's gradient, come home.
+    /// The sums of a panel's gradients, come home.
     private func unpack(_ number: Int, _ sums: UnsafeBufferPointer<Float>) {
         let d = part.shape.headDimension
         forEachHead(number) { head, first, rows in
-            _ = UnsafeMutableBufferPointer(rebasing: queryGradient.elements[first * d..<(first + rows) * d])
-                .update(from: sums[head * rows * d..<(head + 1) * rows * d])
-        }
-    }
-
-    // MARK: - Sinks
-
-    /// dsink: row i of the sequence joins lane i mod 16, ascending. The lanes go from stripe to stripe.
-    private func sumSinks() throws {
-        let (plan, heads, own) = (part.plan, part.shape.queryHeads, part.rows.count)
-        let lanes = try Buffer<Float>(heads * 16, for: "the gradient of sinks")
-        for stripe in 0..<plan.stripes where plan.owner(of: stripe) == world.rank {
-            if stripe > 0, plan.owner(of: stripe - 1) != world.rank {
-                var request = try world.receive(
-                    lanes.bytes, from: plan.owner(of: stripe - 1), tag: 0x10001, "sums of sinks")
-                try world.wait(&request)
-            }
-            let first = part.firstRow(ofStripe: stripe)
-            for head in 0..<heads {
-                for (index, row) in plan.rows(ofStripe: stripe).enumerated() {
-                    let at = head * own + first + index
-                    lanes.elements[head * 16 + row % 16] += -(record.sinkShares[at] * deltas.elements[at])
-                }
-            }
-            let next = stripe + 1
-            if next < plan.stripes, plan.owner(of: next) != world.rank {
-                var request = try world.send(
-                    UnsafeRawBufferPointer(lanes.bytes), to: plan.owner(of: next), tag: 0x10001, "sums of sinks")
-                try world.wait(&request)
-            }
-        }
-        // Of all ranks' lanes those of the last stripe's owner are the sums.
-        let all = try world.gather(Array(lanes.bytes))
-        let last = plan.stripes == 0 ? 0 : plan.owner(of: plan.stripes - 1)
-        sinkGradient = all[last].withUnsafeBytes { bytes in
-            var lanes = Array(bytes.bindMemory(to: Float.self))
-            return (0..<heads).map { head in
-                for half in [8, 4, 2, 1] {
-                    for lane in 0..<half { lanes[head * 16 + lane] += lanes[head * 16 + lane + half] }
-                }
-                return lanes[head * 16]
+            copyElements(sums, from: head * rows * d, to: queryGradient.elements, at: first * d, rows * d)
+            guard let slopeTerms else { return }
+            let lanes = part.shape.keyValueHeads * rows * d + head * rows * 16
+            for row in 0..<rows {
+                slopeTerms.elements[first + row] = sumOfLanes(sums, from: lanes + row * 16)
             }
         }
     }

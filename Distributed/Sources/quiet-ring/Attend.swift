@@ -12,7 +12,7 @@ struct Attend: RingCommand {
         discussion: """
             Options are those of `quiet attend`, and so is the output, to the bit. Every rank must be able to read the file; \
             rank 0 writes the output. Not offered: normalisers other than softmax, tensors with an entry for each query or \
-            key (--allowed, --bias, --row-factors, --query-positions), norms of values and output, gates; gradients beside positions, norms of queries and keys, slopes and scales of a file.
+            key (--allowed, --bias, --row-factors, --query-positions), norms of values and output, gates.
             """)
 
     @Argument(help: ArgumentHelp("The safetensors file with queries, keys and values.", valueName: "in.safetensors"))
@@ -42,12 +42,6 @@ struct Attend: RingCommand {
             ("--value-norm", outputs.valueNorm != .none), ("--output-norm", outputs.outputNorm != .none),
         ] where isGiven { throw ValidationError("\(option): is not offered by quiet-ring") }
         try gradients.check(problem.scores.normaliser, outputs, isRecurrent: false)
-        for (option, isGiven) in [
-            ("--positions", problem.position.positions != .none), ("--qk-norm", problem.norms.qkNorm != .none),
-            ("--alibi-slopes", problem.scoreTensors.alibiSlopes != nil), ("--ssmax", problem.scoreTensors.ssmax != nil),
-        ] where gradients.gradients && isGiven {
-            throw ValidationError("\(option): is not offered by quiet-ring with --gradients")
-        }
     }
 
     func run(_ world: World) throws {
@@ -55,7 +49,10 @@ struct Attend: RingCommand {
             let file = try SafetensorsFile(path: input)
             let shapes = try problem.shapes(file)
             return try shapes.checking {
-                (shapes, try problem.ring(file, shapes.shape), file, try GradientTensors(file, gradients, shapes))
+                (
+                    shapes, try problem.ring(file, shapes.shape, gradients), file,
+                    try GradientTensors(file, gradients, shapes)
+                )
             }
         }
         let tensors = shapes.tensors + (given?.all ?? [])
@@ -74,10 +71,11 @@ struct Attend: RingCommand {
     private func run<Element>(_ world: World, _ ring: RingProblem, _ rows: FileRows<Element>) throws {
         let shape = rows.shapes.shape
         let output = try world.agreeing {
-            try AttendOutput(world, rows.shapes, outputs, gradients, hasSink: ring.arguments.rules.sink != .softmax)
+            try AttendOutput(
+                world, rows.shapes, outputs, SharedGradients(rows.file, problem, gradients, shape, ring.arguments))
         }
         var seconds = 0.0
-        var sinks = [Float](repeating: 0, count: shape.queryHeads)
+        var shared = output.shared
         for item in 0..<shape.batch {
             let plan = ring.plan(item, ranks: world.size)
             let (forward, backward) = try world.agreeing {
@@ -93,9 +91,9 @@ struct Attend: RingCommand {
             try output.write(forward, item)
             guard let backward else { continue }
             try output.write(backward, plan, item)
-            for (head, sum) in backward.sinkGradient.enumerated() { sinks[head] += sum }
+            try shared?.add(backward, world)
         }
-        try output.write(sinks: sinks)
+        if let shared { try output.write(shared) }
         try report(world, ring, shape, seconds: seconds)
         // One that cannot write ends all.
         try world.agreeing { try output.commit() }
@@ -115,7 +113,7 @@ struct Attend: RingCommand {
                     try floats.read(tensor, .bhsd, item: item, head: head, rows: range, into: buffer)
                 }
             },
-            attention: { try ring.attention(plan, rows: $0) })
+            wanted: problem.wantedGradients, attention: { try ring.attention(plan, rows: $0, multiplied: true) })
     }
 
     private func report(_ world: World, _ ring: RingProblem, _ shape: AttentionShape, seconds: Double) throws {
@@ -139,7 +137,7 @@ extension FileProblem {
         return shapes
     }
 
-    func ring(_ file: SafetensorsFile, _ shape: AttentionShape) throws -> RingProblem {
+    func ring(_ file: SafetensorsFile, _ shape: AttentionShape, _ gradients: GradientOptions) throws -> RingProblem {
         let tensors = try AttentionTensors(file, scoreTensors, positionTensors, shape)
         let arguments = try options.arguments(
             shape, sink: scoreTensors.sink?.sink { try file.floats(named: $0) }, tensors: tensors,
@@ -148,7 +146,20 @@ extension FileProblem {
         // Whatever is refused is refused by every rank, before anybody waits for it.
         try KeyLengths.check(tensors.keyLengths, shape)
         if shape.batch > 0 { _ = try ring.attention(ring.plan(0, ranks: 1), rows: [0]) }
+        if gradients.gradients, scoreTensors.ssmax != nil {
+            _ = try arguments.rules.scaling.scalableSoftmaxGradient(
+                logScales: [Float](repeating: 0, count: shape.queryHeads))
+        }
         return ring
+    }
+
+    /// Those of whatever the file holds.
+    var wantedGradients: WantedGradients {
+        var wanted = WantedGradients()
+        (wanted.slopes, wanted.logScales) = (scoreTensors.alibiSlopes != nil, scoreTensors.ssmax != nil)
+        (wanted.queryGain, wanted.queryBias) = (normTensors.queryGain != nil, normTensors.queryBias != nil)
+        (wanted.keyGain, wanted.keyBias) = (normTensors.keyGain != nil, normTensors.keyBias != nil)
+        return wanted
     }
 }
 

@@ -46,24 +46,26 @@ struct AttendOutput {
     private let world: World
     private let shapes: AttendShapes
     private let names: Set<String>
+    /// Where gradients begin that all rows share; nil: no gradients are wanted.
+    let shared: SharedGradients?
     /// nil on other ranks.
     private let file: SlicedFile?
 
     init(
-        _ world: World, _ shapes: AttendShapes, _ options: OutputOptions, _ gradients: GradientOptions, hasSink: Bool
+        _ world: World, _ shapes: AttendShapes, _ options: OutputOptions, _ shared: SharedGradients?
     ) throws {
-        (self.world, self.shapes) = (world, shapes)
+        (self.world, self.shapes, self.shared) = (world, shapes, shared)
         let (shape, layout) = (shapes.shape, shapes.layout)
         let (rows, keys) = (layout.rows(shape), layout.keyRows(shape))
         var tensors = [TensorPlan(name: "out", shape: rows + [shape.valueDimension])]
         if options.lse { tensors.append(TensorPlan(name: "lse", shape: Layout.bhsd.rows(shape))) }
-        if gradients.gradients {
+        if let shared {
             tensors += [
                 TensorPlan(name: "dq", shape: rows + [shape.headDimension]),
                 TensorPlan(name: "dk", shape: keys + [shape.headDimension]),
                 TensorPlan(name: "dv", shape: keys + [shape.valueDimension]),
             ]
-            if hasSink { tensors.append(TensorPlan(name: "dsink", shape: [shape.queryHeads])) }
+            tensors += shared.tensors
         }
         names = Set(tensors.map(\.name))
         // Where a rank dies, mpirun ends the others by a signal.
@@ -100,8 +102,8 @@ struct AttendOutput {
         }
     }
 
-    func write(sinks: [Float]) throws {
-        if names.contains("dsink") { try file?.write(sinks, of: "dsink", from: 0) }
+    func write(_ shared: SharedGradients) throws {
+        for (name, values) in try shared.results() { try file?.write(values, of: name, from: 0) }
     }
 
     func commit() throws { try file?.commit() }

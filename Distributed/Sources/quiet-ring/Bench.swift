@@ -76,9 +76,6 @@ struct Bench: RingCommand {
         try scores.check(sink: problem.sink)
         try scores.checkForRanks()
         try norms.check()
-        guard pass != .backward || (position.positions == .none && norms.qkNorm == .none) else {
-            throw ValidationError("--positions, --qk-norm: the pass backward of quiet-ring has neither")
-        }
     }
 
     func run(_ world: World) throws {

@@ -33,13 +33,16 @@ struct RingProblem {
             ranks: ranks, queries: shape.queries, keys: keys, diagonal: end - shape.queries, mask: scores.mask.mask)
     }
 
-    /// The attention of some rows.
-    func attention(_ plan: RingPlan, rows: some Collection<Int>) throws -> PartwiseAttention {
+    /// The attention of some rows; `multiplied`: of rows and keys that are normalised and rotated already.
+    func attention(
+        _ plan: RingPlan, rows: some Collection<Int>, multiplied: Bool = false
+    ) throws -> PartwiseAttention {
         try PartwiseAttention(
             queryHeads: shape.queryHeads, keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
             valueDimension: shape.valueDimension, keys: plan.keys,
             places: QueryPlaces(positions: rows.map { $0 + plan.diagonal }), rules: arguments.rules, mask: plan.mask,
-            positions: arguments.positions, queryKeyNorm: arguments.queryKeyNorm, threads: threads, kernels: kernels,
+            positions: multiplied ? .none : arguments.positions,
+            queryKeyNorm: multiplied ? nil : arguments.queryKeyNorm, threads: threads, kernels: kernels,
             workspace: workspace)
     }
 }

@@ -78,7 +78,9 @@ struct TimedBackward<Element: AttentionScalar>: RingRun {
             let plan = ring.plan(item, ranks: world.size)
             let part = try OwnPart(plan, RingShape(shape), rank: world.rank, item: item, rows)
             let forward = try RingForward<Element, Element>(world, part, ring.attention(plan, rows: part.rows))
-            let backward = try RingBackward(world, forward, item: item, rows) { try ring.attention(plan, rows: $0) }
+            let backward = try RingBackward(world, forward, item: item, rows) {
+                try ring.attention(plan, rows: $0, multiplied: true)
+            }
             return (plan, backward)
         }
         operations = try ring.operations(world, channels: 3 * shape.headDimension + 2 * shape.valueDimension)

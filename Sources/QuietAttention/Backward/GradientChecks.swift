@@ -22,17 +22,12 @@ extension Attention {
             "slopes", gradients.slopes, alibi == nil ? nil : shape.queryHeads, unless: "there are no slopes")
         try check("logScales", gradients.logScales, shape.queryHeads, unless: "")
         guard gradients.scalableSoftmax != nil else { return }
-        guard case .scalableSoftmax(let factors) = scaling else {
+        guard case .scalableSoftmax = scaling else {
             return try check(
                 "scalableSoftmax", gradients.scalableSoftmax, nil, unless: "the scaling is \(scaling.name)")
         }
         try check("scalableSoftmax", gradients.scalableSoftmax, shape.queryHeads, unless: "")
-        for (head, factor) in factors.enumerated() where Float(factor) == 0 {
-            throw AttentionError(
-                .scaling, "scaling.scalableSoftmax[\(head)]",
-                expected: "a number other than 0 where its gradient is wanted, which is made by a division",
-                found: "\(factor)")
-        }
+        _ = try scaling.divisors()
     }
 
     /// - Parameters:

@@ -35,14 +35,14 @@ extension BackwardRun {
         guard logScales != nil || scalableSoftmax != nil, let sums = schedule.rowSums(memory) else { return }
         forEachRun { $0.pointee.log_scale_gradients }
         if let logScales { attention.addRowSums(to: logScales) { sums[$0] } }
-        if let scalableSoftmax, case .scalableSoftmax(let factors) = attention.scaling {
+        if let scalableSoftmax, let factors = try? attention.scaling.divisors() {
             withUnsafeTemporaryAllocation(of: Float.self, capacity: factors.count) { totals in
                 totals.initialize(repeating: 0)
                 guard let first = totals.baseAddress else { return }
                 attention.addRowSums(to: first) { sums[$0] }
                 // A -0 that is there counts as +0.
                 for head in factors.indices {
-                    scalableSoftmax[head] = (scalableSoftmax[head] + 0) + totals[head] / Float(factors[head])
+                    scalableSoftmax[head] = (scalableSoftmax[head] + 0) + totals[head] / factors[head]
                 }
             }
         }
@@ -71,5 +71,37 @@ extension BackwardRun {
                 start: group.sequence.queryStart, head: group.keyValueHead * groupHeads + head)
             kernel(&arguments, sums.first + row + begin)
         }
+    }
+}
+
+extension ScoreScaling {
+    /// The gradients of the s of scalable softmax, `logScales[h] / s[h]`.
+    ///
+    /// - Parameter logScales: the gradients by the logarithm of what each head's scores are multiplied by.
+    /// - Throws: ``AttentionError`` of kind `composition` for another scaling, `scaling` for an s of 0, `elementCount`.
+    public func scalableSoftmaxGradient(logScales: [Float]) throws(AttentionError) -> [Float] {
+        let factors = try divisors()
+        guard logScales.count == factors.count else {
+            throw AttentionError(
+                .elementCount, "logScales", expected: "\(factors.count) elements", found: "\(logScales.count)")
+        }
+        let mode = FloatMode.enter()
+        defer { mode.leave() }
+        return zip(logScales, factors).map { 0 + $0 / $1 }
+    }
+
+    /// The s by which gradients are divided.
+    func divisors() throws(AttentionError) -> [Float] {
+        guard case .scalableSoftmax(let factors) = self else {
+            throw AttentionError(
+                .composition, "scaling", expected: "scalable softmax, whose s have gradients", found: name)
+        }
+        for (head, factor) in factors.enumerated() where Float(factor) == 0 {
+            throw AttentionError(
+                .scaling, "scaling.scalableSoftmax[\(head)]",
+                expected: "a number other than 0 where its gradient is wanted, which is made by a division",
+                found: "\(factor)")
+        }
+        return factors.map { Float($0) }
     }
 }

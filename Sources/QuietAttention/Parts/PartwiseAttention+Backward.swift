@@ -19,29 +19,35 @@ extension PartwiseAttention {
         public var deltas: UnsafeBufferPointer<Float>
         /// `[G, L, D]`: sums to be continued, 0 before the first keys.
         public var queryGradient: UnsafeMutableBufferPointer<Float>
+        /// `[G, L, 16]`: sums to be continued, 0 before the first keys, whose sums in a tree (lane r with r + 8, then r + 4, r + 2,
+        /// r + 1) are what the rows add to the gradients of ALiBi's slopes; nil: not wanted. Takes a pass of its own over the scores.
+        public var slopeLanes: UnsafeMutableBufferPointer<Float>?
 
         public init(
             queries: UnsafeBufferPointer<Input>, outputGradient: UnsafeBufferPointer<OutputGradient>,
             references: UnsafeBufferPointer<Float>, factors: UnsafeBufferPointer<Float>,
-            deltas: UnsafeBufferPointer<Float>, queryGradient: UnsafeMutableBufferPointer<Float>
+            deltas: UnsafeBufferPointer<Float>, queryGradient: UnsafeMutableBufferPointer<Float>,
+            slopeLanes: UnsafeMutableBufferPointer<Float>? = nil
         ) {
             (self.queries, self.outputGradient) = (queries, outputGradient)
             (self.references, self.factors, self.deltas) = (references, factors, deltas)
-            self.queryGradient = queryGradient
+            (self.queryGradient, self.slopeLanes) = (queryGradient, slopeLanes)
         }
     }
 
     /// Keys and values of a range, and the sums of their gradients.
-    public struct GradientKeys<Input: AttentionScalar> {
-        /// `[G, n, D]` and `[G, n, E]`.
-        public var keys, values: UnsafeBufferPointer<Input>
+    public struct GradientKeys<Input: AttentionScalar, Value: AttentionScalar> {
+        /// `[G, n, D]`.
+        public var keys: UnsafeBufferPointer<Input>
+        /// `[G, n, E]`.
+        public var values: UnsafeBufferPointer<Value>
         /// Of the same shapes: sums to be continued, 0 before the first rows.
         public var keyGradient, valueGradient: UnsafeMutableBufferPointer<Float>
         /// As of ``PartwiseAttention/add(_:values:of:queries:to:meanwhile:)``.
         public var range: Range<Int>
 
         public init(
-            keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
+            keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Value>,
             keyGradient: UnsafeMutableBufferPointer<Float>, valueGradient: UnsafeMutableBufferPointer<Float>,
             range: Range<Int>
         ) {
@@ -105,15 +111,18 @@ extension PartwiseAttention {
     /// each of these in ascending order of their places: blocks of 64 keys and of 64 rows are summed by themselves, so rows
     /// begin at a query of the sequence whose number is a multiple of 64. Pairs that see nothing of each other may be left out.
     ///
+    /// Rows and keys are those that are multiplied: where they are normalised or rotated before, those of ``prepareQueries(_:into:)``
+    /// and ``prepareKeys(_:of:into:)`` of a problem with positions, brought to one without, and their gradients brought back.
+    ///
     /// - Parameters:
     ///   - rows: all rows of this problem, of one query head per key/value head; their places follow each other.
     ///   - groupHead: which, `0..<H / G`.
     ///   - keys: the keys and what becomes of them.
     ///   - meanwhile: called now and then on the calling thread.
-    /// - Throws: ``AttentionError`` of kind `composition` (positions, norms, a boolean mask, a bias, or products that have no
-    ///   gradients), `position` (places that do not follow each other), `headGroups` (no such `groupHead`), `keyRange`, `elementCount` or `memory`.
-    public func addGradients<Input: AttentionScalar, OutputGradient: AttentionScalar>(
-        of rows: GradientRows<Input, OutputGradient>, groupHead: Int, against keys: GradientKeys<Input>,
+    /// - Throws: ``AttentionError`` of kind `composition` (positions, norms, a boolean mask, a bias, lanes where there are
+    ///   no slopes, or products that have no gradients), `position` (places that do not follow each other), `headGroups` (no such `groupHead`), `keyRange`, `elementCount` or `memory`.
+    public func addGradients<Input: AttentionScalar, Value: AttentionScalar, OutputGradient: AttentionScalar>(
+        of rows: GradientRows<Input, OutputGradient>, groupHead: Int, against keys: GradientKeys<Input, Value>,
         meanwhile: () -> Void = {}
     ) throws(AttentionError) {
         try checkGradients(rows, groupHead, keys)
@@ -125,8 +134,8 @@ extension PartwiseAttention {
         run.run(groupHead: groupHead, meanwhile)
     }
 
-    private func checkGradients<Input: AttentionScalar, OutputGradient: AttentionScalar>(
-        _ rows: GradientRows<Input, OutputGradient>, _ groupHead: Int, _ keys: GradientKeys<Input>
+    private func checkGradients<Input: AttentionScalar, Value: AttentionScalar, OutputGradient: AttentionScalar>(
+        _ rows: GradientRows<Input, OutputGradient>, _ groupHead: Int, _ keys: GradientKeys<Input, Value>
     ) throws(AttentionError) {
         try products.checkHaveGradients()
         for (name, isGiven) in [
@@ -156,76 +165,11 @@ extension PartwiseAttention {
             ("keys.keyGradient", keys.keyGradient.count, key * shape.headDimension),
             ("keys.valueGradient", keys.valueGradient.count, key * shape.valueDimension),
         ] { try check(name, count, expected) }
-    }
-}
-
-/// Key/value heads are the items: nothing else is independent of each other and of the order of sums.
-private struct GradientSchedule {
-    let workers, wokenWorkers: Int
-    let workerBytes: Int
-    var byteCount: Int { workers * workerBytes + SharedCounters.stride }
-
-    init(_ attention: PartwiseAttention) {
-        let shape = attention.shape
-        let products = Double(shape.keyValueHeads * shape.queries) * Double(SequencePlan.chunk) * 2.5
-        let worthwhile = WorkerCount(
-            nanoseconds: products * Double(shape.headDimension + shape.valueDimension)
-                / ForwardSchedule.multiplyAddsPerNanosecond,
-            nanosecondsPerWorker: attention.nanosecondsPerWorker,
-            threads: min(attention.threads, max(shape.keyValueHeads, 1)))
-        (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
-        workerBytes = AlignedMemory.aligned(qattn_backward_workspace(shape.headDimension, shape.valueDimension))
-    }
-}
-
-private struct GradientRun<Input: AttentionScalar, OutputGradient: AttentionScalar>: @unchecked Sendable {
-    let attention: PartwiseAttention
-    let schedule: GradientSchedule
-    let memory: UnsafeMutableRawPointer
-    let rows: PartwiseAttention.GradientRows<Input, OutputGradient>
-    let keys: PartwiseAttention.GradientKeys<Input>
-
-    func run(groupHead: Int, _ meanwhile: () -> Void) {
-        let heads = attention.shape.keyValueHeads
-        WorkerPool.shared.share(
-            heads, SharedCounters(at: memory + schedule.workers * schedule.workerBytes, count: 1),
-            workers: schedule.workers, woken: schedule.wokenWorkers, meanwhile: meanwhile
-        ) { head, worker in
-            var arguments = arguments(head: head, groupHead: groupHead)
-            arguments.workspace = (memory + worker * schedule.workerBytes).assumingMemoryBound(to: Float.self)
-            attention.kernels.functions.pointee.backward(&arguments)
+        guard let lanes = rows.slopeLanes else { return }
+        guard scores.hasSlopes || shape.rowCount == 0 else {
+            throw AttentionError(
+                .composition, "rows.slopeLanes", expected: "none, as there are no slopes", found: "a buffer")
         }
-    }
-
-    private func arguments(head: Int, groupHead: Int) -> qattn_backward_args {
-        let shape = attention.shape
-        let (row, key) = (head * shape.queries, head * keys.range.count)
-        let (d, e) = (shape.headDimension, shape.valueDimension)
-        var arguments = qattn_backward_args()
-        arguments.problem = attention.problem(
-            queryHead: head * attention.groupHeads + groupHead, heads: 1, keys: keys.range, mask: nil, bias: nil)
-        arguments.row_end = shape.queries
-        arguments.key_end = arguments.problem.seq_kv
-        arguments.queries = UnsafeRawPointer(rows.queries.baseAddress! + row * d)
-        arguments.query_strides = qattn_strides(head: 0, query: d, key: 0)
-        arguments.keys = UnsafeRawPointer(keys.keys.baseAddress! + key * d)
-        arguments.values = UnsafeRawPointer(keys.values.baseAddress! + key * e)
-        (arguments.key_stride, arguments.value_stride) = (d, e)
-        let storage = Input.storage.kernelStorage
-        (arguments.query_storage, arguments.key_storage, arguments.value_storage) = (storage, storage, storage)
-        arguments.out_gradients = UnsafeRawPointer(rows.outputGradient.baseAddress! + row * e)
-        arguments.out_gradient_strides = qattn_strides(head: 0, query: e, key: 0)
-        arguments.out_gradient_storage = OutputGradient.storage.kernelStorage
-        (arguments.head_dim, arguments.value_dim) = (d, e)
-        arguments.references = rows.references.baseAddress! + row
-        arguments.factors = rows.factors.baseAddress! + row
-        // Only read.
-        arguments.deltas = UnsafeMutablePointer(mutating: rows.deltas.baseAddress! + row)
-        arguments.query_gradients = rows.queryGradient.baseAddress! + row * d
-        arguments.query_gradient_strides = arguments.query_strides
-        arguments.key_gradients = keys.keyGradient.baseAddress! + key * d
-        arguments.value_gradients = keys.valueGradient.baseAddress! + key * e
-        (arguments.key_gradient_stride, arguments.value_gradient_stride) = (d, e)
-        return arguments
+        try check("rows.slopeLanes", lanes.count, row * Int(QATTN_LANES))
     }
 }

@@ -42,14 +42,7 @@ extension PartwiseAttention {
         let chunks = range.clamped(to: plan.chunks.lowerBound * SequencePlan.chunk..<plan.keyEnd)
         for origin in stride(from: chunks.lowerBound, to: chunks.upperBound, by: SequencePlan.chunk) {
             let chunk = origin..<min(origin + SequencePlan.chunk, chunks.upperBound)
-            let table: RotaryTable? =
-                if let angles {
-                    try inFloatMode { () throws(AttentionError) in
-                        try RotaryTable(
-                            angles, positions: chunk.lowerBound + positionOffset..<chunk.upperBound + positionOffset,
-                            .keys)
-                    }
-                } else { nil }
+            let table = try keyTable(chunk)
             withMaskAndBias { mask, bias in
                 PartRun(
                     attention: self, schedule: schedule, memory: buffer.address, queries: first, keys: keys,

@@ -161,6 +161,9 @@ final class KernelScores: @unchecked Sendable {
         constants.deallocate()
     }
 
+    /// Whether ALiBi's slopes join the scores.
+    var hasSlopes: Bool { !slopes.isEmpty }
+
     /// Factors of rows where rows have some.
     var rowFactors: (values: UnsafeMutableBufferPointer<Double>, strides: BroadcastTensor<Double>.Strides)? {
         factors.isEmpty || scores.rules.scaling.isConstant ? nil : (factors, strides)
