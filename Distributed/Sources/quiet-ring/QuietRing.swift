@@ -49,7 +49,7 @@ struct QuietRing: ParsableCommand {
             command line that cannot be used.
             """,
         version: version,
-        subcommands: [Attend.self, Bench.self])
+        subcommands: [Attend.self, Bench.self, Links.self])
 
     static func main() {
         prepareStandardStreams()
