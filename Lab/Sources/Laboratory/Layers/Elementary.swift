@@ -61,7 +61,7 @@ func geluSlope(_ x: Float) -> Float {
 /// GELU of every element.
 func gelu(_ x: [Float]) -> [Float] { mapped(x) { gelu($0) } }
 
-/// The gradient of GELU's input, from that of its output: a function of its own, so that the slope is no call in the loop.
+/// The gradient of GELU's input, from that of its output.
 func throughGELU(_ dy: [Float], _ x: [Float]) -> [Float] { mapped(dy, x) { $0 * geluSlope($1) } }
 
 /// A function of every element.
