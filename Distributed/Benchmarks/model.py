@@ -13,6 +13,7 @@
 import argparse
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -144,6 +145,8 @@ def main():
     parser.add_argument("--link", default="")
     parser.add_argument("--queries", type=int, default=8192)
     arguments = parser.parse_args()
+    # Ended by a signal, too, the namespaces go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     counts = [int(count) for count in arguments.ranks.split(",")]
     rates = {}
     for name in ("forward", "backward"):
