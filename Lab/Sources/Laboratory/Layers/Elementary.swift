@@ -62,7 +62,19 @@ func geluSlope(_ x: Float) -> Float {
 func gelu(_ x: [Float]) -> [Float] { mapped(x) { gelu($0) } }
 
 /// The gradient of GELU's input, from that of its output.
-func throughGELU(_ dy: [Float], _ x: [Float]) -> [Float] { mapped(dy, x) { $0 * geluSlope($1) } }
+///
+/// Its loop is written out: within ``mapped(_:_:_:)`` the compiler leaves the slope a call.
+func throughGELU(_ dy: [Float], _ x: [Float]) -> [Float] {
+    precondition(dy.count == x.count, "elements of both")
+    return [Float](unsafeUninitializedCapacity: x.count) { y, count in
+        dy.withUnsafeBufferPointer { dy in
+            x.withUnsafeBufferPointer { x in
+                for index in 0..<x.count { y[index] = dy[index] * geluSlope(x[index]) }
+            }
+        }
+        count = x.count
+    }
+}
 
 /// A function of every element.
 @inline(__always)
