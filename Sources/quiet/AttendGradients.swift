@@ -15,8 +15,8 @@ struct GradientOptions: ParsableArguments {
                 dsink [H]         by the sink logit of each head, where there is a sink
                 dbias             as the tensor of --bias, where there is one
                 dslope, dssmax    [H], of --alibi-slopes and --ssmax
-                dquery_gain, dquery_bias, dkey_gain, dkey_bias
-                                  as the tensors of --query-gain and so on
+                dquery_gain       as the tensor of --query-gain; likewise
+                                  dquery_bias, dkey_gain and dkey_bias
                 """))
     var gradients = false
 
