@@ -115,8 +115,7 @@ QATTN_INLINE void band_block(tile_task *task, const qattn_forward_args *args, co
     bool some = false;
     for (size_t tile = first; tile < end; tile++) {
         const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
-        take_rows(task, ws, tile);
-        if (!tile_sees(task, args, ws, i, count, block_first)) continue;
+        if (!tile_sees(task, args, ws, tile, block_first)) continue;
         const size_t at = (tile - first) * TILE_ROWS * QATTN_KEY_BLOCK;
         band_tile(task, args, ws, i, count, block_first, band.scores + at, band.weights + at);
         some = true;

@@ -107,16 +107,12 @@ QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, co
  * weights of a tile follow the scores of the next, beside whose products its maximum, a chain of shuffles, takes no time. */
 QATTN_INLINE void forward_phases(tile_task *task, const qattn_forward_args *args, forward_workspace *ws,
                                  size_t block_first) {
-    const bool all_whole = ws->ranges_only && range_covers(ws->keys.all, block_first);
     size_t scored = ws->tiles; /* the tile whose weights are due */
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
         prefetch_lines(&ws->upcoming, ws->upcoming_share);
-        take_rows(task, ws, tile);
         task->scratch = ws->scratch + tile;
-        if (all_whole) tile_sees_all(task, ws->chunk.started + i, count);
-        else if (!tile_sees(task, args, ws, i, count, block_first)) continue;
-        phase_scores(task, args, ws, i, count, block_first);
+        if (!tile_sees(task, args, ws, tile, block_first)) continue;
+        phase_scores(task, args, ws, tile, block_first);
         if (scored < ws->tiles) phase_weights(ws, scored);
         scored = tile;
     }
@@ -153,15 +149,11 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
                                             ws->block_bytes};
     prefetch_cursor next = prefetch_begin(&next_block, 1);
     const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
-    const bool all_whole = ws->ranges_only && range_covers(ws->keys.all, block_first);
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
         prefetch_lines(&next, share);
         prefetch_lines(&ws->upcoming, ws->upcoming_share);
-        take_rows(task, ws, tile);
-        if (all_whole) tile_sees_all(task, ws->chunk.started + i, count);
-        else if (!tile_sees(task, args, ws, i, count, block_first)) continue;
-        tile_finished(task, args, ws, i, count, block_first);
+        if (tile_sees(task, args, ws, tile, block_first))
+            tile_finished(task, args, ws, tile * TILE_ROWS, tile_height(ws, tile), block_first);
     }
 }
 
@@ -323,11 +315,11 @@ static void QATTN_FUNCTION(scores)(const qattn_forward_args *args, size_t block,
     task.block = block_number(args, &ws, block);
     bool started[TILE_ROWS];
     for (size_t tile = 0; tile < ws.tiles; tile++) {
-        const size_t i = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws.rows - i);
+        const size_t i = tile * TILE_ROWS, count = tile_height(&ws, tile);
         take_rows(&task, &ws, tile);
         tile_sees_some(&task, args, ws.places + i, started, count, block * QATTN_KEY_BLOCK);
-        task.scratch->all =
-            0; /* every score passes its mask, so that nothing but -inf stands where a row sees nothing */
+        /* Every score passes its mask, so that nothing but -inf stands where a row sees nothing. */
+        task.scratch->all = 0;
         tile_finished_scores(&task, args, ws.places + i, count, block * QATTN_KEY_BLOCK);
         memcpy(scores + i * QATTN_KEY_BLOCK, task.scratch->weights, count * QATTN_KEY_BLOCK * sizeof(float));
     }

@@ -34,6 +34,11 @@ typedef struct forward_workspace {
     size_t upcoming_share; /* lines to ask for with each tile and block */
 } forward_workspace;
 
+/* How many rows a tile has. */
+QATTN_INLINE size_t tile_height(const forward_workspace *ws, size_t tile) {
+    return qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS);
+}
+
 /* The c of a row's normaliser. */
 QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
     return args->problem.row_constants[row_offset(args->problem.row_constant_strides, row)];
@@ -106,7 +111,7 @@ QATTN_INLINE void merge_chunk(const forward_workspace *ws) {
  * key has o = 0, so that any factor does; only its lse is set apart. */
 QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                                     size_t tile) {
-    const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
+    const size_t first = tile * TILE_ROWS, count = tile_height(ws, tile);
     const row_place *const places = ws->places + first;
     const float *const maximum = state.maximum + tile * QATTN_LANES, *const sum = state.sum + first * QATTN_LANES;
     row_totals totals;
@@ -151,7 +156,7 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
                              qattn_storage storage) {
     const size_t value_dim = args->blocks.value_dim;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t first = tile * TILE_ROWS, count = qattn_min(TILE_ROWS, ws->rows - first);
+        const size_t first = tile * TILE_ROWS, count = tile_height(ws, tile);
         const row_totals totals = tile_result(args, ws, state, tile);
         for (size_t r = 0; r < count; r++) {
             const row_place place = ws->places[first + r];

@@ -77,11 +77,6 @@ QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_
                        .short_passes = args->beyond_caches && args->blocks.storage == QATTN_FLOAT32};
 }
 
-/* How many rows a tile has. */
-QATTN_INLINE size_t tile_height(const forward_workspace *ws, size_t tile) {
-    return qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS);
-}
-
 /* The rows of a tile and their sums. */
 QATTN_INLINE void take_rows(tile_task *task, const forward_workspace *ws, size_t tile) {
     const size_t i = tile * TILE_ROWS;
@@ -92,23 +87,28 @@ QATTN_INLINE void take_rows(tile_task *task, const forward_workspace *ws, size_t
     task->out = ws->chunk.out + i * ws->value_lanes;
 }
 
-/* Which keys of the block the tile of `count` rows from row i on sees, and whether any. */
-QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
-                            size_t count, size_t block_first) {
-    const run_keys keys = keys_of_run(&args->problem, ws->places[i], ws->places[i + count - 1]);
-    task->scratch->any = 0;
-    if (!range_bits(keys.any, block_first)) return false;
-    if (ws->ranges_only && range_covers(keys.all, block_first)) {
-        tile_sees_all(task, ws->chunk.started + i, count);
-        return true;
+/* Takes a tile's rows: which keys of the block they see, and whether any. */
+QATTN_INLINE bool tile_sees(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t tile,
+                            size_t block_first) {
+    const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
+    take_rows(task, ws, tile);
+    bool whole = ws->ranges_only && range_covers(ws->keys.all, block_first);
+    if (!whole) {
+        const run_keys keys = keys_of_run(&args->problem, ws->places[i], ws->places[i + count - 1]);
+        task->scratch->any = 0;
+        if (!range_bits(keys.any, block_first)) return false;
+        whole = ws->ranges_only && range_covers(keys.all, block_first);
     }
-    return tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first);
+    if (!whole) return tile_sees_some(task, args, ws->places + i, ws->chunk.started + i, count, block_first);
+    tile_sees_all(task, ws->chunk.started + i, count);
+    return true;
 }
 
-/* By phases: 1. and the first half of 2. of a tile of `count` rows from row i on. */
-QATTN_INLINE void phase_scores(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
-                               size_t count, size_t block_first) {
-    const row_place *const places = ws->places + i;
+/* By phases: 1. and the first half of 2. of tile `tile`. */
+QATTN_INLINE void phase_scores(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws,
+                               size_t tile, size_t block_first) {
+    const row_place *const places = ws->places + tile * TILE_ROWS;
+    const size_t count = tile_height(ws, tile);
     if (ws->plain) {
         if (task->scratch->all == ~UINT64_C(0)) TILE_CALL_PHASE(tile_scored_whole, count, task);
         else TILE_CALL_PHASE(tile_scored_masked, count, task);

@@ -157,7 +157,7 @@ QATTN_INLINE void tile_scored_finished(tile_task *task, const qattn_forward_args
                                        size_t block_first, size_t count) {
     const tile_kind kind = {.rows = TILE_ROWS, .storage = QATTN_FLOAT32, .masked = true};
     f32x16 t[TILE_ROWS][BLOCK_VECTORS], row_max[TILE_ROWS];
-    tile_products(task, kind, 0, count, t);
+    tile_products(task, kind, count, t);
     const score_finish finish = begin_finish(&args->problem);
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) {

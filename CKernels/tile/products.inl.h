@@ -10,10 +10,10 @@
 /* What a tile of rows leaves in memory between the steps for one block. */
 typedef struct tile_scratch {
     float weights[TILE_ROWS * QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* or scores, before */
-    float rescale[QATTN_LANES]; /* row i in lane row_lane(i), as in row_state; what is subtracted from scores */
-    float reference[QATTN_LANES];
-    uint64_t visible[TILE_ROWS]; /* by row, after mask.inl.h */
-    uint64_t any, all;           /* of them */
+    float rescale[QATTN_LANES];   /* row i in lane row_lane(i), as in row_state */
+    float reference[QATTN_LANES]; /* likewise: what is subtracted from scores */
+    uint64_t visible[TILE_ROWS];  /* by row, after mask.inl.h */
+    uint64_t any, all;            /* of them */
 } tile_scratch;
 
 /* A tile's share of the work on one block. */
@@ -185,15 +185,14 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
     if (kind.streams) task->next = next;
 }
 
-/* 1. for the `count` vectors of keys from vector `first` of the block on. */
-QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, size_t count,
-                                f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
+/* 1. for the first `count` vectors of a block's keys. */
+QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t count, f32x16 t[TILE_ROWS][BLOCK_VECTORS]) {
     const size_t group_bytes = task->head_dim * QATTN_LANES * storage_size(kind.storage);
-    const char *const keys = task->block.keys + first * group_bytes;
+    const char *const keys = task->block.keys;
     if (kind.streams) {
         /* What waits for memory meets all keys with the same instructions: hardware reads ahead for each load
          * instruction by itself, and four copies of the loop lose 6 to 9 % in float32. */
-        float *const weights = task->scratch->weights + first * QATTN_LANES;
+        float *const weights = task->scratch->weights;
         QATTN_NO_UNROLL
         for (size_t v = 0; v < count; v++) {
             f32x16 scores[TILE_ROWS];
@@ -220,7 +219,7 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t first, s
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_##storage),                         \
                                                       rows)(tile_task * task) {                                        \
         f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
-        tile_products(task, (tile_kind){rows, storage, .streams = rows < TILE_ROWS}, 0, BLOCK_VECTORS, t);             \
+        tile_products(task, (tile_kind){rows, storage, .streams = rows < TILE_ROWS}, BLOCK_VECTORS, t);                \
         tile_store(task->scratch->weights, t, rows);                                                                   \
     }
 #define TILE_PRODUCTS_OF(rows)                                                                                         \
