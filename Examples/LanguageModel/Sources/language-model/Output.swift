@@ -3,16 +3,6 @@
 
 import Foundation
 
-/// Sees to it that a reader who left is an error of a write, not the end of the process in the middle of its work; and that
-/// no file that is opened gets the number of a standard stream that is closed, and with it what is meant for that.
-func prepareStandardStreams() {
-    signal(SIGPIPE, SIG_IGN)
-    for descriptor in [STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO] where fcntl(descriptor, F_GETFD) == -1 {
-        // For reading, so that writing to it fails. It gets the lowest number that is free, which is this one.
-        _ = open("/dev/null", O_RDONLY)
-    }
-}
-
 /// Puts out text at once: what is streamed must not wait for the end of the line.
 func stream(_ text: String) throws {
     guard writeAll(text, to: STDOUT_FILENO) else {
@@ -55,16 +45,4 @@ final class OutputFile {
     private static func failure(_ what: String, _ path: String) -> Failure {
         Failure("cannot \(what) \"\(path)\": \(String(cString: strerror(errno)))")
     }
-}
-
-/// Returns whether all of `text` could be written; if not, `errno` says why.
-private func writeAll(_ text: String, to descriptor: Int32) -> Bool {
-    var bytes = Array(text.utf8)[...]
-    while !bytes.isEmpty {
-        let count = bytes.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
-        if count < 0, errno == EINTR { continue }
-        if count < 0 { return false }
-        bytes = bytes.dropFirst(count)
-    }
-    return true
 }
