@@ -8,7 +8,7 @@
 # is a machine of its own in a network namespace, whose link to a switch sends so much; mpirun starts a daemon on each.
 #
 # Constants are of runs that are not predicted: the rates of a thread of `quiet bench` at half the length, hop and bytes per
-# second of `quiet-ring links` on two ranks. Ranks beyond the CPUs share them. Times are the least of --rounds runs, in turns.
+# second of `quiet-ring links` on as many ranks. Ranks beyond the CPUs share them. Times are the least of --rounds runs, in turns.
 
 import argparse
 import json
@@ -110,16 +110,19 @@ def predict(name, queries, ranks, rate, link):
     if ranks == 1:
         return compute, 0.0
     if name == "forward":
-        sent = queries * KV_HEADS * 2 * DIMENSION * BYTES
+        sent = queries * KV_HEADS * 2 * DIMENSION * BYTES * (ranks - 1) / ranks
     else:
         sent = queries / 2048 * queries * HEADS * (4 * DIMENSION + 12 + 2 * DIMENSION * BYTES) / ranks
     return compute, sent / link["bytes_per_second"]
 
 
 def table(place, arguments, counts, rates):
-    link = json.loads(run([*place.mpirun(2), arguments.ring, "links"]))
-    print(f"\n{place.name}: hop {link['hop_s'] * 1e6:.0f} us, {link['bytes_per_second'] / 1e6:.0f} MB/s from each rank\n")
-    print("| pass | ranks | compute | send | predicted | measured | over predicted | waiting |")
+    links = {ranks: json.loads(run([*place.mpirun(ranks), arguments.ring, "links", "--messages", "20"]))
+             for ranks in counts if ranks > 1}
+    print()
+    for ranks, link in links.items():
+        print(f"{place.name}, {ranks} ranks: hop {link['hop_s'] * 1e6:.0f} us, {link['bytes_per_second'] / 1e6:.0f} MB/s from each")
+    print("\n| pass | ranks | compute | send | predicted | measured | over predicted | waiting |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in ("forward", "backward"):
         best = {}
@@ -130,7 +133,7 @@ def table(place, arguments, counts, rates):
                 if ranks not in best or result["min_ms"] < best[ranks]["min_ms"]:
                     best[ranks] = result
         for ranks in counts:
-            compute, send = predict(name, arguments.queries, ranks, rates[name], link)
+            compute, send = predict(name, arguments.queries, ranks, rates[name], links.get(ranks))
             predicted, measured = max(compute, send), best[ranks]["min_ms"] / 1e3
             print(f"| {name} | {ranks} | {compute:.2f} s | {send:.2f} s | {predicted:.2f} s | {measured:.2f} s "
                   f"| {measured / predicted:.2f} | {best[ranks]['waiting_ms'] / 1e3:.2f} s |", flush=True)
