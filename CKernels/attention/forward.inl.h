@@ -134,12 +134,6 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         forward_phases(task, args, ws, block_first);
         return;
     }
-#if defined(QATTN_TILE_UNIT)
-    if (ws->bands) {
-        QATTN_FUNCTION(bands)(task, args, ws, block_first);
-        return;
-    }
-#endif
     /* The next block comes from memory or L3 while this one is computed. Memory-bound tiles prefetch it as they go. For
      * the others hardware prefetching suffices; only many tiles of int8, which take long for few bytes, gain from
      * prefetching a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 % with two to
@@ -149,6 +143,12 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
                                             ws->block_bytes};
     prefetch_cursor next = prefetch_begin(&next_block, 1);
     const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
+#if defined(QATTN_TILE_UNIT)
+    if (ws->bands) {
+        QATTN_FUNCTION(bands)(task, args, ws, block_first, &next, share);
+        return;
+    }
+#endif
     for (size_t tile = 0; tile < ws->tiles; tile++) {
         prefetch_lines(&next, share);
         prefetch_lines(&ws->upcoming, ws->upcoming_share);
@@ -250,10 +250,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     ws.lone_tile = ws.rows <= STREAMING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share;
 
 #if defined(QATTN_TILE_UNIT)
-    if (ws.bands) {
-        narrow_queries(&ws);
-        tile_unit_begin();
-    }
+    if (ws.bands) begin_bands(args, &ws);
 #endif
     tile_task task = begin_task(args, &ws);
     if (args->states) {
@@ -269,7 +266,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         store_result(args, &ws, forward_blocks(&task, args, &ws, block_begin, block_end));
     }
 #if defined(QATTN_TILE_UNIT)
-    if (ws.bands) tile_unit_end();
+    if (ws.bands) end_bands();
 #endif
 }
 

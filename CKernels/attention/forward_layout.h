@@ -19,7 +19,7 @@ typedef struct state_layout {
 
 typedef struct forward_layout {
     size_t head_lanes, value_lanes;
-    size_t places, query_steps, queries, scratch, totals;
+    size_t places, query_steps, queries, scratch, totals, fours;
     state_layout chunk, state;
     size_t floats;
 } forward_layout;
@@ -49,6 +49,9 @@ static inline forward_layout forward_layout_of(size_t head_dim, size_t value_dim
     layout.chunk = state_layout_take(&layout, tiles);
     layout.state = state_layout_take(&layout, tiles);
     layout.totals = qattn_take(&layout.floats, tiles * TOTALS_FLOATS);
+    /* A byte for each channel, up to whole rows of tiles, and column of the keys of a block. */
+    layout.fours = qattn_take(&layout.floats, (qattn_round_up(head_dim, QATTN_KEY_BLOCK) + layout.value_lanes) *
+                                                  (QATTN_KEY_BLOCK / sizeof(float)));
     return layout;
 }
 

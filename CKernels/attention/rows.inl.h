@@ -20,7 +20,7 @@ typedef struct forward_workspace {
     bool in_phases;              /* softmax over packed float32; plain: of scores that need nothing but a mask */
     bool plain;
     bool ranges_only; /* masks are ranges of keys */
-    bool bands;       /* bfloat16 pairs by tile instructions */
+    bool bands;       /* by tile instructions */
     bool lone_tile;   /* one tile of packed keys that waits for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     run_keys keys;      /* of all rows */
@@ -30,6 +30,7 @@ typedef struct forward_workspace {
     tile_scratch *scratch;  /* by tile */
     row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
+    char *fours;            /* int8 in bands: the block at hand as tile instructions take it, keys, then values */
     prefetch_cursor upcoming;
     size_t upcoming_share; /* lines to ask for with each tile and block */
 } forward_workspace;
@@ -220,6 +221,17 @@ _Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what forward_
 _Static_assert(sizeof(tile_scratch) == SCRATCH_FLOATS * sizeof(float), "what forward_layout counts");
 _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what forward_layout counts");
 
+/* Whether so many tiles of rows meet blocks of such a type in bands. */
+QATTN_INLINE bool takes_bands(qattn_storage storage, size_t tiles) {
+#if defined(QATTN_TILE_UNIT)
+    return (storage == QATTN_BFLOAT16_PAIRS && tiles >= LEAST_PAIR_TILES) ||
+           (storage == QATTN_INT8 && tiles >= LEAST_INTEGER_TILES);
+#else
+    (void)storage, (void)tiles;
+    return false;
+#endif
+}
+
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
     ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;
@@ -234,14 +246,11 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->plain = ws->in_phases && scores_are_plain(&args->problem);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
-#if defined(QATTN_TILE_UNIT)
-    ws->bands = args->blocks.storage == QATTN_BFLOAT16_PAIRS && ws->tiles > 1;
-#else
-    ws->bands = false;
-#endif
+    ws->bands = takes_bands(args->blocks.storage, ws->tiles);
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
+    const size_t channels = packed_channels(args->blocks.head_dim, args->blocks.storage);
     const forward_layout layout =
-        forward_layout_of(packed_channels(args->blocks.head_dim, args->blocks.storage), args->blocks.value_dim,
+        forward_layout_of(ws->bands ? qattn_round_up(channels, QATTN_PAIR_SEGMENT) : channels, args->blocks.value_dim,
                           ws->bands ? band_tiles(ws->tiles) : ws->tiles);
     float *const workspace = args->workspace;
     ws->head_lanes = layout.head_lanes;
@@ -253,6 +262,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->chunk = state_in(workspace, layout.chunk);
     ws->state = state_in(workspace, layout.state);
     ws->totals = (row_totals *)(workspace + layout.totals);
+    ws->fours = (char *)(workspace + layout.fours);
     place_rows(args, ws);
     ws->keys = keys_of_run(&args->problem, ws->places[0], ws->places[ws->rows - 1]);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* x86_64_amx.c - the kernels for x86-64-v4 with the tile instructions AMX-TILE and AMX-BF16: those of x86_64_v4.c, and
- * products of bfloat16 sixteen at a time. */
+/* x86_64_amx.c - the kernels for x86-64-v4 with the tile instructions AMX-TILE, AMX-BF16 and AMX-INT8: those of
+ * x86_64_v4.c, and products of bfloat16 and of int8 a tile at a time. */
 #include "isa/isa.h"
 
 #if defined(__x86_64__)
@@ -10,7 +10,7 @@
 #define QATTN_AVX512    1
 #define QATTN_TILE_UNIT 1
 #define QATTN_VECTORS   4
-QATTN_TARGET_BEGIN("arch=x86-64-v4,no-prefer-256-bit,amx-tile,amx-bf16")
+QATTN_TARGET_BEGIN("arch=x86-64-v4,no-prefer-256-bit,amx-tile,amx-bf16,amx-int8")
 #include "isa/kernels.inl.h"
 QATTN_TARGET_END
 #endif

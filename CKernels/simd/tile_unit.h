@@ -7,13 +7,17 @@
  *     unit_multiply(c, a, b)     c[m][n] += e + o, e = sum of a[m][2k] b[k][2n], o = sum of a[m][2k + 1] b[k][2n + 1]
  *
  * of bfloat16 into float32, the chains from +0 by fma, k ascending. The instruction takes subnormal numbers for 0 and
- * ignores the floating-point mode otherwise: with factors of tile/pair_tiles.inl.h there are none. */
+ * ignores the floating-point mode otherwise: with factors of tile/pair_tiles.inl.h there are none.
+ *
+ *     unit_multiply_signed(c, a, b), unit_multiply_unsigned(c, a, b)     c[m][n] += sum of a[m][4k + i] b[k][4n + i]
+ *
+ * of bytes into 32 bits, i < 4, modulo 2^32: a is signed (TDPBSSD) or unsigned (TDPBUSD), b is signed. */
 #ifndef QATTN_TILE_UNIT_H
 #define QATTN_TILE_UNIT_H
 
 #include "simd/storage.h"
 
-/* Tiles 0 to 3 are sums and 4 and 5 factors of UNIT_ROWS rows, 6 and 7 are 16 pairs of factors of 16 columns. */
+/* Tiles 0 to 3 are sums and 4 and 5 factors of UNIT_ROWS rows, 6 and 7 are 16 pairs, or fours, of factors of 16 columns. */
 enum { UNIT_ROWS = 15, UNIT_ROW_BYTES = 64, UNIT_SUMS = 4, UNIT_FACTORS = 6, UNIT_TILES = 8 };
 
 QATTN_INLINE size_t unit_rows(size_t tile) { return tile < UNIT_FACTORS ? UNIT_ROWS : 16; }
@@ -51,18 +55,38 @@ static void QATTN_FUNCTION(unit_multiply)(size_t c, size_t a, size_t b) {
     }
 }
 
-#define unit_load(t, p, step)  QATTN_FUNCTION(unit_move)(t, (char *)(p), step, false)
-#define unit_store(t, p, step) QATTN_FUNCTION(unit_move)(t, (char *)(p), step, true)
-#define unit_zero(t)           memset(QATTN_FUNCTION(tiles).bytes[t], 0, sizeof QATTN_FUNCTION(tiles).bytes[t])
-#define unit_multiply(c, a, b) QATTN_FUNCTION(unit_multiply)(c, a, b)
+static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bool a_has_signs) {
+    QATTN_FUNCTION(tiles).products++;
+    if (!QATTN_FUNCTION(tiles).configured) __builtin_trap();
+    for (size_t m = 0; m < UNIT_ROWS; m++) {
+        uint32_t sums[QATTN_LANES];
+        memcpy(sums, QATTN_FUNCTION(tiles).bytes[c][m], sizeof sums);
+        for (size_t d = 0; d < UNIT_ROW_BYTES; d++) {
+            const uint8_t byte = QATTN_FUNCTION(tiles).bytes[a][m][d];
+            const int factor = a_has_signs ? (int8_t)byte : byte;
+            const uint8_t *const columns = QATTN_FUNCTION(tiles).bytes[b][d / 4] + d % 4;
+            for (size_t n = 0; factor && n < QATTN_LANES; n++) sums[n] += (uint32_t)(factor * (int8_t)columns[4 * n]);
+        }
+        memcpy(QATTN_FUNCTION(tiles).bytes[c][m], sums, sizeof sums);
+    }
+}
+
+#define unit_load(t, p, step)           QATTN_FUNCTION(unit_move)(t, (char *)(p), step, false)
+#define unit_store(t, p, step)          QATTN_FUNCTION(unit_move)(t, (char *)(p), step, true)
+#define unit_zero(t)                    memset(QATTN_FUNCTION(tiles).bytes[t], 0, sizeof QATTN_FUNCTION(tiles).bytes[t])
+#define unit_multiply(c, a, b)          QATTN_FUNCTION(unit_multiply)(c, a, b)
+#define unit_multiply_signed(c, a, b)   QATTN_FUNCTION(unit_multiply_bytes)(c, a, b, true)
+#define unit_multiply_unsigned(c, a, b) QATTN_FUNCTION(unit_multiply_bytes)(c, a, b, false)
 
 QATTN_INLINE void tile_unit_begin(void) { QATTN_FUNCTION(tiles).configured = true; }
 QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).configured = false; }
 #else
-#define unit_load(t, p, step)  _tile_loadd(t, p, step)
-#define unit_store(t, p, step) _tile_stored(t, p, step)
-#define unit_zero(t)           _tile_zero(t)
-#define unit_multiply(c, a, b) _tile_dpbf16ps(c, a, b)
+#define unit_load(t, p, step)           _tile_loadd(t, p, step)
+#define unit_store(t, p, step)          _tile_stored(t, p, step)
+#define unit_zero(t)                    _tile_zero(t)
+#define unit_multiply(c, a, b)          _tile_dpbf16ps(c, a, b)
+#define unit_multiply_signed(c, a, b)   _tile_dpbssd(c, a, b)
+#define unit_multiply_unsigned(c, a, b) _tile_dpbusd(c, a, b)
 
 /* Of the calling thread, for one call: a thread that keeps tiles takes longer to switch. */
 QATTN_INLINE void tile_unit_begin(void) {
@@ -80,5 +104,28 @@ QATTN_INLINE void tile_unit_begin(void) {
 
 QATTN_INLINE void tile_unit_end(void) { _tile_release(); }
 #endif
+
+/* Factors of bytes, made of what integer_tiles.inl.h multiplies. */
+typedef int8_t i8x32 __attribute__((ext_vector_type(32)));
+
+QATTN_INLINE i16x32 i16x32_load(const void *p) {
+    i16x32 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* n = 256 upper + lower, of 32 integers: the upper byte has the sign, the lower one none. */
+QATTN_INLINE void i16x32_store_halves(i16x32 n, void *upper, void *lower) {
+    *(i8x32_unaligned *)upper = __builtin_convertvector(n >> 8, i8x32);
+    *(i8x32_unaligned *)lower = __builtin_convertvector(n, i8x32); /* which keeps the lower bytes */
+}
+
+/* fours[4r + i]: of 32 pairs of bytes, pair r for i < 2, and pair 16 + r behind it. */
+QATTN_INLINE void i8x64_store_fours(void *fours, const void *pairs) {
+    const i16x32 x = i16x32_load(pairs);
+    const i16x32 y = __builtin_shufflevector(x, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                             10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    memcpy(fours, &y, sizeof y);
+}
 
 #endif

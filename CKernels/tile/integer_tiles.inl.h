@@ -53,6 +53,16 @@ QATTN_INLINE void tile_scales_read(tile_task *task, tile_kind kind) {
     if (kind.streams) block_prefetch_step(&task->next, task->block_bytes);
 }
 
+/* The scores of 16 keys, from the sums of all channels; and o a + the sums of a block's values. */
+QATTN_INLINE f32x16 integer_scores(f32x16 sum, f32x16 scales, float step) {
+    return sum * (scales * f32x16_splat(step));
+}
+
+QATTN_INLINE void add_integer_values(float *out, float rescale, i32x16 sum, float step) {
+    const f32x16 block = __builtin_convertvector(sum, f32x16) * f32x16_splat(step);
+    f32x16_store(out, f32x16_fma(f32x16_load(out), f32x16_splat(rescale), block));
+}
+
 /* 1. Scores. Sums of 512 channels have room in 32 bits: 512 * 32767 * 127 < 2^31. */
 QATTN_INLINE void tile_integer_scores(tile_task *task, tile_kind kind) {
     const size_t count = packed_channels(task->head_dim, QATTN_INT8) / 2;
@@ -74,7 +84,7 @@ QATTN_INLINE void tile_integer_scores(tile_task *task, tile_kind kind) {
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++)
             f32x16_store(task->scratch->weights + i * QATTN_KEY_BLOCK + v * QATTN_LANES,
-                         t[i] * (scales * f32x16_splat(task->query_steps[i])));
+                         integer_scores(t[i], scales, task->query_steps[i]));
     }
     tile_scales_read(task, kind);
 }
@@ -110,11 +120,9 @@ QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
         tile_pairs(task, kind, (const char *)task->scratch->weights, QATTN_KEY_BLOCK * sizeof(float),
                    task->block.values + column * QATTN_KEY_BLOCK, KEY_PAIRS, sum);
         QATTN_UNROLL
-        for (size_t i = 0; i < kind.rows; i++) {
-            float *const out = task->out + i * task->value_lanes + column;
-            const f32x16 block = __builtin_convertvector(sum[i], f32x16) * f32x16_splat(steps[i]);
-            f32x16_store(out, f32x16_fma(f32x16_load(out), f32x16_splat(task->scratch->rescale[row_lane(i)]), block));
-        }
+        for (size_t i = 0; i < kind.rows; i++)
+            add_integer_values(task->out + i * task->value_lanes + column, task->scratch->rescale[row_lane(i)], sum[i],
+                               steps[i]);
     }
 }
 

@@ -17,7 +17,11 @@ enum {
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
-    BAND_TILES = 5, /* 30 rows, twice 15, which tile instructions multiply at once */
+    BAND_TILES = 5, /* which tile instructions multiply at once, as twice 15 rows */
+    BAND_ROWS = BAND_TILES * TILE_ROWS,
+    /* Tiles of a call from which on they do: what fewer would cost is counted in Documentation/Kernels.md. */
+    LEAST_PAIR_TILES = 2,
+    LEAST_INTEGER_TILES = 3,
     /* Up to so many rows, a tile lower than six, are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* unit_products.inl.h - products of many rows and columns by tile instructions, of bfloat16 or of bytes:
+ *
+ *     c = c + a b        c' = c' + a' b
+ *
+ * Each of a and a' is UNIT_ROWS rows: of bfloat16 one below the other, of bytes the upper and the lower halves of the
+ * same integers. Four tiles of sums are two such pairs of 16 columns, and take four products for four loads. */
+#ifndef QATTN_UNIT_PRODUCTS_INL_H
+#define QATTN_UNIT_PRODUCTS_INL_H
+
+#include "simd/tile_unit.h"
+#include "tile/tile_size.h"
+
+_Static_assert(BAND_ROWS == 2 * UNIT_ROWS, "a band is two tiles of rows");
+enum { UNIT_TILE_BYTES = 16 * UNIT_ROW_BYTES /* of b: 16 columns of a segment */ };
+
+typedef struct unit_product {
+    const char *a;                     /* a segment of a row is UNIT_ROW_BYTES */
+    size_t a_row, a_segment, a_second; /* bytes from a row, or a segment, to the next, and from a to a' */
+    size_t segments;
+    bool second; /* whether there is a' */
+    const char *b;
+    size_t b_vector, vectors; /* bytes from 16 columns to the next 16, and how many of those */
+    char *c;                  /* of 32 bits */
+    size_t c_row, c_second;
+    bool adds; /* to what is in c and c', or to 0 */
+} unit_product;
+
+/* One or two vectors of columns, from vector v on. */
+QATTN_INLINE void unit_columns(const unit_product *x, bool bytes, size_t v) {
+    const bool wide = v + 1 < x->vectors;
+    char *const c = x->c + v * UNIT_ROW_BYTES, *const second = c + x->c_second;
+    if (x->adds) {
+        unit_load(0, c, x->c_row);
+        if (wide) unit_load(1, c + UNIT_ROW_BYTES, x->c_row);
+        if (x->second) unit_load(2, second, x->c_row);
+        if (x->second && wide) unit_load(3, second + UNIT_ROW_BYTES, x->c_row);
+    } else {
+        unit_zero(0);
+        unit_zero(1);
+        unit_zero(2);
+        unit_zero(3);
+    }
+    for (size_t s = 0; s < x->segments; s++) {
+        const char *const a = x->a + s * x->a_segment, *const b = x->b + v * x->b_vector + s * UNIT_TILE_BYTES;
+        unit_load(4, a, x->a_row);
+        unit_load(6, b, UNIT_ROW_BYTES);
+        if (bytes) unit_multiply_signed(0, 4, 6);
+        else unit_multiply(0, 4, 6);
+        if (x->second) {
+            unit_load(5, a + x->a_second, x->a_row);
+            if (bytes) unit_multiply_unsigned(2, 5, 6);
+            else unit_multiply(2, 5, 6);
+        }
+        if (!wide) continue;
+        unit_load(7, b + x->b_vector, UNIT_ROW_BYTES);
+        if (bytes) unit_multiply_signed(1, 4, 7);
+        else unit_multiply(1, 4, 7);
+        if (!x->second) continue;
+        if (bytes) unit_multiply_unsigned(3, 5, 7);
+        else unit_multiply(3, 5, 7);
+    }
+    unit_store(0, c, x->c_row);
+    if (wide) unit_store(1, c + UNIT_ROW_BYTES, x->c_row);
+    if (x->second) unit_store(2, second, x->c_row);
+    if (x->second && wide) unit_store(3, second + UNIT_ROW_BYTES, x->c_row);
+}
+
+/* All columns, of bfloat16 or of bytes. */
+QATTN_INLINE void unit_products(const unit_product *x, bool bytes) {
+    for (size_t v = 0; v < x->vectors; v += 2) unit_columns(x, bytes, v);
+}
+
+#endif
