@@ -19,6 +19,7 @@ struct Info: ParsableCommand {
             AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: .softmax1)
         let available = KernelSet.available.map(\.name)
         let features = KernelSet.cpuFeatures
+        let hasTiles = attention.kernels.hasTiles
         if json {
             let members: [(String, JSONValue)] = [
                 ("version", .string(Quiet.version)),
@@ -26,7 +27,8 @@ struct Info: ParsableCommand {
                 ("cpu_features", .array(features.map(JSONValue.string))),
                 ("kernels_available", .array(available.map(JSONValue.string))),
                 ("kernels", .string(attention.kernels.name)),
-                ("bfloat16_products", .string(attention.kernels.hasTiles ? "tiles" : "fma")),
+                ("bfloat16_products", .string(hasTiles ? "tiles" : "fma")),
+                ("int8_products", .string(hasTiles ? "tiles" : "pairs")),
                 ("threads", .integer(attention.threads)),
             ]
             try emit(JSONValue.object(members).text())
@@ -37,9 +39,15 @@ struct Info: ParsableCommand {
                 cpu       \(Machine.cpu)
                 features  \(features.joined(separator: " "))
                 kernels   \(attention.kernels.name), of \(available.joined(separator: ", "))
-                products  of bfloat16 by \(attention.kernels.hasTiles ? "tile instructions" : "fused multiply-adds")
+                products  \(Self.products(byTiles: hasTiles))
                 threads   \(attention.threads)
                 """)
         }
+    }
+
+    private static func products(byTiles hasTiles: Bool) -> String {
+        hasTiles
+            ? "of many rows with bfloat16 and int8 by tile instructions"
+            : "of bfloat16 by fused multiply-adds, of int8 by pairs of 16-bit integers"
     }
 }

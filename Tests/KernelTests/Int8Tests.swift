@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Int8Tests.swift - keys and values packed in int8: every kernel set against the reference, bit for bit.
+// Int8Tests.swift - keys and values packed in int8: every kernel set, and the one with emulated tile instructions, against the
+// reference, bit for bit. Int8BandTests has the sizes of tiles.
 
 import AttentionReference
 import SeededInputs
 import TestSupport
 import Testing
 
+private let sets = KernelTable.available + [.emulated]
+
 @Suite struct Int8Tests {
-    @Test("sizes", arguments: KernelTable.available)
+    @Test("sizes", arguments: sets)
     func sizes(kernels: KernelTable) throws {
         try requireBits(
             kernels,
@@ -17,7 +20,7 @@ import Testing
     }
 
     /// Odd ones, beside panels, and of more than the 512 channels of an integer sum.
-    @Test("dimensions", arguments: KernelTable.available)
+    @Test("dimensions", arguments: sets)
     func dimensions(kernels: KernelTable) throws {
         try requireBits(
             kernels,
@@ -30,7 +33,7 @@ import Testing
     }
 
     /// NaN and infinity in queries, keys and values among them.
-    @Test("input families and scales", arguments: KernelTable.available)
+    @Test("input families and scales", arguments: sets)
     func families(kernels: KernelTable) throws {
         try requireBits(
             kernels,
@@ -48,7 +51,7 @@ import Testing
             })
     }
 
-    @Test("masks and biases", arguments: KernelTable.available)
+    @Test("masks and biases", arguments: sets)
     func masks(kernels: KernelTable) throws {
         func cases(_ change: @escaping (inout AttentionCase) -> Void) -> [AttentionCase] {
             [(4, 130), (9, 70), (2, 1100)].map { queries, keys in
@@ -78,7 +81,7 @@ import Testing
     ]
 
     /// Rules for scores, and normalisers, alone and with others.
-    @Test("rules for scores", arguments: KernelTable.available)
+    @Test("rules for scores", arguments: sets)
     func rules(kernels: KernelTable) throws {
         for (index, rule) in Self.rules.enumerated() {
             let other = Self.rules[(index + 5) % 8]
@@ -97,7 +100,7 @@ import Testing
         }
     }
 
-    @Test("random cases", arguments: KernelTable.available)
+    @Test("random cases", arguments: sets)
     func randomCases(kernels: KernelTable) throws {
         var generator = SeededGenerator(seed: 8)
         for _ in 0..<60 {
@@ -109,7 +112,7 @@ import Testing
     }
 
     /// Only the first keys are in memory; what the reference reads behind them is NaN, as is what is not packed.
-    @Test("keys behind the length are not touched", arguments: KernelTable.available)
+    @Test("keys behind the length are not touched", arguments: sets)
     func unwrittenKeys(kernels: KernelTable) throws {
         for length in [0, 1, 16, 63, 64, 65, 130, 1025] {
             for side in GuardedBuffer<UInt8>.Side.allCases {
@@ -126,7 +129,7 @@ import Testing
     }
 
     /// One row a call is a decoder's step, 132 a prefill; any set's packing serves any other.
-    @Test("rows per call, inputs, packing by another set", arguments: KernelTable.available, KernelTable.available)
+    @Test("rows per call, inputs, packing by another set", arguments: sets, sets)
     func calls(kernels: KernelTable, packing: KernelTable) throws {
         let shape = AttentionCase(queries: 13, keys: 150, headDimension: 33, valueDimension: 35) {
             $0.geometry = .window(130)
@@ -146,21 +149,11 @@ import Testing
         for shape in shapes { try requireBits(kernels, shape) }
     }
 
-    /// Of the first and the last head.
     private func requireBits(
         _ kernels: KernelTable, _ shape: AttentionCase, _ call: DirectCall = DirectCall(),
         _ change: (inout HeadProblem) -> Void = { _ in }
     ) throws {
-        guard shape.batch * shape.queryHeads > 0 else { return }
-        let inputs = shape.inputs
-        for (item, head) in Set([0, shape.batch - 1]).map({ ($0, $0 == 0 ? 0 : shape.queryHeads - 1) }) {
-            var problem = shape.headProblem(inputs, item: item, head: head)
-            problem.packedStorage = .int8
-            change(&problem)
-            try requireSameBits(
-                call.run(problem, kernels), problem.reference, valueDimension: shape.valueDimension,
-                "\(kernels), \(call), head \(head): \(shape)")
-        }
+        try requireInt8Bits([kernels], shape, call, change)
     }
 
     private func requireBits(
@@ -168,4 +161,28 @@ import Testing
     ) throws {
         try requireBits(kernels, shape, DirectCall(), change)
     }
+}
+
+/// Throws unless each of the sets gives the reference's bits for the first and the last head of a case whose keys and values are
+/// packed in int8, with a change or without. What the reference gives for the last of them.
+@discardableResult
+func requireInt8Bits(
+    _ sets: [KernelTable], _ shape: AttentionCase, _ call: DirectCall = DirectCall(),
+    _ change: (inout HeadProblem) -> Void = { _ in }
+) throws -> AttentionOutputs {
+    var expected = AttentionOutputs(output: [], logSumExp: [], sinkShare: [])
+    guard shape.batch * shape.queryHeads > 0 else { return expected }
+    let inputs = shape.inputs
+    for (item, head) in Set([0, shape.batch - 1]).map({ ($0, $0 == 0 ? 0 : shape.queryHeads - 1) }) {
+        var problem = shape.headProblem(inputs, item: item, head: head)
+        problem.packedStorage = .int8
+        change(&problem)
+        expected = problem.reference
+        for kernels in sets {
+            try requireSameBits(
+                call.run(problem, kernels), expected, valueDimension: shape.valueDimension,
+                "\(kernels), \(call), head \(head): \(shape)")
+        }
+    }
+    return expected
 }
