@@ -204,7 +204,14 @@ QATTN_INLINE bool find_panel(const qattn_backward_args *args, const gradient_lay
     return true;
 }
 
-/* While a panel is at work, the next one's rows come nearer. */
+/* While the panel is at work against so many blocks, rows of tensors come nearer. */
+QATTN_INLINE void ask_for_rows(gradient_call *call, const qattn_upcoming_rows *tensors, size_t count, size_t blocks) {
+    const size_t tiles = 2 * BLOCK_VECTORS * blocks * ((call->count + TILE_ROWS - 1) / TILE_ROWS);
+    call->upcoming = prefetch_begin(tensors, count);
+    call->upcoming_share = (prefetch_line_count(tensors, count) + tiles - 1) / tiles;
+}
+
+/* Those of the next panel. */
 QATTN_INLINE void ask_for_panel(gradient_call *call, const panel_place *place, size_t blocks) {
     const qattn_backward_args *const args = call->args;
     const row_place row = {.head = place->head, .query = place->queries.begin};
@@ -219,9 +226,7 @@ QATTN_INLINE void ask_for_panel(gradient_call *call, const panel_place *place, s
     call->tensors[2] = (qattn_upcoming_rows){args->query_gradients + row_offset(args->query_gradient_strides, row),
                                              args->query_gradient_strides.query * (ptrdiff_t)sizeof(float), rows,
                                              args->head_dim * sizeof(float)};
-    const size_t tiles = 2 * BLOCK_VECTORS * blocks * ((rows + TILE_ROWS - 1) / TILE_ROWS);
-    call->upcoming = prefetch_begin(call->tensors, 3);
-    call->upcoming_share = (prefetch_line_count(call->tensors, 3) + tiles - 1) / tiles;
+    ask_for_rows(call, call->tensors, 3, blocks);
 }
 
 static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
@@ -241,7 +246,9 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
         take_panel(&call, here.head, here.queries.begin, count);
         place.queries.begin += count;
         more = find_panel(args, &call.layout, &place);
-        if (more) ask_for_panel(&call, &place, here.block_end - here.block);
+        const size_t blocks = here.block_end - here.block;
+        if (more) ask_for_panel(&call, &place, blocks);
+        else ask_for_rows(&call, args->upcoming, QATTN_GRADIENT_UPCOMING, blocks);
         panel_gradients(&call);
     }
 }

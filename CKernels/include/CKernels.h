@@ -34,6 +34,7 @@ enum {
     QATTN_QUERY_BLOCK = 132,         /* most rows of one call to forward, of any kernel set */
     QATTN_READ_STREAMS = 8,          /* most places that read_probe reads from side by side */
     QATTN_UPCOMING = 4,              /* tensors that forward may be told about in advance */
+    QATTN_GRADIENT_UPCOMING = 8,     /* and backward */
     QATTN_PREPARE_BACKWARD_ROWS = 5, /* rows of the workspace of prepare_backward */
     QATTN_ALIGNMENT = 64             /* bytes, for packed keys, packed values and workspace */
 };
@@ -138,9 +139,9 @@ typedef struct qattn_prepare_backward_args {
     float *workspace; /* QATTN_PREPARE_BACKWARD_ROWS rows of dim rounded up to QATTN_LANES, from QATTN_ALIGNMENT on */
 } qattn_prepare_backward_args;
 
-/* Rows that the caller will read or write soon: forward asks for them while it computes, which hides what memory takes
- * to answer. Never needed for the result; base may be NULL. Costs time in proportion to the rows: name what the next
- * call needs. */
+/* Rows that the caller will read or write soon: forward and backward ask for them while they compute, which hides what
+ * memory takes to answer. Never needed for the result; base may be NULL. Costs time in proportion to the rows: name
+ * what the next call needs. */
 typedef struct qattn_upcoming_rows {
     const void *base;
     ptrdiff_t stride_bytes;
@@ -261,6 +262,7 @@ typedef struct qattn_backward_args {
     qattn_strides query_gradient_strides;
     float *key_gradients, *value_gradients; /* dk, dv: rows of key 0 */
     ptrdiff_t key_gradient_stride, value_gradient_stride;
+    qattn_upcoming_rows upcoming[QATTN_GRADIENT_UPCOMING];
     float *workspace; /* qattn_backward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_backward_args;
 

@@ -52,11 +52,15 @@ struct BackwardRun: @unchecked Sendable {
 
     private func runWholeGroups() {
         schedule.share(schedule.groups, memory) { number, worker in
-            runWhole(attention.schedule.group(number), worker: worker)
+            // With several workers a guess: each takes the next group that nobody has.
+            let next = number + schedule.workers
+            runWhole(
+                attention.schedule.group(number), next: next < schedule.groups ? attention.schedule.group(next) : nil,
+                worker: worker)
         }
     }
 
-    private func runWhole(_ group: Group, worker: Int) {
+    private func runWhole(_ group: Group, next: Group?, worker: Int) {
         let sequence = group.sequence
         for rows in rowPieces(of: group) { prepare(rows, of: group, worker: worker) }
         clearKeys(of: group, 0..<sequence.keys, andUnseen: true)
@@ -64,6 +68,7 @@ struct BackwardRun: @unchecked Sendable {
         for head in 0..<groupHeads { clearQueries(of: group, head: head, 0..<sequence.queries) }
         arguments.row_end = groupHeads * sequence.queries
         arguments.key_end = sequence.keys
+        if let next { addHints(for: next, to: &arguments) }
         kernels.pointee.deltas(&arguments)
         if sequence.keys > 0 { kernels.pointee.backward(&arguments) }
         for rows in rowPieces(of: group) { finish(rows, of: group, worker: worker) }
