@@ -25,20 +25,20 @@ public struct Sampler: Sendable {
         (self.method, state) = (method, seed)
     }
 
-    public mutating func next(_ logits: some Collection<Float>) -> Int {
+    public mutating func next(_ logits: [Float]) -> Int {
         switch method {
         case .greedy: Self.largest(logits)
         case .topP(let share, let temperature): sample(logits, share, temperature)
         }
     }
 
-    private static func largest(_ logits: some Collection<Float>) -> Int {
+    private static func largest(_ logits: [Float]) -> Int {
         var (best, value) = (0, -Float.infinity)
         for (index, logit) in logits.enumerated() where logit > value { (best, value) = (index, logit) }
         return best
     }
 
-    private mutating func sample(_ logits: some Collection<Float>, _ share: Double, _ temperature: Double) -> Int {
+    private mutating func sample(_ logits: [Float], _ share: Double, _ temperature: Double) -> Int {
         let top = Double(logits.max() ?? 0)
         let weights = logits.map { exp((Double($0) - top) / temperature) }
         let total = weights.reduce(0, +)
