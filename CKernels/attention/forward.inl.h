@@ -84,10 +84,12 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
  * that take longer for a line than memory does prefetch each line. Four rows of float32 take as long as the last cache,
  * so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they prefetch
  * wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 19 with, 24 without). */
-QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, size_t rows) {
+QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forward_workspace *ws) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
-    if (storage == QATTN_INT8) return 24576;
+    if (storage == QATTN_INT8) return ws->tiles == 1 ? 24576 : 0;
+    if (ws->rows > STREAMING_ROWS) return 0;
+    const size_t rows = ws->rows > 2 ? STREAMING_ROWS : ws->rows; /* of the tile that computes them */
     /* Vectors of columns are not quite one run of reads. */
     if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
     const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
@@ -128,7 +130,7 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
         task->block = block_number(args, ws, 0);
         pack_unpacked(args, ws, block, block_end, task);
     } else {
-        take_block(task, args, ws, block, block_end, ws->rows <= STREAMING_ROWS ? streaming_ahead(args, ws->rows) : 0);
+        take_block(task, args, ws, block, block_end, streaming_ahead(args, ws));
     }
     if (ws->in_phases) {
         forward_phases(task, args, ws, block_first);
@@ -163,7 +165,7 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
 static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *task, const qattn_forward_args *args,
                                                                     forward_workspace *ws, size_t begin, size_t end,
                                                                     size_t block_end) {
-    const size_t ahead = streaming_ahead(args, ws->rows);
+    const size_t ahead = streaming_ahead(args, ws);
     take_rows(task, ws, 0);
     tile_sees_all(task, ws->chunk.started, ws->rows);
     if (ws->plain) {

@@ -39,19 +39,17 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) sum[i] = (i32x16)0;
     for (size_t begin = 0; begin < count; begin += STEP_PAIRS) {
-        if (kind.streams) block_prefetch_step(&next, task->block_bytes);
+        block_prefetch_step(&next, task->block_bytes);
         /* More at a time, and the compiler adds up products before sums, and spills. */
         QATTN_UNROLL_2
         for (size_t p = begin; p < qattn_min(begin + STEP_PAIRS, count); p++)
             tile_pair(kind, pairs + p * sizeof(int32_t), row_bytes, packed + p * PAIR_BYTES, sum);
     }
-    if (kind.streams) task->next = next;
+    task->next = next;
 }
 
 /* The scales of a block's keys, or values, are one more step of what is read. */
-QATTN_INLINE void tile_scales_read(tile_task *task, tile_kind kind) {
-    if (kind.streams) block_prefetch_step(&task->next, task->block_bytes);
-}
+QATTN_INLINE void tile_scales_read(tile_task *task) { block_prefetch_step(&task->next, task->block_bytes); }
 
 /* The scores of 16 keys, from the sums of all channels; and o a + the sums of a block's values. */
 QATTN_INLINE f32x16 integer_scores(f32x16 sum, f32x16 scales, float step) {
@@ -86,7 +84,7 @@ QATTN_INLINE void tile_integer_scores(tile_task *task, tile_kind kind) {
             f32x16_store(task->scratch->weights + i * QATTN_KEY_BLOCK + v * QATTN_LANES,
                          integer_scores(t[i], scales, task->query_steps[i]));
     }
-    tile_scales_read(task, kind);
+    tile_scales_read(task);
 }
 
 /* A row's weights times the scales of the values, in place as integers; returns the step. The step of a row that sees
@@ -111,7 +109,7 @@ QATTN_INLINE float quantise_weights(float *weights, const float *scales, uint64_
 /* 3. Values: sums of 64 keys have room in 32 bits. */
 QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
     float steps[TILE_ROWS];
-    tile_scales_read(task, kind);
+    tile_scales_read(task);
     for (size_t i = 0; i < kind.rows; i++)
         steps[i] = quantise_weights(task->scratch->weights + i * QATTN_KEY_BLOCK, task->block.value_scales,
                                     task->scratch->visible[i]);
@@ -129,11 +127,11 @@ QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
 #define TILE_INTEGERS(rows)                                                                                            \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_QATTN_INT8),                        \
                                                       rows)(tile_task * task) {                                        \
-        tile_integer_scores(task, (tile_kind){rows, QATTN_INT8, .streams = rows < TILE_ROWS});                         \
+        tile_integer_scores(task, (tile_kind){rows, QATTN_INT8, .streams = true});                                     \
     }                                                                                                                  \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_values_QATTN_INT8),                          \
                                                       rows)(tile_task * task) {                                        \
-        tile_integer_values(task, (tile_kind){rows, QATTN_INT8, .streams = rows < TILE_ROWS});                         \
+        tile_integer_values(task, (tile_kind){rows, QATTN_INT8, .streams = true});                                     \
     }
 TILE_INTEGERS(1)
 TILE_INTEGERS(4)
