@@ -83,7 +83,8 @@ import Testing
         let dimensions = try embedding.checkedDimensions(headDimension: 12)
         let angles = try RotaryAngles(embedding, dimensions: dimensions, length: 200)
         let reference = ReferencePositions(embedding, headDimension: 12, length: 200)
-        let places = [-3, 0, 1, 2, 1023, 12_345, 1 << 20, 1 << 40]
+        // Times a power of two an angle is exact, and times one less it is not.
+        let places = [-3, 0, 1, 2, 1023, 12_345, 1 << 20, (1 << 20) - 1, 1 << 40, (1 << 40) - 1]
         let table = try RotaryTable(angles, positions: places, .keys)
         for (row, place) in places.enumerated() {
             for pair in 0..<dimensions / 2 {

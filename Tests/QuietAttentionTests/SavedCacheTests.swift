@@ -158,7 +158,7 @@ import Testing
         let folder = "/tmp/quiet-attention-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
         try #require(mkdir(folder, 0o700) == 0)
         defer {
-            for name in ["cache", "link"] { unlink("\(folder)/\(name)") }
+            for name in ["cache", "link", "pipe"] { unlink("\(folder)/\(name)") }
             rmdir(folder)
         }
         let (path, link) = ("\(folder)/cache", "\(folder)/link")

@@ -7,10 +7,12 @@ import Testing
 
 @testable import Laboratory
 
-@Suite struct TrainingTests {
+@Suite final class TrainingTests {
     private let folder = FileManager.default.temporaryDirectory.appendingPathComponent("lab-\(UUID().uuidString)").path
 
     init() throws { try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true) }
+
+    deinit { try? FileManager.default.removeItem(atPath: folder) }
 
     private func finished(_ trainer: Trainer) throws -> Trainer {
         while trainer.step < trainer.configuration.steps { try trainer.advance() }

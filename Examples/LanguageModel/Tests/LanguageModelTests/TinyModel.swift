@@ -35,6 +35,7 @@ struct TinyModel {
         let folder = FileManager.default.temporaryDirectory.appendingPathComponent("tiny-model-\(UUID())")
         do {
             try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+            TestFiles.removeAtExit(folder.path)
             let script = Process()
             script.executableURL = URL(fileURLWithPath: "/usr/bin/env")
             script.arguments = ["python3", package.appendingPathComponent("Scripts/tiny-model.py").path, folder.path]
@@ -73,20 +74,30 @@ final class TemporaryFile: Sendable {
         try Data(bytes).write(to: URL(fileURLWithPath: path))
     }
 
-    deinit { try? FileManager.default.removeItem(atPath: path) }
-
     /// A file that is there during a call.
     static func with<Result>(_ bytes: [UInt8], _ body: (String) throws -> Result) throws -> Result {
         let file = try TemporaryFile(bytes)
-        return try withExtendedLifetime(file) { try body(file.path) }
+        defer { try? FileManager.default.removeItem(atPath: file.path) }
+        return try body(file.path)
     }
-
-    private static let all = Mutex([TemporaryFile]())
 
     /// A file that is there until the tests end.
     static func kept(_ bytes: [UInt8]) throws -> TemporaryFile {
         let file = try TemporaryFile(bytes)
-        all.withLock { $0.append(file) }
+        TestFiles.removeAtExit(file.path)
         return file
+    }
+}
+
+/// Files and folders that go when the process of the tests ends.
+enum TestFiles {
+    private static let paths = Mutex([String]())
+    private static let registration: Int32 = atexit {
+        paths.withLock { for path in $0 { try? FileManager.default.removeItem(atPath: path) } }
+    }
+
+    static func removeAtExit(_ path: String) {
+        _ = registration
+        paths.withLock { $0.append(path) }
     }
 }
