@@ -21,6 +21,9 @@ let package = Package(
             name: "CRing", dependencies: ["COpenMPI"],
             cSettings: [.enableWarning("all"), .enableWarning("extra"), .treatAllWarnings(as: .error)]),
         .target(name: "Ring", dependencies: ["CRing", .product(name: "QuietAttention", package: "QuietAttention")]),
+        .testTarget(
+            name: "RingTests", dependencies: ["Ring", .product(name: "QuietAttention", package: "QuietAttention")],
+            path: "Tests/RingTests"),
         .executableTarget(
             name: "quiet-ring",
             dependencies: [

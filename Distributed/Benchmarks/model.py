@@ -110,10 +110,12 @@ def predict(name, queries, ranks, rate, link):
     if ranks == 1:
         return compute, 0.0
     if name == "forward":
-        sent = queries * KV_HEADS * 2 * DIMENSION * BYTES * (ranks - 1) / ranks
-    else:
-        sent = queries / 2048 * queries * HEADS * (4 * DIMENSION + 12 + 2 * DIMENSION * BYTES) / ranks
-    return compute, sent / link["bytes_per_second"]
+        return compute, queries * KV_HEADS * 2 * DIMENSION * BYTES * (ranks - 1) / ranks / link["bytes_per_second"]
+    # All rows meet the first chunk, on one rank, and the last stripe then all chunks.
+    alone = 2 * KV_HEADS * queries * (1024 * HEADS / KV_HEADS + 512) * channels(name) / rate
+    row = 4 * DIMENSION + 12 + 2 * DIMENSION * BYTES
+    sent = HEADS * queries * ((queries / 2048 + 0.5) * row + 4 * DIMENSION) * (ranks - 1) / ranks
+    return max(compute, alone), sent / ranks / link["bytes_per_second"]
 
 
 def table(place, arguments, counts, rates):

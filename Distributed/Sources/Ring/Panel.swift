@@ -6,20 +6,27 @@ import QuietAttention
 /// One stripe of one query head of each key/value head, with the sums of its gradients so far: a message.
 final class Panel<Query: AttentionScalar, OutputGradient: AttentionScalar> {
     let number: Int
-    private let memory: Buffer<UInt8>
+    let memory: Buffer<UInt8>
     private let layout: PanelLayout
     private let rows: Int
 
-    init(_ number: Int, rows: Int, _ layout: PanelLayout) throws(RingError) {
-        (self.number, self.rows, self.layout) = (number, layout.heads * rows, layout)
-        let bytes =
-            4 * (layout.sumFloats + 3) + MemoryLayout<Query>.stride * layout.shape.headDimension
+    /// - Parameter memory: for at least so many rows.
+    init(_ number: Int, rows: Int, _ layout: PanelLayout, in memory: Buffer<UInt8>) {
+        (self.number, self.rows, self.layout, self.memory) = (number, layout.heads * rows, layout, memory)
+    }
+
+    /// Memory for a panel.
+    static func memory(rows: Int, _ layout: PanelLayout) throws(RingError) -> Buffer<UInt8> {
+        try Buffer(layout.heads * rows * rowBytes(layout), for: "rows in flight")
+    }
+
+    private static func rowBytes(_ layout: PanelLayout) -> Int {
+        4 * (layout.sumFloats + 3) + MemoryLayout<Query>.stride * layout.shape.headDimension
             + MemoryLayout<OutputGradient>.stride * layout.shape.valueDimension
-        memory = try Buffer(self.rows * bytes, for: "rows in flight")
     }
 
     /// All of it, as it travels on.
-    var bytes: UnsafeMutableRawBufferPointer { memory.bytes }
+    var bytes: UnsafeMutableRawBufferPointer { .init(rebasing: memory.bytes[..<(rows * Self.rowBytes(layout))]) }
     /// The sums alone, as they come home: of the gradient of the queries, then the lanes of slopes.
     var sums: UnsafeMutableBufferPointer<Float> { floats(0, rows * layout.sumFloats) }
 
@@ -64,28 +71,4 @@ struct PanelLayout {
     var heads: Int { shape.keyValueHeads }
     /// Sums of a row.
     var sumFloats: Int { shape.headDimension + (hasSlopes ? 16 : 0) }
-}
-
-/// Which panels there are, and which chunks they meet: the same on all ranks.
-struct PanelPlan {
-    let plan: RingPlan
-    let groupHeads: Int
-
-    var panels: Int { groupHeads * plan.stripes }
-
-    func groupHead(_ panel: Int) -> Int { panel / plan.stripes }
-    func stripe(_ panel: Int) -> Int { panel % plan.stripes }
-    func chunks(_ panel: Int) -> Range<Int> { plan.chunksSeen(byStripe: stripe(panel)) }
-
-    /// When a panel meets a chunk. Panels meet the chunks that they see in ascending order, chunks the panels, and what a
-    /// panel needs from another rank was sent two waves before.
-    func wave(_ panel: Int, _ chunk: Int) -> Int { panel + 2 * chunk }
-
-    /// What a rank does, in order.
-    func tasks(of rank: Int) -> [(panel: Int, chunk: Int)] {
-        let own = (0..<panels).flatMap { panel in
-            chunks(panel).filter { plan.owner(of: $0) == rank }.map { (panel: panel, chunk: $0) }
-        }
-        return own.sorted { (wave($0.panel, $0.chunk), $0.chunk) < (wave($1.panel, $1.chunk), $1.chunk) }
-    }
 }

@@ -3,72 +3,87 @@
 
 import QuietAttention
 
-/// Receives panels for the tasks to come, sends them on, and takes home the sums of the rank's own.
+/// Takes panels in as the rank's ``PanelDesk`` asks for them, sends them on, and takes home the sums of the rank's own.
 ///
-/// Every rank posts what it receives in the order of its tasks, and never waits to send: of all tasks that are not done, the
-/// first one's panel is on its way to a rank that waits for it or will soon.
+/// Panels are offered: they stay with the sender, which never waits, until the receiver has a seat for them. A rank holds the panels
+/// on its seats, and ``atOnce`` of its own on their way to the first chunk, and the sums of as many on their way home.
 final class PanelTravel<Query: AttentionScalar, OutputGradient: AttentionScalar> {
     typealias Rows = Panel<Query, OutputGradient>
 
-    /// Panels asked for before they are needed, and messages of other kinds under way.
-    private static var ahead: Int { 4 }
+    /// Panels of the rank that are on their way to others, and sums on their way home.
+    private static var atOnce: Int { 4 }
 
+    /// Of an offer: a panel, or its sums alone. Behind these bits is the panel's number.
     private enum Kind: Int {
-        case start = 0x4000
-        case onward = 0x8000
-        case home = 0xc000
+        case panel = 0x40_0000
+        case home = 0
     }
 
     private let world: World
     private let panels: PanelPlan
     private let layout: PanelLayout
-    private let tasks: [(panel: Int, chunk: Int)]
-    private let pack: (_ panel: Int) throws(RingError) -> Rows
+    private let pack: (Rows) -> Void
     private let unpack: (_ panel: Int, _ sums: UnsafeBufferPointer<Float>) -> Void
+    private var desk: PanelDesk
 
-    /// Tasks whose panels come from elsewhere, the rank's panels that begin elsewhere, and those that end there: in order.
-    private let arrivals: [Int]
-    private let departures, returns: [Int]
-    private var nextArrival = 0, nextDeparture = 0, nextReturn = 0
-    private var arriving: [Int: (panel: Rows, request: Request?)] = [:]
+    /// The rank's panels that begin elsewhere, by their turns.
+    private let departures: [Int]
+    private var nextDeparture = 0
+    /// Sums that are still to come home from others.
+    private var absent: Int
+    private var offers: [Int: Offer] = [:]
+    private var homeOffers: [Offer] = []
+    private var coming: [(panel: Rows, request: Request)] = []
     private var departing: [(panel: Rows, request: Request)] = []
-    private var passing: [(panel: Rows, request: Request)] = []
+    private var leaving: [(panel: Rows, request: Request)] = []
     private var returning: [(number: Int, sums: Buffer<Float>, request: Request)] = []
-    /// Between two chunks of this rank.
-    private var held: [Int: Rows] = [:]
+    /// On seats, until they have left.
+    private var here: [Int: Rows] = [:]
+    /// Of panels that are gone.
+    private var spare: [Buffer<UInt8>] = []
     private var failure: RingError?
 
+    /// - Parameters:
+    ///   - pack: fills a panel of the rank's own, whose sums are 0.
+    ///   - unpack: takes the sums of one.
     init(
-        _ world: World, _ panels: PanelPlan, _ layout: PanelLayout, _ tasks: [(panel: Int, chunk: Int)],
-        pack: @escaping (Int) throws(RingError) -> Rows,
+        _ world: World, _ panels: PanelPlan, _ layout: PanelLayout, pack: @escaping (Rows) -> Void,
         unpack: @escaping (Int, UnsafeBufferPointer<Float>) -> Void
-    ) {
-        (self.world, self.panels, self.layout, self.tasks) = (world, panels, layout, tasks)
-        (self.pack, self.unpack) = (pack, unpack)
-        let (plan, rank) = (panels.plan, world.rank)
-        arrivals = tasks.indices.filter { Self.origin(of: tasks[$0], panels) != rank }
-        func own(_ place: (Int) -> Int) -> [Int] {
-            let numbers = (0..<panels.panels).filter {
-                let chunks = panels.chunks($0)
-                return !chunks.isEmpty && plan.owner(of: panels.stripe($0)) == rank && plan.owner(of: place($0)) != rank
-            }
-            return numbers.sorted {
-                (panels.wave($0, place($0)), place($0)) < (panels.wave($1, place($1)), place($1))
-            }
+    ) throws(RingError) {
+        guard panels.panels <= Kind.panel.rawValue else {
+            throw RingError("\(panels.panels) stripes of heads: expected at most \(Kind.panel.rawValue)")
         }
-        departures = own { panels.chunks($0).lowerBound }
-        returns = own { panels.chunks($0).upperBound - 1 }
-    }
-
-    /// The rank that a task's panel comes from.
-    private static func origin(of task: (panel: Int, chunk: Int), _ panels: PanelPlan) -> Int {
-        task.chunk == panels.chunks(task.panel).lowerBound
-            ? panels.plan.owner(of: panels.stripe(task.panel)) : panels.plan.owner(of: task.chunk - 1)
+        (self.world, self.panels, self.layout) = (world, panels, layout)
+        (self.pack, self.unpack) = (pack, unpack)
+        desk = PanelDesk(panels, rank: world.rank)
+        let own = (0..<panels.panels).filter { panels.home(of: $0) == world.rank && !panels.chunks($0).isEmpty }
+        let plan = panels.plan
+        departures = own.filter { plan.owner(of: panels.chunks($0).lowerBound) != world.rank }
+            .sorted { panels.turn($0) < panels.turn($1) }
+        absent = own.count { plan.owner(of: panels.chunks($0).upperBound - 1) != world.rank }
     }
 
     private func rows(_ panel: Int) -> Int { panels.plan.rows(ofStripe: panels.stripe(panel)).count }
 
-    private func tag(_ kind: Kind, _ panel: Int) -> Int { kind.rawValue | panel & 0x3fff }
+    // MARK: - Panels
+
+    private func emptyPanel(_ number: Int) throws(RingError) -> Rows {
+        let used = spare.popLast()
+        let memory = if let used { used } else { try Rows.memory(rows: panels.plan.stripeRows, layout) }
+        return Rows(number, rows: rows(number), layout, in: memory)
+    }
+
+    private func ownPanel(_ number: Int) throws(RingError) -> Rows {
+        let panel = try emptyPanel(number)
+        panel.sums.update(repeating: 0)
+        pack(panel)
+        return panel
+    }
+
+    private func send(_ panel: Rows, _ kind: Kind, _ rank: Int) throws(RingError) -> Request {
+        let bytes = kind == .home ? UnsafeRawBufferPointer(panel.sums) : UnsafeRawBufferPointer(panel.bytes)
+        return try world.offer(bytes, to: rank, tag: kind.rawValue | panel.number, "panel \(panel.number)")
+    }
 
     // MARK: - Messages
 
@@ -79,84 +94,100 @@ final class PanelTravel<Query: AttentionScalar, OutputGradient: AttentionScalar>
     }
 
     private func step() throws(RingError) {
-        for task in Array(arriving.keys) where arriving[task]!.request != nil {
-            if try world.isDone(&arriving[task]!.request!) { arriving[task]!.request = nil }
+        try end()
+        while let offer = try world.findOffer() {
+            if offer.tag & Kind.panel.rawValue == 0 {
+                homeOffers.append(offer)
+            } else {
+                let number = offer.tag & (Kind.panel.rawValue - 1)
+                offers[number] = offer
+                desk.offer(number)
+            }
+        }
+        while let number = desk.take() { try take(number) }
+        while departing.count < Self.atOnce, nextDeparture < departures.count {
+            let panel = try ownPanel(departures[nextDeparture])
+            let to = panels.plan.owner(of: panels.chunks(panel.number).lowerBound)
+            departing.append((panel, try send(panel, .panel, to)))
+            nextDeparture += 1
+        }
+        while returning.count < Self.atOnce, let offer = homeOffers.popLast() {
+            let count = layout.heads * rows(offer.tag) * layout.sumFloats
+            let sums = try Buffer<Float>(count, for: "gradients in flight")
+            let request = try world.take(offer, into: sums.bytes, "the gradient of panel \(offer.tag)")
+            returning.append((offer.tag, sums, request))
+        }
+    }
+
+    /// What has become of messages.
+    private func end() throws(RingError) {
+        for index in coming.indices.reversed() where try world.isDone(&coming[index].request) {
+            let panel = coming.remove(at: index).panel
+            here[panel.number] = panel
+            desk.arrive(panel.number)
         }
         for index in departing.indices.reversed() where try world.isDone(&departing[index].request) {
-            departing.remove(at: index)
+            spare.append(departing.remove(at: index).panel.memory)
         }
-        for index in passing.indices.reversed() where try world.isDone(&passing[index].request) {
-            passing.remove(at: index)
+        for index in leaving.indices.reversed() where try world.isDone(&leaving[index].request) {
+            let panel = leaving.remove(at: index).panel
+            spare.append(panel.memory)
+            desk.leave(panel.number)
         }
         for index in returning.indices.reversed() where try world.isDone(&returning[index].request) {
             unpack(returning[index].number, returning[index].sums.reading)
             returning.remove(at: index)
-        }
-        while arriving.count < Self.ahead, nextArrival < arrivals.count {
-            try arrive(arrivals[nextArrival])
-            nextArrival += 1
-        }
-        while departing.count < Self.ahead, nextDeparture < departures.count {
-            let number = departures[nextDeparture]
-            let panel = try pack(number)
-            let to = panels.plan.owner(of: panels.chunks(number).lowerBound)
-            departing.append((panel, try send(panel, .start, to)))
-            nextDeparture += 1
-        }
-        while returning.count < Self.ahead, nextReturn < returns.count {
-            let number = returns[nextReturn]
-            let sums = try Buffer<Float>(
-                layout.heads * rows(number) * layout.sumFloats, for: "gradients in flight")
-            let from = panels.plan.owner(of: panels.chunks(number).upperBound - 1)
-            let request = try world.receive(
-                sums.bytes, from: from, tag: tag(.home, number), "the gradient of panel \(number)")
-            returning.append((number, sums, request))
-            nextReturn += 1
+            absent -= 1
         }
     }
 
-    private func arrive(_ index: Int) throws(RingError) {
-        let task = tasks[index]
-        let panel = try Rows(task.panel, rows: rows(task.panel), layout)
-        let kind = task.chunk == panels.chunks(task.panel).lowerBound ? Kind.start : .onward
-        let request = try world.receive(
-            panel.bytes, from: Self.origin(of: task, panels), tag: tag(kind, task.panel),
-            "panel \(task.panel) for chunk \(task.chunk)")
-        arriving[index] = (panel, request)
-    }
-
-    private func send(_ panel: Rows, _ kind: Kind, _ rank: Int) throws(RingError) -> Request {
-        let bytes = kind == .home ? UnsafeRawBufferPointer(panel.sums) : UnsafeRawBufferPointer(panel.bytes)
-        return try world.send(bytes, to: rank, tag: tag(kind, panel.number), "panel \(panel.number)")
+    /// A panel that has got a seat.
+    private func take(_ number: Int) throws(RingError) {
+        guard let offer = offers.removeValue(forKey: number) else {
+            here[number] = try ownPanel(number)
+            return desk.arrive(number)
+        }
+        let panel = try emptyPanel(number)
+        coming.append((panel, try world.take(offer, into: panel.bytes, "panel \(number)")))
     }
 
     // MARK: - Tasks
 
-    /// The panel of a task, when it is there.
-    func panel(ofTask index: Int) throws(RingError) -> Rows {
+    /// What to do now, when its panel is there; nil: all is done.
+    func next() throws(RingError) -> (panel: Rows, chunk: Int)? {
         if let failure { throw failure }
-        let task = tasks[index]
-        if let panel = held.removeValue(forKey: task.panel) { return panel }
-        if Self.origin(of: task, panels) == world.rank { return try pack(task.panel) }
+        guard let first = desk.first else { return nil }
         try world.wait(
             until: { () throws(RingError) in
+                if self.desk.task != nil { return true }
                 try self.step()
-                return self.arriving[index].map { $0.request == nil } ?? false
-            }, for: { "panel \(task.panel) from rank \(Self.origin(of: task, self.panels))" })
-        return arriving.removeValue(forKey: index)!.panel
+                return self.desk.task != nil
+            },
+            for: { [panels] in
+                let chunk = first.chunk
+                let from =
+                    chunk == panels.chunks(first.panel).lowerBound
+                    ? panels.home(of: first.panel) : panels.plan.owner(of: chunk - 1)
+                return "panel \(first.panel) for chunk \(chunk) from rank \(from)"
+            })
+        let task = desk.task!
+        return (here[task.panel]!, task.chunk)
     }
 
     /// Sends a panel to the owner of the chunk that follows, or its sums home.
-    func passOn(_ panel: Rows, after chunk: Int) throws(RingError) {
-        let isLast = chunk + 1 == panels.chunks(panel.number).upperBound
-        let next =
-            isLast ? panels.plan.owner(of: panels.stripe(panel.number)) : panels.plan.owner(of: chunk + 1)
-        if next != world.rank {
-            passing.append((panel, try send(panel, isLast ? .home : .onward, next)))
-        } else if isLast {
+    func passOn(_ panel: Rows) throws(RingError) {
+        switch desk.finish(panel.number) {
+        case .stays: break
+        case .onward(let rank):
+            here[panel.number] = nil
+            leaving.append((panel, try send(panel, .panel, rank)))
+        case .home(let rank) where rank == world.rank:
+            here[panel.number] = nil
             unpack(panel.number, UnsafeBufferPointer(panel.sums))
-        } else {
-            held[panel.number] = panel
+            spare.append(panel.memory)
+        case .home(let rank):
+            here[panel.number] = nil
+            leaving.append((panel, try send(panel, .home, rank)))
         }
         try step()
     }
@@ -167,8 +198,8 @@ final class PanelTravel<Query: AttentionScalar, OutputGradient: AttentionScalar>
         try world.wait(
             until: { () throws(RingError) in
                 try self.step()
-                return self.departing.isEmpty && self.nextDeparture == self.departures.count && self.passing.isEmpty
-                    && self.returning.isEmpty && self.nextReturn == self.returns.count
+                return self.departing.isEmpty && self.nextDeparture == self.departures.count && self.leaving.isEmpty
+                    && self.absent == 0
             }, for: { "gradients to come home" })
     }
 }

@@ -7,13 +7,12 @@ import QuietAttention
 ///
 /// Keys and values stay with their owners, and so do the sums of their gradients. Rows go from chunk to chunk in ascending
 /// order, with the sums of their own gradient, and come home after the last chunk that they see: so every sum takes its terms
-/// in the order of one machine. A rank computes in waves (``PanelPlan/wave(_:_:)``), which give messages time.
+/// in the order of one machine. What a rank works at next is up to what has arrived (``PanelDesk``).
 public final class RingBackward<Element: AttentionScalar, Output: AttentionScalar> {
     private let world: World
     private let forward: RingForward<Element, Output>
     private let part: OwnPart<Element>
     private let panels: PanelPlan
-    private let tasks: [(panel: Int, chunk: Int)]
     private let makeAttention: (_ rows: Range<Int>) throws -> PartwiseAttention
     private var attentions: [Int: PartwiseAttention] = [:]
     /// `[H, rows, E]`.
@@ -55,7 +54,6 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         part = forward.part
         let (plan, shape) = (part.plan, part.shape)
         panels = PanelPlan(plan: plan, groupHeads: shape.groupHeads)
-        tasks = panels.tasks(of: world.rank)
         let rows = shape.queryHeads * part.rows.count
         outputGradient = try Buffer(rows * shape.valueDimension, for: "the gradient of the output")
         logSumExpGradient = try readLogSumExpGradient.map { read in
@@ -133,22 +131,20 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         _ queries: Buffer<Query>, keys: (_ chunk: Int) -> UnsafeBufferPointer<Query>
     ) throws {
         let layout = PanelLayout(shape: part.shape, hasSlopes: wanted.slopes)
-        let travel = PanelTravel<Query, Element>(
-            world, panels, layout, tasks,
-            pack: { [self] number throws(RingError) in try pack(number, queries, layout) },
+        let travel = try PanelTravel<Query, Element>(
+            world, panels, layout, pack: { [self] panel in pack(panel, queries) },
             unpack: { [self] number, sums in unpack(number, sums) })
         travel.poll()
-        for (index, task) in tasks.enumerated() {
-            let panel = try travel.panel(ofTask: index)
-            let tensors = part.chunks[task.chunk]!
-            try attention(stripe: panels.stripe(task.panel)).addGradients(
-                of: panel.gradientRows, groupHead: panels.groupHead(task.panel),
+        while let (panel, chunk) = try travel.next() {
+            let tensors = part.chunks[chunk]!
+            try attention(stripe: panels.stripe(panel.number)).addGradients(
+                of: panel.gradientRows, groupHead: panels.groupHead(panel.number),
                 against: .init(
-                    keys: keys(task.chunk), values: UnsafeBufferPointer(tensors.values),
-                    keyGradient: keyGradients[task.chunk]!.elements,
-                    valueGradient: valueGradients[task.chunk]!.elements, range: tensors.range),
+                    keys: keys(chunk), values: UnsafeBufferPointer(tensors.values),
+                    keyGradient: keyGradients[chunk]!.elements, valueGradient: valueGradients[chunk]!.elements,
+                    range: tensors.range),
                 meanwhile: travel.poll)
-            try travel.passOn(panel, after: task.chunk)
+            try travel.passOn(panel)
         }
         try travel.finish()
         guard let logScaleTerms else { return }
@@ -175,13 +171,9 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
         }
     }
 
-    private func pack<Query: AttentionScalar>(
-        _ number: Int, _ queries: Buffer<Query>, _ layout: PanelLayout
-    ) throws(RingError) -> Panel<Query, Element> {
+    private func pack<Query: AttentionScalar>(_ panel: Panel<Query, Element>, _ queries: Buffer<Query>) {
         let (d, e) = (part.shape.headDimension, part.shape.valueDimension)
-        let stripe = part.plan.rows(ofStripe: panels.stripe(number))
-        let panel = try Panel<Query, Element>(number, rows: stripe.count, layout)
-        forEachHead(number) { head, first, rows in
+        forEachHead(panel.number) { head, first, rows in
             func copy<Scalar: BitwiseCopyable>(
                 _ from: UnsafeBufferPointer<Scalar>, _ to: UnsafeMutableBufferPointer<Scalar>, _ dimension: Int
             ) {
@@ -193,7 +185,6 @@ public final class RingBackward<Element: AttentionScalar, Output: AttentionScala
             record.references.withUnsafeBufferPointer { copy($0, panel.numbers(0), 1) }
             record.factors.withUnsafeBufferPointer { copy($0, panel.numbers(1), 1) }
         }
-        return panel
     }
 
     /// The sums of a panel's gradients, come home.

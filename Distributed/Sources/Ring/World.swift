@@ -23,6 +23,15 @@ public struct Request {
     let what: () -> String
 }
 
+/// A message that another rank would send: it stays there until it is taken.
+struct Offer {
+    fileprivate var raw: ring_offer
+
+    var rank: Int { Int(raw.from) }
+    var tag: Int { Int(raw.tag) }
+    var bytes: Int { raw.bytes }
+}
+
 /// The ranks of a run: all processes that `mpirun` started. Used by one thread.
 public final class World {
     /// This process among the ranks, and how many there are.
@@ -77,6 +86,35 @@ public final class World {
         var raw = ring_request()
         try check(ring_receive(bytes.baseAddress, bytes.count, Int32(rank), Int32(tag), &raw))
         return Request(raw: raw, what: { "\(what()) from rank \(rank)" })
+    }
+
+    /// As ``send(_:to:tag:_:)``, to a rank that takes it when it has a place for it.
+    func offer(
+        _ bytes: UnsafeRawBufferPointer, to rank: Int, tag: Int, _ what: @escaping @autoclosure () -> String
+    ) throws(RingError) -> Request {
+        bytesSent += bytes.count
+        var raw = ring_request()
+        try check(ring_offer_send(bytes.baseAddress, bytes.count, Int32(rank), Int32(tag), &raw))
+        return Request(raw: raw, what: { "rank \(rank) to take \(what())" })
+    }
+
+    /// An offer of another rank that has not been found before.
+    func findOffer() throws(RingError) -> Offer? {
+        var (raw, found) = (ring_offer(), Int32(0))
+        try check(ring_find_offer(&raw, &found))
+        return found == 0 ? nil : Offer(raw: raw)
+    }
+
+    /// Once for each offer.
+    func take(
+        _ offer: Offer, into bytes: UnsafeMutableRawBufferPointer, _ what: @escaping @autoclosure () -> String
+    ) throws(RingError) -> Request {
+        guard bytes.count == offer.bytes else {
+            throw RingError("rank \(offer.rank) sends \(offer.bytes) bytes for \(what()), not \(bytes.count)")
+        }
+        var (raw, request) = (offer.raw, ring_request())
+        try check(ring_take_offer(bytes.baseAddress, &raw, &request))
+        return Request(raw: request, what: { "\(what()) from rank \(offer.rank)" })
     }
 
     /// Whether the message has arrived, or may be forgotten.

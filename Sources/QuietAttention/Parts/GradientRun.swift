@@ -30,18 +30,40 @@ struct GradientRun<Input: AttentionScalar, Value: AttentionScalar, OutputGradien
     let rows: PartwiseAttention.GradientRows<Input, OutputGradient>
     let keys: PartwiseAttention.GradientKeys<Input, Value>
 
+    /// Keys of a kernel call: what it packs at a time, or twice that. So a call takes no longer than a few milliseconds, and nothing is
+    /// packed twice.
+    private var keysOfCall: Int {
+        max(256, 65_536 / (attention.shape.headDimension + attention.shape.valueDimension) / 256 * 256)
+    }
+
     func run(groupHead: Int, _ meanwhile: () -> Void) {
-        let heads = attention.shape.keyValueHeads
+        for begin in stride(from: 0, to: keys.range.count, by: keysOfCall) {
+            let end = min(begin + keysOfCall, keys.range.count)
+            forEachHead(groupHead: groupHead, meanwhile) { kernels, arguments, _ in
+                (arguments.key_begin, arguments.key_end) = (begin, min(end, arguments.key_end))
+                kernels.backward(&arguments)
+            }
+        }
+        guard rows.slopeLanes != nil else { return }
+        forEachHead(groupHead: groupHead, meanwhile) { kernels, arguments, head in
+            kernels.slope_lanes(
+                &arguments, rows.slopeLanes!.baseAddress! + head * attention.shape.queries * Int(QATTN_LANES))
+        }
+    }
+
+    private func forEachHead(
+        groupHead: Int, _ meanwhile: () -> Void,
+        _ call:
+            @escaping @Sendable (_ kernels: qattn_kernels, _ arguments: inout qattn_backward_args, _ head: Int) -> Void
+    ) {
         WorkerPool.shared.share(
-            heads, SharedCounters(at: memory + schedule.workers * schedule.workerBytes, count: 1),
+            attention.shape.keyValueHeads,
+            SharedCounters(at: memory + schedule.workers * schedule.workerBytes, count: 1),
             workers: schedule.workers, woken: schedule.wokenWorkers, meanwhile: meanwhile
         ) { head, worker in
             var arguments = arguments(head: head, groupHead: groupHead)
             arguments.workspace = (memory + worker * schedule.workerBytes).assumingMemoryBound(to: Float.self)
-            let kernels = attention.kernels.functions.pointee
-            kernels.backward(&arguments)
-            guard let lanes = rows.slopeLanes?.baseAddress else { return }
-            kernels.slope_lanes(&arguments, lanes + head * attention.shape.queries * Int(QATTN_LANES))
+            call(attention.kernels.functions.pointee, &arguments, head)
         }
     }
 

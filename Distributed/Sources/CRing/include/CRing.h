@@ -24,6 +24,16 @@ void ring_abort(int status);
  * two ranks with one tag arrive in the order in which they were sent. */
 int ring_send(const void *data, size_t bytes, int to, int tag, ring_request *request);
 int ring_receive(void *data, size_t bytes, int from, int tag, ring_request *request);
+/* Messages that a rank takes when it has a place for them, of a kind of their own: looks for one that has come, or is about to. */
+typedef struct ring_offer {
+    intptr_t handle;
+    size_t bytes;
+    int from, tag;
+} ring_offer;
+int ring_offer_send(const void *data, size_t bytes, int to, int tag, ring_request *request);
+int ring_find_offer(ring_offer *offer, int *found);
+/* To data, of as many bytes as the offer says. Once for each that was found. */
+int ring_take_offer(void *data, ring_offer *offer, ring_request *request);
 /* The bytes of every rank, in order, to all. */
 int ring_gather(const void *data, size_t bytes, void *all, ring_request *request);
 /* Gets messages on, and says whether this one is done. A request that is done is empty, and done. */
