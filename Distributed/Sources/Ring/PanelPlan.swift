@@ -40,8 +40,8 @@ package struct PanelPlan {
     /// The rank that a panel begins at, and comes home to.
     package func home(of panel: Int) -> Int { plan.owner(of: stripe(panel)) }
 
-    /// The order of all panels, a number of its own for each, which at every chunk is the ascending one. A head follows the one before as soon as no chunk
-    /// can see both: under a window it need not wait until that one has passed all chunks.
+    /// The order of all panels, a number of its own for each, which at every chunk is the ascending one. A head follows the
+    /// one before as soon as no chunk can see both: under a window it need not wait until that one has passed all chunks.
     package func turn(_ panel: Int) -> Int {
         (stripe(panel) + groupHead(panel) * span) * groupHeads + groupHead(panel)
     }
