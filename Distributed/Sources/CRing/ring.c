@@ -15,9 +15,16 @@ _Static_assert(sizeof(MPI_Message) <= sizeof(intptr_t), "a message fits its hand
 /* Where offers are: apart from all other messages. */
 static MPI_Comm offers = MPI_COMM_NULL;
 
-static int keep(int error, MPI_Request request, ring_request *kept) {
-    kept->handle = (intptr_t)request;
+/* The request by its place: a call to MPI beside it as an argument may set it later than it is read. */
+static int keep(int error, const MPI_Request *request, ring_request *kept) {
+    kept->handle = (intptr_t)*request;
     return error;
+}
+
+static int send_by(MPI_Comm comm, const void *data, size_t bytes, int to, int tag, ring_request *request) {
+    if (bytes > INT_MAX) return MPI_ERR_COUNT;
+    MPI_Request mpi = MPI_REQUEST_NULL;
+    return keep(MPI_Isend(data, (int)bytes, MPI_BYTE, to, tag, comm, &mpi), &mpi, request);
 }
 
 int ring_begin(void) {
@@ -48,21 +55,17 @@ void ring_end(void) { MPI_Finalize(); }
 void ring_abort(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
 
 int ring_send(const void *data, size_t bytes, int to, int tag, ring_request *request) {
-    if (bytes > INT_MAX) return MPI_ERR_COUNT;
-    MPI_Request mpi = MPI_REQUEST_NULL;
-    return keep(MPI_Isend(data, (int)bytes, MPI_BYTE, to, tag, MPI_COMM_WORLD, &mpi), mpi, request);
+    return send_by(MPI_COMM_WORLD, data, bytes, to, tag, request);
 }
 
 int ring_receive(void *data, size_t bytes, int from, int tag, ring_request *request) {
     if (bytes > INT_MAX) return MPI_ERR_COUNT;
     MPI_Request mpi = MPI_REQUEST_NULL;
-    return keep(MPI_Irecv(data, (int)bytes, MPI_BYTE, from, tag, MPI_COMM_WORLD, &mpi), mpi, request);
+    return keep(MPI_Irecv(data, (int)bytes, MPI_BYTE, from, tag, MPI_COMM_WORLD, &mpi), &mpi, request);
 }
 
 int ring_offer_send(const void *data, size_t bytes, int to, int tag, ring_request *request) {
-    if (bytes > INT_MAX) return MPI_ERR_COUNT;
-    MPI_Request mpi = MPI_REQUEST_NULL;
-    return keep(MPI_Isend(data, (int)bytes, MPI_BYTE, to, tag, offers, &mpi), mpi, request);
+    return send_by(offers, data, bytes, to, tag, request);
 }
 
 int ring_find_offer(ring_offer *offer, int *found) {
@@ -79,19 +82,19 @@ int ring_find_offer(ring_offer *offer, int *found) {
 int ring_take_offer(void *data, ring_offer *offer, ring_request *request) {
     MPI_Message message = (MPI_Message)offer->handle;
     MPI_Request mpi = MPI_REQUEST_NULL;
-    return keep(MPI_Imrecv(data, (int)offer->bytes, MPI_BYTE, &message, &mpi), mpi, request);
+    return keep(MPI_Imrecv(data, (int)offer->bytes, MPI_BYTE, &message, &mpi), &mpi, request);
 }
 
 int ring_gather(const void *data, size_t bytes, void *all, ring_request *request) {
     if (bytes > INT_MAX) return MPI_ERR_COUNT;
     MPI_Request mpi = MPI_REQUEST_NULL;
-    return keep(MPI_Iallgather(data, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD, &mpi), mpi,
+    return keep(MPI_Iallgather(data, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD, &mpi), &mpi,
                 request);
 }
 
 int ring_test(ring_request *request, int *done) {
     MPI_Request mpi = (MPI_Request)request->handle;
-    return keep(MPI_Test(&mpi, done, MPI_STATUS_IGNORE), mpi, request);
+    return keep(MPI_Test(&mpi, done, MPI_STATUS_IGNORE), &mpi, request);
 }
 
 const char *ring_error(int error) {

@@ -74,9 +74,16 @@ public final class World {
     public func send(
         _ bytes: UnsafeRawBufferPointer, to rank: Int, tag: Int, _ what: @escaping @autoclosure () -> String
     ) throws(RingError) -> Request {
+        try send(by: ring_send, bytes, to: rank, tag: tag, what)
+    }
+
+    private func send(
+        by function: (UnsafeRawPointer?, Int, Int32, Int32, UnsafeMutablePointer<ring_request>) -> Int32,
+        _ bytes: UnsafeRawBufferPointer, to rank: Int, tag: Int, _ what: @escaping () -> String
+    ) throws(RingError) -> Request {
         bytesSent += bytes.count
         var raw = ring_request()
-        try check(ring_send(bytes.baseAddress, bytes.count, Int32(rank), Int32(tag), &raw))
+        try check(function(bytes.baseAddress, bytes.count, Int32(rank), Int32(tag), &raw))
         return Request(raw: raw, what: { "rank \(rank) to take \(what())" })
     }
 
@@ -92,10 +99,7 @@ public final class World {
     func offer(
         _ bytes: UnsafeRawBufferPointer, to rank: Int, tag: Int, _ what: @escaping @autoclosure () -> String
     ) throws(RingError) -> Request {
-        bytesSent += bytes.count
-        var raw = ring_request()
-        try check(ring_offer_send(bytes.baseAddress, bytes.count, Int32(rank), Int32(tag), &raw))
-        return Request(raw: raw, what: { "rank \(rank) to take \(what())" })
+        try send(by: ring_offer_send, bytes, to: rank, tag: tag, what)
     }
 
     /// An offer of another rank that has not been found before.
