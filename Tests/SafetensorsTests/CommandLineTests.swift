@@ -296,7 +296,8 @@ import Testing
         #expect(json["bfloat16_products"] as? String == (tiles ? "tiles" : "fma"))
         #expect(json["int8_products"] as? String == (tiles ? "tiles" : "pairs"))
         let text = try QuietProcess("info").output
-        #expect(text.contains("portable") && text.contains(tiles ? "int8 by tile instructions" : "int8 by pairs"))
+        #expect(text.contains("portable") && text.contains(tiles ? "by tile instructions" : "by fused multiply-adds"))
+        #expect(text.contains(tiles ? "int8 by tile instructions" : "int8 by pairs"))
         let forced = try QuietProcess(["info", "--json"], environment: ["QUIET_ATTENTION_KERNELS": "portable"]).json
         #expect(forced["kernels"] as? String == "portable")
     }
