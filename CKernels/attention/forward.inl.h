@@ -81,20 +81,20 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
 
 /* How many bytes ahead memory-bound tiles prefetch. Not at all if they read faster than memory: hardware prefetching
  * follows one run of reads by itself, with more reads in flight than instructions can start (24 lines on Zen 4). Tiles
- * that take longer for a line than memory does prefetch each line. Four rows of float32 take as long as the last cache,
+ * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the last cache,
  * so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they prefetch
- * wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 19 with, 24 without). */
+ * wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six rows
+ * ask for themselves: ask_for_strided. */
 QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forward_workspace *ws) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return ws->tiles == 1 ? 24576 : 0;
     if (ws->rows > STREAMING_ROWS) return 0;
-    const size_t rows = ws->rows > 2 ? STREAMING_ROWS : ws->rows; /* of the tile that computes them */
     /* Vectors of columns are not quite one run of reads. */
     if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
-    const size_t products = rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
-    const bool hardware_prefetches = storage == QATTN_FLOAT32 && args->beyond_caches && !in_passes(rows);
-    return products >= 4 && !hardware_prefetches ? 16384 : 0;
+    const size_t products = ws->rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
+    const bool hardware_prefetches = storage == QATTN_FLOAT32 && args->beyond_caches && !in_passes(ws->rows);
+    return products >= 3 && !hardware_prefetches ? 16384 : 0;
 }
 
 /* A packed block, and what follows it up to block_end, to be asked for so far ahead. */

@@ -23,7 +23,7 @@ QATTN_INLINE void finish_tile_scores(tile_task *task, const qattn_forward_args *
     }
 }
 
-/* 1., up to the finished scores, in memory: of the rows of the smallest tile that holds `count`. */
+/* 1., up to the finished scores, in memory: of `count` rows. */
 QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
                                        size_t count, size_t block_first) {
     if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
@@ -74,7 +74,8 @@ QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_
                        .scratch = ws->scratch,
                        .value_lanes = ws->value_lanes,
                        .block_bytes = ws->block_bytes,
-                       .short_passes = args->beyond_caches && args->blocks.storage == QATTN_FLOAT32};
+                       .short_passes = args->blocks.storage == QATTN_FLOAT32 && ws->tiles == 1 &&
+                                       (args->beyond_caches || ws->rows == 2)};
 }
 
 /* The rows of a tile and their sums. */
@@ -110,8 +111,8 @@ QATTN_INLINE void phase_scores(tile_task *task, const qattn_forward_args *args, 
     const row_place *const places = ws->places + tile * TILE_ROWS;
     const size_t count = tile_height(ws, tile);
     if (ws->plain) {
-        if (task->scratch->all == ~UINT64_C(0)) TILE_CALL_PHASE(tile_scored_whole, count, task);
-        else TILE_CALL_PHASE(tile_scored_masked, count, task);
+        if (task->scratch->all == ~UINT64_C(0)) TILE_CALL(tile_scored_whole, count, task);
+        else TILE_CALL(tile_scored_masked, count, task);
         return;
     }
     if (count <= STREAMING_ROWS) {
@@ -129,8 +130,7 @@ QATTN_INLINE void phase_scores(tile_task *task, const qattn_forward_args *args, 
 
 /* By phases: the second half of 2. of tile `tile`. */
 QATTN_INLINE void phase_weights(const forward_workspace *ws, size_t tile) {
-    TILE_CALL_PHASE(tile_weighed, tile_height(ws, tile), ws->scratch + tile,
-                    ws->chunk.sum + tile * TILE_ROWS * QATTN_LANES);
+    TILE_CALL(tile_weighed, tile_height(ws, tile), ws->scratch + tile, ws->chunk.sum + tile * TILE_ROWS * QATTN_LANES);
 }
 
 /* By phases: 3. of all tiles, panel by panel, so that each stays in L1 for all of them. */
@@ -143,8 +143,8 @@ QATTN_INLINE void phase_values(tile_task *task, const forward_workspace *ws) {
             take_rows(task, ws, tile);
             task->scratch = ws->scratch + tile;
             if (task->scratch->all == ~UINT64_C(0))
-                TILE_CALL_PHASE(tile_panel_whole, tile_height(ws, tile), task, panel, column, lanes);
-            else TILE_CALL_PHASE(tile_panel_masked, tile_height(ws, tile), task, panel, column, lanes);
+                TILE_CALL(tile_panel_whole, tile_height(ws, tile), task, panel, column, lanes);
+            else TILE_CALL(tile_panel_masked, tile_height(ws, tile), task, panel, column, lanes);
         }
         panel = panel_after(task, QATTN_FLOAT32, panel, lanes);
     }

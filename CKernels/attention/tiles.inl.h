@@ -86,10 +86,10 @@ QATTN_INLINE void tile_weighed_as_seen(tile_scratch *scratch, size_t rows, float
 /* Functions of their own, with a constant number of rows, as in products.inl.h. */
 #define TILE_PHASES(rows)                                                                                              \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_scored_whole), rows)(tile_task * task) {     \
-        tile_scored(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows < TILE_ROWS});                              \
+        tile_scored(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows <= STREAMING_ROWS});                        \
     }                                                                                                                  \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_scored_masked), rows)(tile_task * task) {    \
-        tile_scored(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows < TILE_ROWS});              \
+        tile_scored(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows <= STREAMING_ROWS});        \
     }                                                                                                                  \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_weighed), rows)(tile_scratch * scratch,      \
                                                                                           float *sum) {                \
@@ -97,12 +97,12 @@ QATTN_INLINE void tile_weighed_as_seen(tile_scratch *scratch, size_t rows, float
     }                                                                                                                  \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_panel_whole), rows)(                         \
         tile_task * task, const char *panel, size_t column, size_t lanes) {                                            \
-        tile_panel(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows < TILE_ROWS}, panel, column, lanes);         \
+        tile_panel(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows <= STREAMING_ROWS}, panel, column, lanes);   \
     }                                                                                                                  \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_panel_masked), rows)(                        \
         tile_task * task, const char *panel, size_t column, size_t lanes) {                                            \
-        tile_panel(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows < TILE_ROWS}, panel, column, \
-                   lanes);                                                                                             \
+        tile_panel(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows <= STREAMING_ROWS}, panel,   \
+                   column, lanes);                                                                                     \
     }
 /* The same for what takes scores and weights through memory. */
 #define TILE_WEIGHTS(rows)                                                                                             \
@@ -132,22 +132,26 @@ QATTN_INLINE void tile_weighed_as_seen(tile_scratch *scratch, size_t rows, float
     }
 TILE_PHASES(1)
 TILE_PHASES(2)
+TILE_PHASES(3)
 TILE_PHASES(4)
+TILE_PHASES(5)
 TILE_PHASES(6)
 TILE_STREAMED(1)
 TILE_STREAMED(2)
+TILE_STREAMED(3)
 TILE_STREAMED(4)
 TILE_WEIGHTS(1)
+TILE_WEIGHTS(2)
+TILE_WEIGHTS(3)
 TILE_WEIGHTS(4)
+TILE_WEIGHTS(5)
 TILE_WEIGHTS(6)
 #undef TILE_WEIGHTS
 #undef TILE_STREAMED
 #undef TILE_PHASES
-#define TILE_CALL_PHASE(name, rows, ...)                                                                               \
-    ((rows) == 2 ? QATTN_PASTE(QATTN_FUNCTION(name), 2)(__VA_ARGS__) : TILE_CALL(name, rows, __VA_ARGS__))
-
 #define TILE_CALL_STREAMED(rows, task)                                                                                 \
-    ((rows) > 2    ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 4)(task)                                               \
+    ((rows) == 4   ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 4)(task)                                               \
+     : (rows) == 3 ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 3)(task)                                               \
      : (rows) == 2 ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 2)(task)                                               \
                    : QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 1)(task))
 

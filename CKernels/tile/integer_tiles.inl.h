@@ -134,7 +134,10 @@ QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
         tile_integer_values(task, (tile_kind){rows, QATTN_INT8, .streams = true});                                     \
     }
 TILE_INTEGERS(1)
+TILE_INTEGERS(2)
+TILE_INTEGERS(3)
 TILE_INTEGERS(4)
+TILE_INTEGERS(5)
 TILE_INTEGERS(6)
 #undef TILE_INTEGERS
 

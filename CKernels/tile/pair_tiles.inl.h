@@ -43,7 +43,7 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
     }
     const float *const a = x->a + s * SEGMENT + odd;
     const char *const b = x->b + first * x->b_bytes + s * SEGMENT_BYTES;
-    const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = rows < TILE_ROWS && !odd};
+    const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = rows <= STREAMING_ROWS && !odd};
     QATTN_UNROLL_2
     for (size_t n = 0; n < SEGMENT; n += 2) {
         tile_prefetch(x->task, kind, &x->task->next, n / 2, count * CACHE_LINE);
@@ -63,7 +63,7 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
 }
 
 /* Whether the registers hold both chains of so few rows that they wait for memory. */
-QATTN_INLINE bool chains_together(size_t rows) { return rows == 1 || (rows < TILE_ROWS && QATTN_VECTORS == 4); }
+QATTN_INLINE bool chains_together(size_t rows) { return rows <= 2 || (rows <= STREAMING_ROWS && QATTN_VECTORS == 4); }
 
 /* Both chains of one vector, side by side: memory is read in order, each line once. */
 QATTN_INLINE void pair_chains(const pair_product *x, size_t rows, size_t s, size_t vector, bool sees_some,
@@ -182,7 +182,10 @@ QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
         tile_pair_values(task, rows);                                                                                  \
     }
 TILE_PAIRS(1)
+TILE_PAIRS(2)
+TILE_PAIRS(3)
 TILE_PAIRS(4)
+TILE_PAIRS(5)
 TILE_PAIRS(6)
 #undef TILE_PAIRS
 

@@ -22,7 +22,7 @@ enum {
     /* Tiles of a call from which on they do: what fewer would cost is counted in Documentation/Kernels.md. */
     LEAST_PAIR_TILES = 2,
     LEAST_INTEGER_TILES = 3,
-    /* Up to so many rows, a tile lower than six, are bound by memory: 4 multiply-adds take less time than 4 bytes. */
+    /* Up to so many rows are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */

@@ -101,6 +101,7 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *value
         QATTN_UNROLL_2
         for (size_t j = run.begin; j < run.end; j++) {
             tile_prefetch(task, kind, &next, j, count * QATTN_LANES * size);
+            ask_for_strided(kind, values + j * stride * size);
             tile_value(task, kind, j, values + j * stride * size, count, o);
         }
         if (kind.streams) task->next = next;
@@ -182,14 +183,17 @@ QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
 
 #define TILE_VALUES(storage, rows)                                                                                     \
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_values_##storage), rows)(tile_task * task) { \
-        tile_all_values(task, (tile_kind){rows, storage, .masked = true, .streams = rows < TILE_ROWS});                \
+        tile_all_values(task, (tile_kind){rows, storage, .masked = true, .streams = rows <= STREAMING_ROWS});          \
     }
 #define TILE_VALUES_OF(rows)                                                                                           \
     TILE_VALUES(QATTN_FLOAT32, rows)                                                                                   \
     TILE_VALUES(QATTN_FLOAT16, rows)                                                                                   \
     TILE_VALUES(QATTN_BFLOAT16, rows)
 TILE_VALUES_OF(1)
+TILE_VALUES_OF(2)
+TILE_VALUES_OF(3)
 TILE_VALUES_OF(4)
+TILE_VALUES_OF(5)
 TILE_VALUES_OF(6)
 #undef TILE_VALUES_OF
 #undef TILE_VALUES

@@ -25,7 +25,7 @@ private let sets = KernelTable.available + [.emulated]
         try requireBits(
             kernels,
             [1, 2, 3, 15, 16, 17, 33, 80, 127, 256, 512, 600, 1031].flatMap { dimension in
-                [1, 4, 6].map { AttentionCase(queries: $0, keys: 19, headDimension: dimension, valueDimension: 7) }
+                (1...6).map { AttentionCase(queries: $0, keys: 19, headDimension: dimension, valueDimension: 7) }
             }
                 + [1, 15, 16, 17, 64, 65, 80, 81, 256].map {
                     AttentionCase(queries: 4, keys: 35, headDimension: 3, valueDimension: $0)

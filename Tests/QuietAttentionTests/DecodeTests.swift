@@ -35,6 +35,25 @@ private let sets = KernelSet.available + [.emulatedTiles]
         }
     }
 
+    /// Each number of rows up to six has kernels of its own; beyond, the last rows have.
+    @Test(arguments: CacheNumbers.all, sets)
+    func everyNumberOfRows(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
+        for group in 1...11 {
+            let problem = CacheProblem(tokens: 200) {
+                ($0.group, $0.headDimension, $0.valueDimension) = (group, 37, 80)
+            }
+            let last = 199..<200
+            let expected =
+                try numbers == .int8
+                ? problem.int8Reference(last)
+                : problem.rounded(to: numbers).forward(last, products: numbers.products)
+            let cache = try problem.cache(numbers, kernels: kernels, appending: 0..<200, allocate: memoryOfNaN)
+            let result = try problem.attention(kernels, products: numbers.products)
+                .attend(queries: problem.queries(last), cache: cache)
+            #expect(result.bits == expected.bits, "\(group) rows")
+        }
+    }
+
     static let rules: [CacheProblem.Rules] = [
         .init(scaling: .clippedLogKeys(base: 64), softcap: 3, alibi: .standard),
         .init(scaling: .logKeysPerDimension(kappa: 1)),

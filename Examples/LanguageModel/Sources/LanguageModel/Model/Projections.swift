@@ -140,10 +140,15 @@ final class Projector {
         }
     }
 
+    /// Multiplications of a part, some 30 microseconds, where there is more than a part a thread. Each part costs a few tenths of a
+    /// microsecond as a line of memory travels between cores, and the start of another stretch of memory.
+    private static let leastPart = 1 << 20
+
     private func run(
         _ products: UnsafePointer<lm_product>, _ firstPanels: UnsafePointer<Int>, _ count: Int, _ panels: Int
     ) {
-        let parts = threads == 1 ? 1 : min(panels, threads * 8)
+        let multiplications = panels * Int(LM_PANEL_ROWS * products.pointee.matrix.pointee.columns * products.pointee.tokens)
+        let parts = threads == 1 ? 1 : min(panels, max(threads, min(threads * 8, multiplications / Self.leastPart)))
         let perPart = (panels + parts - 1) / parts
         var work = Work(
             products: products, firstPanels: firstPanels, count: count, panelsPerPart: perPart, function: function)
