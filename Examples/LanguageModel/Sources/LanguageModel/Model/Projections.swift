@@ -147,7 +147,8 @@ final class Projector {
     private func run(
         _ products: UnsafePointer<lm_product>, _ firstPanels: UnsafePointer<Int>, _ count: Int, _ panels: Int
     ) {
-        let multiplications = panels * Int(LM_PANEL_ROWS * products.pointee.matrix.pointee.columns * products.pointee.tokens)
+        let product = products.pointee
+        let multiplications = panels * Int(LM_PANEL_ROWS * product.matrix.pointee.columns * product.tokens)
         let parts = threads == 1 ? 1 : min(panels, max(threads, min(threads * 8, multiplications / Self.leastPart)))
         let perPart = (panels + parts - 1) / parts
         var work = Work(
