@@ -81,10 +81,10 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
 
 /* How many bytes ahead memory-bound tiles prefetch. Not at all if they read faster than memory: hardware prefetching
  * follows one run of reads by itself, with more reads in flight than instructions can start (24 lines on Zen 4). Tiles
- * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the last cache,
- * so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they prefetch
- * wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six rows
- * ask for themselves: ask_for_strided. */
+ * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the
+ * last cache, so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they
+ * prefetch wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six
+ * rows ask for themselves: ask_for_strided. */
 QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forward_workspace *ws) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */

@@ -130,22 +130,12 @@ QATTN_INLINE void tile_weighed_as_seen(tile_scratch *scratch, size_t rows, float
         tile_weighed(task->scratch, rows, (vector_run){0, BLOCK_VECTORS}, false, task->sum);                           \
         tile_all_values(task, kind);                                                                                   \
     }
-TILE_PHASES(1)
-TILE_PHASES(2)
-TILE_PHASES(3)
-TILE_PHASES(4)
-TILE_PHASES(5)
-TILE_PHASES(6)
+TILE_HEIGHTS(TILE_PHASES)
 TILE_STREAMED(1)
 TILE_STREAMED(2)
 TILE_STREAMED(3)
 TILE_STREAMED(4)
-TILE_WEIGHTS(1)
-TILE_WEIGHTS(2)
-TILE_WEIGHTS(3)
-TILE_WEIGHTS(4)
-TILE_WEIGHTS(5)
-TILE_WEIGHTS(6)
+TILE_HEIGHTS(TILE_WEIGHTS)
 #undef TILE_WEIGHTS
 #undef TILE_STREAMED
 #undef TILE_PHASES

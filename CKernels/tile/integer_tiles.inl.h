@@ -133,12 +133,7 @@ QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
                                                       rows)(tile_task * task) {                                        \
         tile_integer_values(task, (tile_kind){rows, QATTN_INT8, .streams = true});                                     \
     }
-TILE_INTEGERS(1)
-TILE_INTEGERS(2)
-TILE_INTEGERS(3)
-TILE_INTEGERS(4)
-TILE_INTEGERS(5)
-TILE_INTEGERS(6)
+TILE_HEIGHTS(TILE_INTEGERS)
 #undef TILE_INTEGERS
 
 #endif

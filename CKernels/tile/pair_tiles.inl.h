@@ -181,12 +181,7 @@ QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
                                                       rows)(tile_task * task) {                                        \
         tile_pair_values(task, rows);                                                                                  \
     }
-TILE_PAIRS(1)
-TILE_PAIRS(2)
-TILE_PAIRS(3)
-TILE_PAIRS(4)
-TILE_PAIRS(5)
-TILE_PAIRS(6)
+TILE_HEIGHTS(TILE_PAIRS)
 #undef TILE_PAIRS
 
 #endif

@@ -224,6 +224,9 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t count, f
     }
 }
 
+/* An instance for each number of rows. */
+#define TILE_HEIGHTS(instance) instance(1) instance(2) instance(3) instance(4) instance(5) instance(6)
+
 /* With a constant number of rows, so that a tile of fewer rows does not pay for six. Functions of their own: what the
  * compiler keeps in registers must not depend on what surrounds them. Scores end in memory. */
 #define TILE_PRODUCTS(storage, rows)                                                                                   \
@@ -237,12 +240,7 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t count, f
     TILE_PRODUCTS(QATTN_FLOAT32, rows)                                                                                 \
     TILE_PRODUCTS(QATTN_FLOAT16, rows)                                                                                 \
     TILE_PRODUCTS(QATTN_BFLOAT16, rows)
-TILE_PRODUCTS_OF(1)
-TILE_PRODUCTS_OF(2)
-TILE_PRODUCTS_OF(3)
-TILE_PRODUCTS_OF(4)
-TILE_PRODUCTS_OF(5)
-TILE_PRODUCTS_OF(6)
+TILE_HEIGHTS(TILE_PRODUCTS_OF)
 #undef TILE_PRODUCTS_OF
 #undef TILE_PRODUCTS
 

@@ -189,12 +189,7 @@ QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
     TILE_VALUES(QATTN_FLOAT32, rows)                                                                                   \
     TILE_VALUES(QATTN_FLOAT16, rows)                                                                                   \
     TILE_VALUES(QATTN_BFLOAT16, rows)
-TILE_VALUES_OF(1)
-TILE_VALUES_OF(2)
-TILE_VALUES_OF(3)
-TILE_VALUES_OF(4)
-TILE_VALUES_OF(5)
-TILE_VALUES_OF(6)
+TILE_HEIGHTS(TILE_VALUES_OF)
 #undef TILE_VALUES_OF
 #undef TILE_VALUES
 
