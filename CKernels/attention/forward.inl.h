@@ -24,11 +24,7 @@
 
 enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
 
-QATTN_INLINE block_parts block_number(const qattn_forward_args *args, const forward_workspace *ws, size_t block) {
-    return block_cut(&args->blocks, block_at(&args->blocks, block, ws->block_bytes), args->blocks.storage);
-}
-
-/* The block after it, up to block_end, or NULL. */
+/* The block after `block`, up to block_end, or NULL. */
 QATTN_INLINE const char *block_after(const qattn_forward_args *args, const forward_workspace *ws, size_t block,
                                      size_t block_end) {
     return block + 1 < block_end ? block_at(&args->blocks, block + 1, ws->block_bytes) : NULL;
@@ -147,7 +143,9 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
 #if defined(QATTN_TILE_UNIT)
     if (ws->bands) {
-        QATTN_FUNCTION(bands)(task, args, ws, block_first, &next, share);
+        if (args->blocks.storage == QATTN_INT8)
+            QATTN_FUNCTION(integer_bands)(task, args, ws, block_first, &next, share);
+        else QATTN_FUNCTION(pair_bands)(task, args, ws, block, block + 1);
         return;
     }
 #endif
@@ -186,6 +184,12 @@ static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *t
 QATTN_INLINE void forward_chunk(tile_task *task, const qattn_forward_args *args, forward_workspace *ws, size_t begin,
                                 size_t end, size_t block_end) {
     reset_state(ws->chunk, ws);
+#if defined(QATTN_TILE_UNIT)
+    if (ws->bands && args->blocks.storage == QATTN_BFLOAT16_PAIRS && !args->unpacked) {
+        QATTN_FUNCTION(pair_bands)(task, args, ws, begin, end);
+        return;
+    }
+#endif
     size_t first = end, last = end; /* of the blocks that a lone tile sees whole */
     if (ws->lone_tile) {
         const key_range all = ws->keys.all;

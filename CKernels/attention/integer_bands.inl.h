@@ -8,6 +8,7 @@
 #ifndef QATTN_INTEGER_BANDS_INL_H
 #define QATTN_INTEGER_BANDS_INL_H
 
+#include "attention/band_rows.inl.h"
 #include "attention/steps.inl.h"
 #include "tile/unit_products.inl.h"
 
@@ -91,7 +92,7 @@ QATTN_INLINE void halved_products(integer_rows *band, const char *halves, size_t
                             .c = (char *)band->sums,
                             .c_row = sizeof *band->sums,
                             .c_second = offsetof(halved_sums, lower)};
-    unit_products(&x, true);
+    for (size_t v = 0; v < vectors; v += 2) unit_columns(&x, true, v);
 }
 
 QATTN_INLINE i32x16 joined_sum(const halved_sums *sums, size_t v) {
@@ -176,6 +177,19 @@ static __attribute__((noinline)) void QATTN_FUNCTION(integer_band)(tile_task *ta
     if (some)
         band_values(&band, ws, ws->fours + BLOCK_VECTORS * segments * UNIT_TILE_BYTES,
                     ws->chunk.out + row * ws->value_lanes, rows);
+}
+
+/* One block against all bands; each tile asks for `share` lines of `next`, the block to come. */
+static __attribute__((noinline)) void QATTN_FUNCTION(integer_bands)(tile_task *task, const qattn_forward_args *args,
+                                                                    forward_workspace *ws, size_t block_first,
+                                                                    prefetch_cursor *next, size_t share) {
+    lay_fours(ws, task->block, args->blocks.head_dim);
+    for (size_t first = next_band(args, ws, 0, block_first); first < ws->tiles;
+         first = next_band(args, ws, first + BAND_TILES, block_first)) {
+        prefetch_lines(next, BAND_TILES * share);
+        prefetch_lines(&ws->upcoming, BAND_TILES * ws->upcoming_share);
+        QATTN_FUNCTION(integer_band)(task, args, ws, first, band_end(ws, first), block_first);
+    }
 }
 
 #endif

@@ -198,7 +198,7 @@ QATTN_INLINE bool tile_sees_some(tile_task *task, const qattn_forward_args *args
 }
 
 QATTN_INLINE void tile_sees_all(tile_task *task, bool *started, size_t count) {
-    memset(started, true, count);
+    for (size_t r = 0; r < count; r++) started[r] = true;
     for (size_t r = 0; r < TILE_ROWS; r++) task->scratch->visible[r] = ~UINT64_C(0);
     task->scratch->any = task->scratch->all = ~UINT64_C(0);
 }

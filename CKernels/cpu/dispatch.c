@@ -18,15 +18,16 @@ extern const qattn_kernels qattn_kernels_arm64_neon;
 #endif
 
 #if defined(__x86_64__)
-/* Whether this process may use tile instructions on bfloat16 and on bytes: the CPU has them, the system saves their
- * registers (XCR0 bits 17 and 18), and grants this process and its threads to come the larger of the two, which is asked
- * for once. */
+/* Whether this process may use tile instructions on bfloat16 and on bytes: the CPU has them, and vectors that round to
+ * bfloat16 beside them; the system saves their registers (XCR0 bits 17 and 18), and grants this process and its threads to
+ * come the larger of the two, which is asked for once. */
 static bool tile_unit_is_ours(void) {
 #if defined(__linux__)
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, TILE_STATE = 3 << 17, BF16_TILES_BYTES = 1 << 22 | 3 << 24 };
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, TILE_STATE = 3 << 17, BF16_TILES_BYTES = 1 << 22 | 3 << 24, ROUNDS = 1 << 5 };
     unsigned a, b, c, d;
     if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c & 1 << 27)) return false; /* OSXSAVE: xgetbv exists */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BF16_TILES_BYTES) != BF16_TILES_BYTES) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & ROUNDS)) return false;
     unsigned saved, upper;
     __asm__("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
     if ((saved & TILE_STATE) != TILE_STATE) return false;

@@ -10,7 +10,7 @@
 #define QATTN_AVX512    1
 #define QATTN_TILE_UNIT 1
 #define QATTN_VECTORS   4
-QATTN_TARGET_BEGIN("arch=x86-64-v4,no-prefer-256-bit,amx-tile,amx-bf16,amx-int8")
+QATTN_TARGET_BEGIN("arch=x86-64-v4,no-prefer-256-bit,avx512bf16,amx-tile,amx-bf16,amx-int8")
 #include "isa/kernels.inl.h"
 QATTN_TARGET_END
 #endif

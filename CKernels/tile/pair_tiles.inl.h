@@ -128,6 +128,14 @@ QATTN_INLINE void rescale_pair_sums(float *sums, size_t count, float a) {
     }
 }
 
+/* The same of a tile's rows. */
+QATTN_INLINE void rescale_pair_rows(const tile_task *task, size_t rows) {
+    const float *const rescale = task->scratch->rescale;
+    if (f32x16_equal_bits(f32x16_load(rescale), 1) == 0xffff) return;
+    for (size_t i = 0; i < rows; i++)
+        rescale_pair_sums(task->out + i * task->value_lanes, task->value_lanes, rescale[row_lane(i)]);
+}
+
 /* A row's scores of a block, from the sums of its products and its factor. */
 QATTN_INLINE void scale_pair_scores(float *scores, const float *sums, float factor) {
     QATTN_UNROLL
@@ -166,8 +174,7 @@ QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
                             .c_step = task->value_lanes,
                             .adds = true,
                             .task = task};
-    for (size_t i = 0; i < rows; i++)
-        rescale_pair_sums(task->out + i * task->value_lanes, task->value_lanes, task->scratch->rescale[row_lane(i)]);
+    rescale_pair_rows(task, rows);
     if (*not_finite(task->block)) pair_products(&x, rows, true);
     else pair_products(&x, rows, false);
 }

@@ -26,49 +26,57 @@ typedef struct unit_product {
     bool adds; /* to what is in c and c', or to 0 */
 } unit_product;
 
-/* One or two vectors of columns, from vector v on. */
-QATTN_INLINE void unit_columns(const unit_product *x, bool bytes, size_t v) {
-    const bool wide = v + 1 < x->vectors;
-    char *const c = x->c + v * UNIT_ROW_BYTES, *const second = c + x->c_second;
+/* Constants of the code that sums one or two vectors of columns. */
+typedef struct unit_kind {
+    bool bytes, second, wide; /* whether there is a', and a second vector */
+} unit_kind;
+
+/* From vector v on. */
+QATTN_INLINE void unit_columns_of(const unit_product *x, unit_kind kind, size_t v) {
+    char *const c = x->c + v * UNIT_ROW_BYTES, *const below = c + x->c_second;
     if (x->adds) {
         unit_load(0, c, x->c_row);
-        if (wide) unit_load(1, c + UNIT_ROW_BYTES, x->c_row);
-        if (x->second) unit_load(2, second, x->c_row);
-        if (x->second && wide) unit_load(3, second + UNIT_ROW_BYTES, x->c_row);
+        if (kind.wide) unit_load(1, c + UNIT_ROW_BYTES, x->c_row);
+        if (kind.second) unit_load(2, below, x->c_row);
+        if (kind.second && kind.wide) unit_load(3, below + UNIT_ROW_BYTES, x->c_row);
     } else {
         unit_zero(0);
-        unit_zero(1);
-        unit_zero(2);
-        unit_zero(3);
+        if (kind.wide) unit_zero(1);
+        if (kind.second) unit_zero(2);
+        if (kind.second && kind.wide) unit_zero(3);
     }
-    for (size_t s = 0; s < x->segments; s++) {
-        const char *const a = x->a + s * x->a_segment, *const b = x->b + v * x->b_vector + s * UNIT_TILE_BYTES;
+    const char *a = x->a, *b = x->b + v * x->b_vector;
+    for (size_t s = 0; s < x->segments; s++, a += x->a_segment, b += UNIT_TILE_BYTES) {
         unit_load(4, a, x->a_row);
         unit_load(6, b, UNIT_ROW_BYTES);
-        if (bytes) unit_multiply_signed(0, 4, 6);
+        if (kind.bytes) unit_multiply_signed(0, 4, 6);
         else unit_multiply(0, 4, 6);
-        if (x->second) {
+        if (kind.second) {
             unit_load(5, a + x->a_second, x->a_row);
-            if (bytes) unit_multiply_unsigned(2, 5, 6);
+            if (kind.bytes) unit_multiply_unsigned(2, 5, 6);
             else unit_multiply(2, 5, 6);
         }
-        if (!wide) continue;
+        if (!kind.wide) continue;
         unit_load(7, b + x->b_vector, UNIT_ROW_BYTES);
-        if (bytes) unit_multiply_signed(1, 4, 7);
+        if (kind.bytes) unit_multiply_signed(1, 4, 7);
         else unit_multiply(1, 4, 7);
-        if (!x->second) continue;
-        if (bytes) unit_multiply_unsigned(3, 5, 7);
+        if (!kind.second) continue;
+        if (kind.bytes) unit_multiply_unsigned(3, 5, 7);
         else unit_multiply(3, 5, 7);
     }
     unit_store(0, c, x->c_row);
-    if (wide) unit_store(1, c + UNIT_ROW_BYTES, x->c_row);
-    if (x->second) unit_store(2, second, x->c_row);
-    if (x->second && wide) unit_store(3, second + UNIT_ROW_BYTES, x->c_row);
+    if (kind.wide) unit_store(1, c + UNIT_ROW_BYTES, x->c_row);
+    if (kind.second) unit_store(2, below, x->c_row);
+    if (kind.second && kind.wide) unit_store(3, below + UNIT_ROW_BYTES, x->c_row);
 }
 
-/* All columns, of bfloat16 or of bytes. */
-QATTN_INLINE void unit_products(const unit_product *x, bool bytes) {
-    for (size_t v = 0; v < x->vectors; v += 2) unit_columns(x, bytes, v);
+/* Vectors v and v + 1 of the columns, if there are two. */
+QATTN_INLINE void unit_columns(const unit_product *x, bool bytes, size_t v) {
+    const bool wide = v + 1 < x->vectors;
+    if (x->second && wide) unit_columns_of(x, (unit_kind){bytes, true, true}, v);
+    else if (x->second) unit_columns_of(x, (unit_kind){bytes, true, false}, v);
+    else if (wide) unit_columns_of(x, (unit_kind){bytes, false, true}, v);
+    else unit_columns_of(x, (unit_kind){bytes, false, false}, v);
 }
 
 #endif
