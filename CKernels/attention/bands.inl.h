@@ -10,7 +10,6 @@
 /* Queries as the tile unit takes them, and the tiles of this thread, until end_bands. */
 QATTN_INLINE void begin_bands(const qattn_forward_args *args, const forward_workspace *ws) {
     if (args->blocks.storage == QATTN_INT8) halve_queries(args, ws);
-    else narrow_queries(ws);
     tile_unit_begin();
 }
 

@@ -77,7 +77,7 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
 
 /* How many bytes ahead memory-bound tiles prefetch. Not at all if they read faster than memory: hardware prefetching
  * follows one run of reads by itself, with more reads in flight than instructions can start (24 lines on Zen 4). Tiles
- * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the
+ * that take longer for a line than memory does prefetch each line, on CPUs with tile instructions all, from memory. Three and four rows of float32 take as long as the
  * last cache, so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they
  * prefetch wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six
  * rows ask for themselves: ask_for_strided. */
@@ -85,7 +85,8 @@ QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forwar
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return ws->tiles == 1 ? 24576 : 0;
-    if (ws->rows > STREAMING_ROWS) return 0;
+    if (ws->rows > ASKING_ROWS) return 0;
+    if (ASKS_FOR_QUARTERS) return args->beyond_caches ? ws->block_bytes : 0;
     /* Vectors of columns are not quite one run of reads. */
     if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
     const size_t products = ws->rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
@@ -169,7 +170,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *t
     if (ws->plain) {
         for (size_t block = begin; block < end; block++) {
             take_block(task, args, ws, block, block_end, ahead);
-            TILE_CALL_STREAMED(ws->rows, task);
+            TILE_CALL(tile_streamed, ws->rows, task);
         }
         return;
     }
@@ -253,7 +254,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
-    ws.lone_tile = ws.rows <= STREAMING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share;
+    ws.lone_tile = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share;
 
 #if defined(QATTN_TILE_UNIT)
     if (ws.bands) begin_bands(args, &ws);

@@ -16,15 +16,6 @@ typedef struct score_rows {
     float rows[BAND_ROWS][QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT)));
 } score_rows;
 
-/* Queries as the tile unit takes them: in the first half of every row, in place. */
-QATTN_INLINE void narrow_queries(const forward_workspace *ws) {
-    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
-        float *const query = ws->queries + i * ws->head_lanes;
-        for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES)
-            f32x16_store_storage((char *)query + 2 * d, f32x16_load(query + d), QATTN_BFLOAT16_PAIRS);
-    }
-}
-
 /* 1. of one tile of a band, behind its products, and the first half of 2., where nothing but a mask finishes scores. */
 QATTN_INLINE void pair_scored(tile_task *task, float (*scores)[QATTN_KEY_BLOCK], bool masked) {
     f32x16 row_max[TILE_ROWS];
@@ -174,13 +165,12 @@ QATTN_INLINE unit_product pair_values(const forward_workspace *ws, band_step ste
 /* 2. of a step, and turns of products between: all maxima, which are long chains of shuffles, before all weights. Returns
  * whether any row sees a key. */
 QATTN_INLINE bool step_weights(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws,
-                                    band_step step, score_rows *scores, unit_turns *turns) {
-    const bool simple =
-        !*not_finite(step.parts) && ws->normaliser == QATTN_SOFTMAX && scores_are_plain(&args->problem);
+                               band_step step, score_rows *scores, unit_turns *turns) {
+    const bool simple = !*not_finite(step.parts) && ws->normaliser == QATTN_SOFTMAX && scores_are_plain(&args->problem);
     const size_t end = band_end(ws, step.first), block_first = step.block * QATTN_KEY_BLOCK;
     bool some = false;
     for (size_t tile = step.first; tile < end; tile++) {
-        float(*const rows)[QATTN_KEY_BLOCK] = scores->rows + (tile - step.first) * TILE_ROWS;
+        float (*const rows)[QATTN_KEY_BLOCK] = scores->rows + (tile - step.first) * TILE_ROWS;
         task->scratch = ws->scratch + tile;
         if (!tile_sees(task, args, ws, tile, block_first)) {
             memset(rows, 0, TILE_ROWS * sizeof *rows);

@@ -46,7 +46,7 @@ QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
 }
 
 /* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. Or q rounded, for
- * bfloat16 pairs, and c for the scores. */
+ * bfloat16 pairs, and c for the scores; for tile instructions in the first half of every row. */
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const size_t head_dim = args->blocks.head_dim;
     const bool rounds = args->blocks.storage == QATTN_BFLOAT16_PAIRS;
@@ -63,7 +63,8 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
             if (i < ws->rows && d < head_dim)
                 x = f32x16_load_first(storage_at(q, (ptrdiff_t)d, storage), head_dim - d, storage);
             x = rounds ? bf16x16_factor(x) : x * f32x16_splat(c);
-            if (in_steps) f32x16_store_fours(steps + d * TILE_ROWS, TILE_ROWS * QATTN_CHAINS, x);
+            if (rounds && ws->bands) f32x16_store_storage((char *)row + 2 * d, x, QATTN_BFLOAT16_PAIRS);
+            else if (in_steps) f32x16_store_fours(steps + d * TILE_ROWS, TILE_ROWS * QATTN_CHAINS, x);
             else f32x16_store(row + d, x);
         }
     }

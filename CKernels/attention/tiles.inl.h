@@ -131,20 +131,11 @@ QATTN_INLINE void tile_weighed_as_seen(tile_scratch *scratch, size_t rows, float
         tile_all_values(task, kind);                                                                                   \
     }
 TILE_HEIGHTS(TILE_PHASES)
-TILE_STREAMED(1)
-TILE_STREAMED(2)
-TILE_STREAMED(3)
-TILE_STREAMED(4)
+TILE_HEIGHTS(TILE_STREAMED)
 TILE_HEIGHTS(TILE_WEIGHTS)
 #undef TILE_WEIGHTS
 #undef TILE_STREAMED
 #undef TILE_PHASES
-#define TILE_CALL_STREAMED(rows, task)                                                                                 \
-    ((rows) == 4   ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 4)(task)                                               \
-     : (rows) == 3 ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 3)(task)                                               \
-     : (rows) == 2 ? QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 2)(task)                                               \
-                   : QATTN_PASTE(QATTN_FUNCTION(tile_streamed), 1)(task))
-
 /* 1. and the first half of 2. of six rows whose scores have to be finished, in registers throughout: of the vectors
  * [0, count) of the block, beyond which no row sees a key. */
 QATTN_INLINE void tile_scored_finished(tile_task *task, const qattn_forward_args *args, const row_place *places,

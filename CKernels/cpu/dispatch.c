@@ -23,7 +23,13 @@ extern const qattn_kernels qattn_kernels_arm64_neon;
  * come the larger of the two, which is asked for once. */
 static bool tile_unit_is_ours(void) {
 #if defined(__linux__)
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, TILE_STATE = 3 << 17, BF16_TILES_BYTES = 1 << 22 | 3 << 24, ROUNDS = 1 << 5 };
+    enum {
+        REQUEST_PERMISSION = 0x1023,
+        TILE_DATA = 18,
+        TILE_STATE = 3 << 17,
+        BF16_TILES_BYTES = 1 << 22 | 3 << 24,
+        ROUNDS = 1 << 5
+    };
     unsigned a, b, c, d;
     if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c & 1 << 27)) return false; /* OSXSAVE: xgetbv exists */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BF16_TILES_BYTES) != BF16_TILES_BYTES) return false;

@@ -37,6 +37,7 @@
 #define QATTN_INLINE    static inline __attribute__((always_inline))
 #define QATTN_UNROLL    _Pragma("clang loop unroll(full)")
 #define QATTN_UNROLL_2  _Pragma("clang loop unroll_count(2)")
+#define QATTN_UNROLL_4  _Pragma("clang loop unroll_count(4)")
 #define QATTN_NO_UNROLL _Pragma("clang loop unroll(disable)")
 
 #endif

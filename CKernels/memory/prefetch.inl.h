@@ -62,31 +62,44 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
 }
 
 /* A block's own later lines and then the next block's, for tiles so few that they wait for memory: as they read their
- * block from its first byte to its last, they ask for what they will read soon. */
+ * block from its first byte to its last, they ask for what they will read soon. Memory of CPUs with tile instructions
+ * answers a single run of reads at 0.8 of its rate: there they ask for the next block whole, a line of each of its quarters
+ * at a time. Float32, one to four rows: 0.75, 0.60, 0.54 and 0.50 of the rate without asking, 0.8 in one run, 0.9 in four. */
 typedef struct block_prefetch {
     const char *at, *end;
     const char *following; /* block, or NULL */
 } block_prefetch;
 
-enum { PREFETCH_STEP = 4 * CACHE_LINE };
+enum {
+    PREFETCH_LINES = 4, /* of a step */
+    PREFETCH_STEP = PREFETCH_LINES * CACHE_LINE,
+#if defined(QATTN_TILE_UNIT)
+    ASKS_FOR_QUARTERS = 1
+#else
+    ASKS_FOR_QUARTERS = 0
+#endif
+};
 
-/* So many bytes ahead; 0 asks for nothing. */
+/* So many bytes ahead, or 0: asks for nothing. */
 QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes, size_t ahead) {
     if (!ahead) return (block_prefetch){0};
+    if (ASKS_FOR_QUARTERS) ahead = bytes;
     return (block_prefetch){.at = block + qattn_min(ahead, bytes), .end = block + bytes, .following = following};
 }
 
 /* Due whenever PREFETCH_STEP bytes of the block have been read. */
 QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes) {
+    const size_t quarter = bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE;
     if (next->at >= next->end) {
         if (!next->following) return;
         next->at = next->following;
-        next->end = next->following + bytes;
+        next->end = next->following + (ASKS_FOR_QUARTERS ? quarter : bytes);
         next->following = NULL;
     }
     QATTN_UNROLL
-    for (size_t n = 0; n < PREFETCH_STEP; n += CACHE_LINE) __builtin_prefetch(next->at + n, 0, 2);
-    next->at += PREFETCH_STEP;
+    for (size_t n = 0; n < PREFETCH_LINES; n++)
+        __builtin_prefetch(next->at + n * (ASKS_FOR_QUARTERS ? quarter : CACHE_LINE), 0, 2);
+    next->at += ASKS_FOR_QUARTERS ? CACHE_LINE : PREFETCH_STEP;
 }
 
 /* Whether a step is due with step n of a loop of which each reads so many bytes: a constant power of two of them. */

@@ -12,42 +12,24 @@
     n + 15, 0, n + 14, 0, n + 13, 0, n + 12, 0, n + 11, 0, n + 10, 0, n + 9, 0, n + 8, 0, n + 7, 0, n + 6, 0, n + 5,   \
         0, n + 4, 0, n + 3, 0, n + 2, 0, n + 1, 0, n, 0
 
-/* The least x for which 2^x, as f32x16_exp2 has it, rounds to 2^-56 and more. */
+/* The least of all numbers whose power, as f32x16_exp2 has it, rounds to 2^-56 or more: factors that are less are 0. */
 #define QATTN_LEAST_WEIGHT_EXPONENT -0x1.c005c6p+5f
 
 /* x[i] becomes the factor nearest to 2^x[i], and weights the same as bfloat16, for x[i] <= 126. */
 QATTN_INLINE void bf16x64_weights(f32x16 x[4], void *weights) {
 #if defined(QATTN_TILE_UNIT) && defined(QATTN_AVX512)
-    /* Smaller numbers are those whose power rounds to less than 2^-56, of all there are: and so is a factor of 0. */
-    const __m512 least = _mm512_set1_ps(QATTN_LEAST_WEIGHT_EXPONENT);
-    const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
-    f32x16 rest[4], y[4];
     QATTN_UNROLL
-    for (int v = 0; v < 4; v++) {
-        rest[v] = (f32x16)_mm512_reduce_ps((__m512)x[v], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        y[v] = f32x16_splat(qattn_exp2_coefficients[0]);
-    }
-    /* Side by side, and kept so: what waits for the step before it takes places that others could use. */
-    QATTN_UNROLL
-    for (int i = 1; i < count; i++) {
-        QATTN_UNROLL
-        for (int v = 0; v < 4; v++) {
-            y[v] = f32x16_fma(y[v], rest[v], f32x16_splat(qattn_exp2_coefficients[i]));
-            __asm__ volatile("" : "+v"(y[v]));
-        }
-    }
-    QATTN_UNROLL
-    for (int v = 0; v < 4; v++)
-        y[v] = (f32x16)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x[v], least, _CMP_NLT_UQ), (__m512)y[v],
-                                              (__m512)(x[v] - rest[v]));
+    for (int v = 0; v < 4; v++) x[v] = f32x16_exp2_from(x[v], QATTN_LEAST_WEIGHT_EXPONENT);
     const __m512i low = _mm512_set_epi16(QATTN_WORDS_AS_FLOATS(0)), high = _mm512_set_epi16(QATTN_WORDS_AS_FLOATS(16));
     QATTN_UNROLL
     for (int v = 0; v < 4; v += 2) {
-        const __m512i nearest = (__m512i)_mm512_cvtne2ps_pbh((__m512)y[v + 1], (__m512)y[v]);
+        const __m512i nearest = (__m512i)_mm512_cvtne2ps_pbh((__m512)x[v + 1], (__m512)x[v]);
         _mm512_storeu_si512((char *)weights + v * QATTN_LANES * 2, nearest);
         /* In assembly, as the compiler would permute two registers, which takes twice as long. */
         __asm__("vpermw %2, %1, %0 %{%3%}%{z%}" : "=v"(x[v]) : "v"(low), "v"(nearest), "Yk"((__mmask32)0xaaaaaaaa));
-        __asm__("vpermw %2, %1, %0 %{%3%}%{z%}" : "=v"(x[v + 1]) : "v"(high), "v"(nearest), "Yk"((__mmask32)0xaaaaaaaa));
+        __asm__("vpermw %2, %1, %0 %{%3%}%{z%}"
+                : "=v"(x[v + 1])
+                : "v"(high), "v"(nearest), "Yk"((__mmask32)0xaaaaaaaa));
     }
 #else
     for (int v = 0; v < 4; v++) {

@@ -20,7 +20,8 @@ QATTN_INLINE f32x16 f32x16_horner(f32x16 x, const float *coefficients, int count
     return y;
 }
 
-QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
+/* 2^x, or 0 below `least`, which is -125 or more. */
+QATTN_INLINE f32x16 f32x16_exp2_from(f32x16 x, float least) {
     const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
 #if defined(QATTN_AVX512)
     /* n = round(x), y = 2^(x - n) in [0.7, 1.42], result y * 2^n: one instruction each to round and to scale. Where there
@@ -33,7 +34,7 @@ QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
     const f32x16 rest = x - (f32x16)n;
 #endif
     const f32x16 y = f32x16_horner(rest, qattn_exp2_coefficients, count);
-    const __mmask16 not_below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-125), _CMP_NLT_UQ);
+    const __mmask16 not_below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(least), _CMP_NLT_UQ);
     return (f32x16)_mm512_maskz_scalef_ps(not_below, (__m512)y, n);
 #else
     /* Adding 1.5 * 2^23 leaves round-to-even(x) in the low bits; the exponent field of 2^n is n + 127. */
@@ -42,9 +43,11 @@ QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
     const f32x16 n = shifted - magic;
     const f32x16 y = f32x16_horner(x - n, qattn_exp2_coefficients, count);
     const f32x16 scale = f32x16_from_bits((f32x16_bits(shifted) << 23) + 0x3f800000u);
-    return x < -125.0f ? f32x16_splat(0) : y * scale; /* exact: at least 2^-125.5; a NaN y stays NaN */
+    return x < least ? f32x16_splat(0) : y * scale; /* exact: at least 2^-125.5; a NaN y stays NaN */
 #endif
 }
+
+QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) { return f32x16_exp2_from(x, -125); }
 
 QATTN_INLINE f32x16 f32x16_exp2m1(f32x16 x) {
     /* The polynomial of exp2 ends with a constant term of 1: what is left without it is the difference. */

@@ -120,20 +120,23 @@ QATTN_INLINE void pair_products(const pair_product *x, size_t rows, bool sees_so
     for (; at_once > 1 && v < x->vectors; v++) pair_columns(x, rows, v, 1, sees_some);
 }
 
-/* A row's sums where its reference has moved by a factor of `a`: multiples of 2^-126 again. */
+/* A row's sums after its reference has moved by a factor of `a`: multiples of 2^-126 again. */
 QATTN_INLINE void rescale_pair_sums(float *sums, size_t count, float a) {
-    for (size_t c = 0; c < count && a != 1; c += QATTN_LANES) {
+    for (size_t c = 0; c < count; c += QATTN_LANES) {
         const f32x16 product = f32x16_load(sums + c) * f32x16_splat(a);
         f32x16_store(sums + c, f32x16_abs(product) < 0x1p-102f ? f32x16_splat(0) : product);
     }
 }
 
-/* The same of a tile's rows. */
+/* The same of those rows of a tile whose references have moved: one in five. */
 QATTN_INLINE void rescale_pair_rows(const tile_task *task, size_t rows) {
     const float *const rescale = task->scratch->rescale;
-    if (f32x16_equal_bits(f32x16_load(rescale), 1) == 0xffff) return;
-    for (size_t i = 0; i < rows; i++)
+    uint32_t same = f32x16_equal_bits(f32x16_load(rescale), 1), moved = 0;
+    for (size_t i = 0; i < rows; i++) moved |= (~same >> row_lane(i) & 1) << i;
+    for (; moved; moved &= moved - 1) {
+        const size_t i = (size_t)__builtin_ctz(moved);
         rescale_pair_sums(task->out + i * task->value_lanes, task->value_lanes, rescale[row_lane(i)]);
+    }
 }
 
 /* A row's scores of a block, from the sums of its products and its factor. */

@@ -60,6 +60,11 @@ QATTN_INLINE size_t stretch_end(const tile_task *task, size_t first, size_t end,
     return task->short_passes ? first + step : first + (end - first) / step * step;
 }
 
+/* Whether all chains of many rows, side by side, leave registers for little else. */
+QATTN_INLINE bool fills_registers(size_t rows) {
+    return rows > STREAMING_ROWS && vectors_at_once(rows) == QATTN_CHAINS;
+}
+
 QATTN_INLINE void copy_sums(f32x16 (*to)[TILE_ROWS], f32x16 (*from)[TILE_ROWS], size_t rows, size_t count) {
     QATTN_UNROLL
     for (size_t n = 0; n < count; n++) {
@@ -147,6 +152,14 @@ QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys,
     copy_sums(sum, part, kind.rows, at_once);
 }
 
+/* A step of chain `chain` and those beside it in the registers. */
+QATTN_INLINE score_step tile_step(tile_kind kind, score_step at, size_t chain, f32x16 (*sum)[TILE_ROWS]) {
+    ask_for_strided(kind, at.keys + chain * QATTN_LANES * storage_size(kind.storage));
+    QATTN_UNROLL
+    for (size_t x = 0; x < vectors_at_once(kind.rows); x++) tile_channel(kind, at, chain + x, sum[chain + x]);
+    return score_step_after(at, kind, QATTN_CHAINS);
+}
+
 /* 1. t[i] = q'[i].k for 16 keys. In every block of 128 channels, four chains take every fourth channel each, which
  * halves the rounding errors of one long chain; with registers for all four they run side by side. */
 QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys, f32x16 t[TILE_ROWS]) {
@@ -154,6 +167,7 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
     block_prefetch next = task->next;
     for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
+        if (fills_registers(kind.rows)) f32x16_stay_in_memory(t);
         f32x16 sum[QATTN_CHAINS][TILE_ROWS];
         QATTN_UNROLL
         for (size_t chain = 0; chain < QATTN_CHAINS; chain++) {
@@ -173,12 +187,14 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
         for (size_t chain = 0; chain < QATTN_CHAINS; chain += at_once) {
             size_t d = first;
             score_step at = score_step_at(task, kind, keys, d);
+            if (fills_registers(kind.rows) && !kind.streams) {
+                /* Where the end of one pass is guessed wrong, the next, of 24 other sums, begins late. */
+                QATTN_UNROLL_4
+                for (; d + at_once <= end; d += QATTN_CHAINS) at = tile_step(kind, at, chain, sum);
+            }
             for (; d + chain + at_once <= end; d += QATTN_CHAINS) {
                 tile_prefetch(task, kind, &next, d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage));
-                ask_for_strided(kind, at.keys + chain * QATTN_LANES * storage_size(kind.storage));
-                QATTN_UNROLL
-                for (size_t x = 0; x < at_once; x++) tile_channel(kind, at, chain + x, sum[chain + x]);
-                at = score_step_after(at, kind, QATTN_CHAINS);
+                at = tile_step(kind, at, chain, sum);
             }
             QATTN_UNROLL
             for (size_t x = 0; x + 1 < at_once; x++) {

@@ -29,6 +29,7 @@ struct Info: ParsableCommand {
                 ("kernels", .string(attention.kernels.name)),
                 ("bfloat16_products", .string(hasTiles ? "tiles" : "fma")),
                 ("int8_products", .string(hasTiles ? "tiles" : "pairs")),
+                ("cache_reads", .string(hasTiles ? "four" : "one")),
                 ("threads", .integer(attention.threads)),
             ]
             try emit(JSONValue.object(members).text())
@@ -40,9 +41,15 @@ struct Info: ParsableCommand {
                 features  \(features.joined(separator: " "))
                 kernels   \(attention.kernels.name), of \(available.joined(separator: ", "))
                 products  \(Self.products(byTiles: hasTiles))
+                caches    \(Self.reads(ofFour: hasTiles))
                 threads   \(attention.threads)
                 """)
         }
+    }
+
+    /// How decoding reads blocks from memory: memory/prefetch.inl.h.
+    private static func reads(ofFour: Bool) -> String {
+        ofFour ? "from memory in four places at once" : "from memory in one place after another"
     }
 
     private static func products(byTiles hasTiles: Bool) -> String {
