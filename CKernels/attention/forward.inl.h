@@ -77,16 +77,17 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
 
 /* How many bytes ahead memory-bound tiles prefetch. Not at all if they read faster than memory: hardware prefetching
  * follows one run of reads by itself, with more reads in flight than instructions can start (24 lines on Zen 4). Tiles
- * that take longer for a line than memory does prefetch each line, on CPUs with tile instructions all, from memory. Three and four rows of float32 take as long as the
+ * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the
  * last cache, so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they
  * prefetch wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six
- * rows ask for themselves: ask_for_strided. */
+ * rows ask for themselves: ask_for_strided. On CPUs with tile instructions all few rows prefetch the next block whole, of
+ * float32 from memory alone: L2 is faster without. */
 QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forward_workspace *ws) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return ws->tiles == 1 ? 24576 : 0;
     if (ws->rows > ASKING_ROWS) return 0;
-    if (ASKS_FOR_QUARTERS) return args->beyond_caches ? ws->block_bytes : 0;
+    if (ASKS_FOR_QUARTERS) return storage != QATTN_FLOAT32 || args->beyond_caches ? ws->block_bytes : 0;
     /* Vectors of columns are not quite one run of reads. */
     if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
     const size_t products = ws->rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */

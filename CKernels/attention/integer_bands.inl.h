@@ -171,6 +171,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(integer_band)(tile_task *ta
     for (size_t tile = first; tile < end; tile++) {
         if (!tile_sees(task, args, ws, tile, block_first)) continue;
         const size_t i = tile * TILE_ROWS;
+        unit_stay_awake();
         band_weights(task, args, ws, &band, i - row, i, tile_height(ws, tile), block_first);
         some = true;
     }

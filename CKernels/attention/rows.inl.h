@@ -225,8 +225,7 @@ _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what forwar
 /* Whether so many tiles of rows meet blocks of such a type in bands. */
 QATTN_INLINE bool takes_bands(qattn_storage storage, size_t tiles) {
 #if defined(QATTN_TILE_UNIT)
-    return (storage == QATTN_BFLOAT16_PAIRS && tiles >= LEAST_PAIR_TILES) ||
-           (storage == QATTN_INT8 && tiles >= LEAST_INTEGER_TILES);
+    return in_pairs(storage) && tiles >= LEAST_BAND_TILES;
 #else
     (void)storage, (void)tiles;
     return false;

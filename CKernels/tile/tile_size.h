@@ -19,9 +19,7 @@ enum {
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
     BAND_TILES = 5, /* which tile instructions multiply at once, as twice 15 rows */
     BAND_ROWS = BAND_TILES * TILE_ROWS,
-    /* Tiles of a call from which on they do: what fewer would cost is counted in Documentation/Kernels.md. */
-    LEAST_PAIR_TILES = 2,
-    LEAST_INTEGER_TILES = 3,
+    LEAST_BAND_TILES = 2, /* of a call, from which on they do */
     /* Up to so many rows are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
 /* Up to so many rows ask for what they will read soon: prefetch.inl.h. */
