@@ -92,6 +92,26 @@ extension [AttentionCase] {
         #expect(actual.output.allSatisfy { $0 == 0 })
     }
 
+    /// Weights that round to less than 2^-56 are 0, which tile instructions' weights know by their exponents: those of the
+    /// six numbers around the least that is none.
+    @Test("the least weights", arguments: sets)
+    func leastWeights(kernels: KernelSet) throws {
+        let shape = AttentionCase(queries: 9, keys: 70, headDimension: 4, valueDimension: 5) {
+            ($0.sink, $0.scale) = (.none, .negative)
+        }.ofBFloat16
+        var inputs = shape.inputs
+        inputs.queries = inputs.queries.indices.map { $0 % 4 == 0 ? 1 : 0 }
+        inputs.keys = inputs.keys.indices.map { $0 % 4 == 0 && $0 > 0 ? 1 : 0 }
+        inputs.values = inputs.values.indices.map { $0 < 5 ? 0 : 1 }
+        for step in -3..<3 {
+            let exponent = Float(bitPattern: UInt32(Int((-0x1.c005c6p+5 as Float).bitPattern) - step))
+            inputs.scale = Double(exponent) / 0x1.71547652b82fep0
+            let actual = try shape.run(inputs, kernels: kernels)
+            try requireSameBits(actual, shape.reference(inputs), valueDimension: 5, "\(kernels) \(step)")
+            #expect(actual.output.allSatisfy { ($0 > 0) == (step >= 0) }, "\(kernels) \(step)")
+        }
+    }
+
     /// Prepared rows are rounded, once.
     @Test("norms and positions", arguments: sets)
     func preparedRows(kernels: KernelSet) throws {
