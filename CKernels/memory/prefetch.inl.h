@@ -87,18 +87,22 @@ QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *
     return (block_prefetch){.at = block + qattn_min(ahead, bytes), .end = block + bytes, .following = following};
 }
 
+/* From one line of a step to the next, of blocks of so many bytes. */
+QATTN_INLINE size_t prefetch_distance(size_t bytes) {
+    return ASKS_FOR_QUARTERS ? bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE : CACHE_LINE;
+}
+
 /* Due whenever PREFETCH_STEP bytes of the block have been read. */
 QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes) {
-    const size_t quarter = bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE;
+    const size_t distance = prefetch_distance(bytes);
     if (next->at >= next->end) {
         if (!next->following) return;
         next->at = next->following;
-        next->end = next->following + (ASKS_FOR_QUARTERS ? quarter : bytes);
+        next->end = next->following + (ASKS_FOR_QUARTERS ? distance : bytes);
         next->following = NULL;
     }
     QATTN_UNROLL
-    for (size_t n = 0; n < PREFETCH_LINES; n++)
-        __builtin_prefetch(next->at + n * (ASKS_FOR_QUARTERS ? quarter : CACHE_LINE), 0, 2);
+    for (size_t n = 0; n < PREFETCH_LINES; n++) __builtin_prefetch(next->at + n * distance, 0, 2);
     next->at += ASKS_FOR_QUARTERS ? CACHE_LINE : PREFETCH_STEP;
 }
 
