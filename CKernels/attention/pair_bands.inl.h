@@ -47,19 +47,17 @@ static __attribute__((noinline)) void QATTN_FUNCTION(pair_scored_masked)(tile_ta
     pair_scored(task, scores, true);
 }
 
-/* The second half of 2. of some rows of a band, the first of which has the given reference and rescale: rounded weights, and
- * l. */
-enum { WEIGHED_ROWS = TILE_ROWS };
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_weighed)(const float *references, const float *rescales,
+/* The second half of 2. of one tile of a band: its rounded weights, and l. */
+static __attribute__((noinline)) void QATTN_FUNCTION(pair_weighed)(const tile_scratch *scratch,
                                                                    float (*scores)[QATTN_KEY_BLOCK], float *sum) {
     QATTN_UNROLL
-    for (size_t r = 0; r < WEIGHED_ROWS; r++) {
-        const f32x16 reference = f32x16_splat(references[row_lane(r)]);
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        const f32x16 reference = f32x16_splat(scratch->reference[row_lane(r)]);
         f32x16 p[BLOCK_VECTORS];
         QATTN_UNROLL
         for (size_t v = 0; v < BLOCK_VECTORS; v++) p[v] = f32x16_load(scores[r] + v * QATTN_LANES) - reference;
         bf16x64_weights(p, scores[r]);
-        add_to_sum(sum + r * QATTN_LANES, rescales[row_lane(r)], p, BLOCK_VECTORS);
+        add_to_sum(sum + r * QATTN_LANES, scratch->rescale[row_lane(r)], p, BLOCK_VECTORS);
     }
 }
 
@@ -183,14 +181,11 @@ QATTN_INLINE bool step_weights(tile_task *task, const qattn_forward_args *args, 
         } else if (task->scratch->all == ~UINT64_C(0)) QATTN_FUNCTION(pair_scored_whole)(task, rows);
         else QATTN_FUNCTION(pair_scored_masked)(task, rows);
     }
-    const size_t rows = (end - step.first) * TILE_ROWS;
-    for (size_t r = 0; r < rows && simple; r += WEIGHED_ROWS) {
-        const tile_scratch *const scratch = ws->scratch + step.first + r / TILE_ROWS;
-        const size_t lane = row_lane(r % TILE_ROWS);
+    for (size_t tile = step.first; tile < end && simple; tile++) {
         QATTN_FUNCTION(take_turn)(turns);
-        if (scratch->any)
-            QATTN_FUNCTION(pair_weighed)(scratch->reference + lane, scratch->rescale + lane, scores->rows + r,
-                                         ws->chunk.sum + (step.first * TILE_ROWS + r) * QATTN_LANES);
+        if (ws->scratch[tile].any)
+            QATTN_FUNCTION(pair_weighed)(ws->scratch + tile, scores->rows + (tile - step.first) * TILE_ROWS,
+                                         ws->chunk.sum + tile * TILE_ROWS * QATTN_LANES);
     }
     return some;
 }
