@@ -144,7 +144,7 @@ private let sets = [KernelTable.emulated, KernelTable.available[0]]
     }
 
     /// Without this the emulation could pass every test by never being used.
-    @Test(arguments: [(4, false), (12, false), (13, true), (30, true)])
+    @Test(arguments: [(4, false), (6, false), (7, true), (30, true)])
     func tilesAreUsedAndGivenBack(queries: Int, areUsed: Bool) throws {
         let before = qattn_emulated_products()
         try requireInt8Bits([.emulated], AttentionCase(queries: queries, keys: 65, headDimension: 33))
