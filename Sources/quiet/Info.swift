@@ -49,7 +49,7 @@ struct Info: ParsableCommand {
 
     /// How decoding reads blocks from memory: memory/prefetch.inl.h.
     private static func reads(ofFour: Bool) -> String {
-        ofFour ? "from memory in four places at once" : "from memory in one place after another"
+        ofFour ? "read from memory in four places at once" : "read from memory in one run"
     }
 
     private static func products(byTiles hasTiles: Bool) -> String {
