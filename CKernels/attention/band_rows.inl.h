@@ -10,13 +10,17 @@ QATTN_INLINE size_t band_end(const forward_workspace *ws, size_t first) {
     return qattn_min(first + BAND_TILES, ws->tiles);
 }
 
+/* The keys that some row of it may see. */
+QATTN_INLINE key_range band_keys(const qattn_forward_args *args, const forward_workspace *ws, size_t first) {
+    const size_t last = qattn_min(band_end(ws, first) * TILE_ROWS, ws->rows) - 1;
+    return keys_of_run(&args->problem, ws->places[first * TILE_ROWS], ws->places[last]).any;
+}
+
 /* The first tile of the first band from tile `first` on that may see a key of the block, or ws->tiles. */
 QATTN_INLINE size_t next_band(const qattn_forward_args *args, const forward_workspace *ws, size_t first,
                               size_t block_first) {
     for (; first < ws->tiles; first += BAND_TILES) {
-        const size_t last = qattn_min(band_end(ws, first) * TILE_ROWS, ws->rows) - 1;
-        const run_keys keys = keys_of_run(&args->problem, ws->places[first * TILE_ROWS], ws->places[last]);
-        if (range_bits(keys.any, block_first)) return first;
+        if (range_bits(band_keys(args, ws, first), block_first)) return first;
     }
     return ws->tiles;
 }

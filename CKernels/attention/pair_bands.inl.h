@@ -116,10 +116,9 @@ typedef struct band_step {
 QATTN_INLINE band_step next_step(const qattn_forward_args *args, const forward_workspace *ws, size_t first,
                                  size_t block, size_t begin, size_t end) {
     for (; first < ws->tiles; first += BAND_TILES, block = begin) {
-        const size_t last = qattn_min(band_end(ws, first) * TILE_ROWS, ws->rows) - 1;
-        const run_keys keys = keys_of_run(&args->problem, ws->places[first * TILE_ROWS], ws->places[last]);
+        const key_range keys = band_keys(args, ws, first);
         for (; block < end; block++) {
-            if (range_bits(keys.any, block * QATTN_KEY_BLOCK))
+            if (range_bits(keys, block * QATTN_KEY_BLOCK))
                 return (band_step){first, block, block_number(args, ws, args->unpacked ? 0 : block)};
         }
     }
