@@ -228,7 +228,7 @@ typedef struct qattn_forward_args {
     float *states;
     size_t chunk_begin, chunk_end;
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
-    bool beyond_caches; /* a guess, for speed alone: the blocks of all calls are more than the last cache holds */
+    bool beyond_caches; /* a guess, for speed alone: the blocks of all calls are more than cache_bytes */
     float *workspace;   /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
 
@@ -271,6 +271,7 @@ typedef struct qattn_kernels {
     const char *name;   /* portable, x86_64_v3, x86_64_v4, x86_64_amx, arm64_neon */
     size_t tile_rows;   /* rows that share the loads of keys and values: calls of a multiple of it waste none */
     size_t query_block; /* rows of a call that stay in cache while the keys pass by; at most QATTN_QUERY_BLOCK */
+    size_t cache_bytes; /* calls that read more of packed blocks find them in memory: beyond_caches */
     void (*prepare)(const qattn_prepare_args *args);
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);

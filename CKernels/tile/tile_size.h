@@ -22,12 +22,6 @@ enum {
     LEAST_BAND_TILES = 2, /* of a call, from which on they do */
     /* Up to so many rows are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
-/* Up to so many rows ask for what they will read soon: prefetch.inl.h. */
-#if defined(QATTN_TILE_UNIT)
-    ASKING_ROWS = TILE_ROWS,
-#else
-    ASKING_ROWS = STREAMING_ROWS,
-#endif
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */
     QATTN_CHAINS = 4

@@ -36,12 +36,10 @@ struct CachedSchedule {
     let items: Int
     /// Threads worth using, and those worth waking.
     let workers, wokenWorkers: Int
-    /// Whether the call reads more than caches of CPUs usually hold.
+    /// Whether keys and values are taken to come from memory, not from a cache of the CPU.
     let isBeyondCaches: Bool
     let memory: Memory
 
-    /// More than the last cache that one process has to itself on most CPUs.
-    static let cacheBytes = 64.0 * 1024 * 1024
     /// Bytes per nanosecond that one thread reads, roughly.
     static let bytesPerNanosecond = 20.0
     /// Items for each worker: with so many the last one to end keeps the others waiting for an eighth of its work.
@@ -58,8 +56,7 @@ struct CachedSchedule {
             let sequence = Sequence(plan, problem, attention.kernels, chunks: chunks)
             totalChunks += sequence.chunks.count * keyValueHeads * sequence.headUnits
             nanoseconds += sequence.nanoseconds(problem)
-            let pages = sequence.chunks.count * (SequencePlan.chunk / SequencePlan.block)
-            bytes += Double(pages) * Double(problem.caches[plan.item].pageBytes)
+            bytes += sequence.bytes(problem)
             sequences.append(sequence)
         }
         let worthwhile = WorkerCount(
@@ -85,7 +82,7 @@ struct CachedSchedule {
         self.items = items
         workers = max(1, min(most, items))
         wokenWorkers = worthwhile.woken
-        isBeyondCaches = bytes > Self.cacheBytes
+        isBeyondCaches = bytes > Double(attention.kernels.cacheBytes)
         memory = Memory(
             workers: workers,
             workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape)
@@ -153,6 +150,12 @@ extension CachedSchedule.Sequence {
         let (most, tile) = (kernels.queryBlock, kernels.tileRows)
         headUnits = (rows + most - 1) / most
         unitRows = min(most, ((rows + headUnits - 1) / headUnits + tile - 1) / tile * tile)
+    }
+
+    /// Bytes of keys and values that are read once.
+    func bytes(_ problem: CachedProblem) -> Double {
+        let blocks = min(plan.blocks.count, chunks.count * SequencePlan.blocks(of: SequencePlan.chunk))
+        return Double(blocks) * Double(problem.caches[plan.item].pageBytes)
     }
 
     /// An estimate of how long this takes on one thread: that of reading keys and values or that of multiplying them,

@@ -52,6 +52,9 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
     /// Most rows of a call.
     var queryBlock: Int { functions.pointee.query_block }
 
+    /// Calls that read more of caches than this find them in memory.
+    var cacheBytes: Int { functions.pointee.cache_bytes }
+
     /// Of functions that are valid for ever.
     package init(functions: UnsafePointer<qattn_kernels>) { self.functions = functions }
 

@@ -23,6 +23,10 @@ static inline __attribute__((always_inline)) __m512i sum_v4(__m512i sum, const _
     return sum;
 }
 
+/* How far ahead of its block a lone row asks for weights, in bytes: Intel's processors follow no more than a page by themselves. On
+   an Emerald Rapids 1 KB takes weights at 12 GB/s, as without asking, 2 KB at 25 and 4 or 8 KB at 26. */
+enum { ASKED_AHEAD = 4096 };
+
 /* One panel with `tokens` rows, a constant after inlining. */
 static inline __attribute__((always_inline)) void tile_v4(lm_weight_type type, const uint8_t *panel, int blocks,
                                                           const lm_activations *x, int tokens, float *out,
@@ -33,6 +37,11 @@ static inline __attribute__((always_inline)) void tile_v4(lm_weight_type type, c
         sums[t] = _mm512_setzero_ps();
     }
     for (int b = 0; b < blocks; b++, panel += block_bytes(type)) {
+        if (tokens == 1) {
+            for (size_t i = 0; i < block_bytes(type); i += vector_bytes) {
+                _mm_prefetch((const char *)panel + ASKED_AHEAD + i, _MM_HINT_T0);
+            }
+        }
         __m512i weights[groups];
         __m512 d, m = _mm512_setzero_ps();
         if (type == LM_Q4_1) {
