@@ -22,10 +22,12 @@ let package = Package(
             dependencies: ["COpenBLAS", "CCeilings", .product(name: "QuietAttention", package: "QuietAttention")]),
         .executableTarget(
             name: "grid",
-            dependencies: ["AttentionGrid", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
+            dependencies: [
+                "AttentionGrid", "COpenBLAS", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ]),
         .executableTarget(
             name: "AttentionBenchmark",
-            dependencies: ["AttentionGrid", .product(name: "Benchmark", package: "benchmark")],
+            dependencies: ["AttentionGrid", "COpenBLAS", .product(name: "Benchmark", package: "benchmark")],
             path: "Benchmarks/AttentionBenchmark",
             plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
         .testTarget(

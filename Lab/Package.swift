@@ -24,7 +24,9 @@ let package = Package(
             ]),
         .executableTarget(
             name: "lab",
-            dependencies: ["Laboratory", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            dependencies: [
+                "COpenBLAS", "Laboratory", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
             path: "Sources/lab-command"),
         .testTarget(
             name: "LaboratoryTests",

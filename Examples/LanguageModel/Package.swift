@@ -29,16 +29,15 @@ let package = Package(
             dependencies: [
                 "COpenBLAS", "CProjections", .product(name: "QuietAttention", package: "QuietAttention"),
             ]),
-        // The library's own reader and writer, which is no product of it: a link to the folder.
-        .target(name: "TensorFiles"),
         .executableTarget(
             name: "language-model",
             dependencies: [
-                "LanguageModel", "TensorFiles",
+                "COpenBLAS", "LanguageModel", .product(name: "Safetensors", package: "QuietAttention"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
         .testTarget(
-            name: "LanguageModelTests", dependencies: ["LanguageModel", "TensorFiles", "CProjections"],
+            name: "LanguageModelTests",
+            dependencies: ["LanguageModel", "CProjections", .product(name: "Safetensors", package: "QuietAttention")],
             resources: [.copy("Fixtures")]),
     ],
     swiftLanguageModes: [.v6],

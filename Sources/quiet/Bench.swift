@@ -22,7 +22,8 @@ struct Bench: ParsableCommand {
                                    bfloat16 are made by them; else fma_peak_gflops
               fraction_of_peak     gflops / products_peak_gflops
               gbytes_per_s         bytes of the keys and values seen, and of their scales,
-                                   / median_ms
+                                   / median_ms; more than memory gives where they stay
+                                   in the CPU's caches
               read_gbytes_per_s    memory read on the same threads, median of turns
                                    with the calls; read_best_gbytes_per_s is the best
               append_ms            decode: to append one token to every cache

@@ -100,6 +100,7 @@ struct Inspect: ParsableCommand {
         }
         try emit(json ? members(measured, attention, faults) : text(measured, attention))
         try page?.commit()
+        if let report, !json { try emit("written     \(printable(report))") }
         // What could be measured is said above, and so it is worth having; but not all could.
         guard let fault = faults.first else { return }
         throw Failure(faults.count == 1 ? fault : "\(fault); and \(faults.count - 1) more tensors cannot be measured")

@@ -3,6 +3,7 @@
 
 import AttentionGrid
 import Benchmark
+import COpenBLAS
 import Foundation
 
 /// Metrics are integers: rates in thousandths of GFLOP/s, fractions in thousandths.
@@ -21,6 +22,7 @@ private struct Prepared: @unchecked Sendable {
 }
 
 let benchmarks: @Sendable () -> Void = {
+    restart_with_openblas_kernels(CommandLine.unsafeArgv)
     Benchmark.defaultConfiguration = .init(
         metrics: [.wallClock, Metric.rate, Metric.fraction, Metric.ratio, Metric.workspace],
         units: [Metric.rate: .count, Metric.ratio: .count, Metric.fraction: .count, Metric.workspace: .count],

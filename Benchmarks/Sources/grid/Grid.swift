@@ -3,6 +3,7 @@
 
 import ArgumentParser
 import AttentionGrid
+import COpenBLAS
 import Foundation
 
 @main
@@ -10,6 +11,11 @@ struct Grid: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "grid", abstract: "Measures attention beside its unfused baseline; prints JSON.",
         subcommands: [Measure.self, Rank.self], defaultSubcommand: Measure.self)
+
+    static func main() {
+        restart_with_openblas_kernels(CommandLine.unsafeArgv)
+        main(nil)
+    }
 
     static func printJSON(_ value: some Encodable) throws {
         let encoder = JSONEncoder()

@@ -2,6 +2,7 @@
 // Lab.swift - the command `lab`.
 
 import ArgumentParser
+import COpenBLAS
 import Foundation
 import Laboratory
 
@@ -10,6 +11,11 @@ struct Lab: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lab", abstract: "Trains small models from scratch and tests claims about attention.",
         subcommands: [Train.self, Evaluate.self, Export.self, RunExperiment.self, MakeReport.self])
+
+    static func main() {
+        restart_with_openblas_kernels(CommandLine.unsafeArgv)
+        main(nil)
+    }
 }
 
 struct DataOptions: ParsableArguments {

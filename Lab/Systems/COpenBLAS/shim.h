@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* shim.h - OpenBLAS (cblas): apt package libopenblas-dev; and glibc's settings of its allocator, which Swift does not import. */
+#include "processor.h"
 #include <cblas.h>
 #if defined(__linux__)
 #include <malloc.h>

@@ -3,7 +3,7 @@
 
 import ArgumentParser
 import LanguageModel
-import TensorFiles
+import Safetensors
 
 struct Capture: ParsableCommand {
     static let configuration = CommandConfiguration(

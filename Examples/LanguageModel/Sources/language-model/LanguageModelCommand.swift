@@ -2,8 +2,9 @@
 // LanguageModelCommand.swift - the command line: its commands, and what they share.
 
 import ArgumentParser
+import COpenBLAS
 import LanguageModel
-import TensorFiles
+import Safetensors
 
 @main
 struct LanguageModelCommand: ParsableCommand {
@@ -19,6 +20,7 @@ struct LanguageModelCommand: ParsableCommand {
         ])
 
     static func main() {
+        restart_with_openblas_kernels(CommandLine.unsafeArgv)
         prepareStandardStreams()
         do {
             var command = try parseAsRoot()

@@ -3,7 +3,7 @@
 
 import Foundation
 import LanguageModel
-import TensorFiles
+import Safetensors
 import Testing
 
 @Suite struct CommandLineTests {

@@ -84,7 +84,11 @@ public final class Bench {
         guard FileManager.default.fileExists(atPath: path) else { return outcome }
         let old = try Outcome.read(path)
         guard old.settings == settings else {
-            throw LabError("\(path): was made with other settings (\(old.settings)): choose another folder")
+            func named(_ settings: [String: String]) -> String {
+                settings.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
+            }
+            throw LabError(
+                "\(path): was made with \(named(old.settings)), and not with \(named(settings)): choose another folder")
         }
         outcome.runs = old.runs
         return outcome

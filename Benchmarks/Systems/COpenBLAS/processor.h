@@ -1,0 +1,1 @@
+../../../Lab/Systems/COpenBLAS/processor.h
