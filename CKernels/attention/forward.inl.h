@@ -87,7 +87,8 @@ QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forwar
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return ws->tiles == 1 ? 24576 : 0;
     if (ws->rows > ASKING_ROWS) return 0;
-    if (ASKS_FOR_QUARTERS) return storage != QATTN_FLOAT32 || args->beyond_caches ? ws->block_bytes : 0;
+    if (ASKS_FOR_QUARTERS)
+        return args->beyond_caches || (storage != QATTN_FLOAT32 && ws->tiles == 1) ? ws->block_bytes : 0;
     /* Vectors of columns are not quite one run of reads. */
     if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
     const size_t products = ws->rows * CACHE_LINE / (QATTN_LANES * storage_size(storage)); /* of 16, with every line */
@@ -159,25 +160,45 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     }
 }
 
-/* Blocks [begin, end) against a single tile, without a mask: only the address changes from block to block. Four rows are
+/* One tile of `count` rows from row i on against a block that they see whole. */
+QATTN_INLINE void stream_tile(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                              size_t count, size_t block) {
+    if (ws->plain) TILE_CALL(tile_streamed, count, task);
+#if defined(QATTN_TILE_UNIT)
+    else if (ws->plain_halves && count == TILE_ROWS) {
+        if (args->blocks.storage == QATTN_FLOAT16) QATTN_FUNCTION(six_rows_streamed_QATTN_FLOAT16)(task);
+        else QATTN_FUNCTION(six_rows_streamed_QATTN_BFLOAT16)(task);
+    }
+#endif
+    else
+        tile_finished(task, args, ws, i, count, block * QATTN_KEY_BLOCK);
+}
+
+/* Blocks [begin, end) against few tiles, without a mask: only the address changes from block to block. Four rows are
  * bound by memory, and beside that the checks of forward_block take 7 % of their time, and the registers that the code of
- * the other normalisers occupies 2 %. */
+ * the other normalisers occupies 2 %. The first of several tiles asks for the next block, the others find theirs in L2. */
 static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *task, const qattn_forward_args *args,
                                                                     forward_workspace *ws, size_t begin, size_t end,
                                                                     size_t block_end) {
     const size_t ahead = streaming_ahead(args, ws);
-    take_rows(task, ws, 0);
-    tile_sees_all(task, ws->chunk.started, ws->rows);
-    if (ws->plain) {
+    if (ws->tiles == 1) {
+        take_rows(task, ws, 0);
+        tile_sees_all(task, ws->chunk.started, ws->rows);
         for (size_t block = begin; block < end; block++) {
             take_block(task, args, ws, block, block_end, ahead);
-            TILE_CALL(tile_streamed, ws->rows, task);
+            stream_tile(task, args, ws, 0, ws->rows, block);
         }
         return;
     }
     for (size_t block = begin; block < end; block++) {
         take_block(task, args, ws, block, block_end, ahead);
-        tile_finished(task, args, ws, 0, ws->rows, block * QATTN_KEY_BLOCK);
+        for (size_t tile = 0; tile < ws->tiles; tile++) {
+            const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
+            take_rows(task, ws, tile);
+            tile_sees_all(task, ws->chunk.started + i, count);
+            stream_tile(task, args, ws, i, count, block);
+            task->next = (block_prefetch){0};
+        }
     }
 }
 
@@ -192,8 +213,8 @@ QATTN_INLINE void forward_chunk(tile_task *task, const qattn_forward_args *args,
         return;
     }
 #endif
-    size_t first = end, last = end; /* of the blocks that a lone tile sees whole */
-    if (ws->lone_tile) {
+    size_t first = end, last = end; /* of the blocks that streaming rows see whole */
+    if (ws->streams) {
         const key_range all = ws->keys.all;
         first = qattn_max(begin, ((size_t)all.first + QATTN_KEY_BLOCK - 1) / QATTN_KEY_BLOCK);
         last = qattn_min(end, all.last > 0 ? (size_t)all.last / QATTN_KEY_BLOCK : 0);
@@ -255,7 +276,8 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
-    ws.lone_tile = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share;
+    ws.streams = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share &&
+                 (ws.tiles == 1 || (args->beyond_caches && !ws.bands));
 
 #if defined(QATTN_TILE_UNIT)
     if (ws.bands) begin_bands(args, &ws);

@@ -17,11 +17,11 @@ typedef struct forward_workspace {
     bool keys_in_place;          /* unpacked, for few rows, with whole sets of chains */
     bool values_in_place;        /* unpacked, in whole vectors */
     qattn_storage value_storage; /* of what tiles read */
-    bool in_phases;              /* softmax over packed float32; plain: of scores that need nothing but a mask */
-    bool plain;
-    bool ranges_only; /* masks are ranges of keys */
-    bool bands;       /* by tile instructions */
-    bool lone_tile;   /* one tile of packed keys that waits for memory, with ranges and no other work */
+    bool in_phases;              /* softmax over packed float32 */
+    bool plain, plain_halves;    /* of scores that need nothing but a mask; the same over packed 16 bit */
+    bool ranges_only;            /* masks are ranges of keys */
+    bool bands;                  /* by tile instructions */
+    bool streams;                /* few rows over packed keys that wait for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     run_keys keys;      /* of all rows */
     row_place *places;  /* of the rows; the last one's for those that fill the last tile */
@@ -244,6 +244,9 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->in_phases = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX &&
                     args->blocks.storage == QATTN_FLOAT32 && ws->value_storage == QATTN_FLOAT32;
     ws->plain = ws->in_phases && scores_are_plain(&args->problem);
+    ws->plain_halves = args->problem.normaliser == QATTN_SOFTMAX && scores_are_plain(&args->problem) &&
+                       !args->unpacked &&
+                       (args->blocks.storage == QATTN_FLOAT16 || args->blocks.storage == QATTN_BFLOAT16);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->bands = takes_bands(args->blocks.storage, ws->tiles);

@@ -73,17 +73,20 @@ typedef struct block_prefetch {
 enum {
     PREFETCH_LINES = 4, /* of a step */
     PREFETCH_STEP = PREFETCH_LINES * CACHE_LINE,
-/* Up to ASKING_ROWS rows ask. What a call reads of packed blocks comes from memory if it is more than CACHE_BYTES: than half
+/* Up to ASKING_ROWS rows of a call ask, in the functions of all steps tiles of up to ASKING_TILE_ROWS: a tile of six, of which prefill
+ * consists, does so in functions of its own. What a call reads of packed blocks comes from memory if it is more than CACHE_BYTES: than half
  * of L2 on CPUs with tile instructions, whose last cache is slow (26 GB/s from it, asked or not; in L2 asking takes 15 to 30 %
  * of one row's speed, 10 % of three's), than the last cache that one process has to itself on other CPUs. A model's layers pass
  * through the caches one after another: the 1.5 MB of a layer are in memory again when their turn comes. */
 #if defined(QATTN_TILE_UNIT)
     ASKS_FOR_QUARTERS = 1,
-    ASKING_ROWS = TILE_ROWS,
+    ASKING_ROWS = 4 * TILE_ROWS,
+    ASKING_TILE_ROWS = TILE_ROWS - 1,
     CACHE_BYTES = 1 << 20
 #else
     ASKS_FOR_QUARTERS = 0,
     ASKING_ROWS = STREAMING_ROWS,
+    ASKING_TILE_ROWS = STREAMING_ROWS,
     CACHE_BYTES = 64 << 20
 #endif
 };

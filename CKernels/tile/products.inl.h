@@ -249,7 +249,7 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t count, f
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_##storage),                         \
                                                       rows)(tile_task * task) {                                        \
         f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
-        tile_products(task, (tile_kind){rows, storage, .streams = rows <= STREAMING_ROWS}, BLOCK_VECTORS, t);          \
+        tile_products(task, (tile_kind){rows, storage, .streams = rows <= ASKING_TILE_ROWS}, BLOCK_VECTORS, t);        \
         tile_store(task->scratch->weights, t, rows);                                                                   \
     }
 #define TILE_PRODUCTS_OF(rows)                                                                                         \
