@@ -48,3 +48,9 @@ package func printable(_ name: String) -> String {
         }
     return isPlain ? name : quoted(name)
 }
+
+/// Returns a shape as text, of which a file may claim a million extents: the first 16, and how many there are.
+package func shown(shape: [Int]) -> String {
+    guard shape.count > 16 else { return "\(shape)" }
+    return "[\(shape.prefix(16).map(String.init).joined(separator: ", ")), ... \(shape.count) extents]"
+}

@@ -35,6 +35,7 @@ final class FileDescriptor: Sendable {
 
     /// Opens an existing file for reading. Anything but a regular file is an error: no other has a length to check against.
     static func reading(_ path: String) throws -> FileDescriptor {
+        guard !path.utf8.contains(0) else { throw SystemError("a path has no zero byte") }
         // O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
         let file = FileDescriptor(try check(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)))
         guard try file.status().isRegularFile else { throw SystemError("not a regular file") }

@@ -74,7 +74,7 @@ extension SafetensorsError: CustomStringConvertible {
         case .beyondFloat(let tensor, let value):
             "tensor \(shown(tensor)) holds \(value), which is beyond the range of F32"
         case .wrongValueCount(let tensor, let shape, let values):
-            "tensor \(shown(tensor)): \(values) values do not fill the shape \(shape)"
+            "tensor \(shown(tensor)): \(values) values do not fill the shape \(shown(shape: shape))"
         case .reservedName(let name): "\(shown(name)) cannot be the name of a tensor"
         default: "invalid safetensors file: \(tensorFault)"
         }
@@ -110,9 +110,10 @@ extension SafetensorsError: CustomStringConvertible {
         case .duplicateName(let name): "the name \(shown(name)) occurs twice in one object"
         case .invalidField(let tensor, let reason): "tensor \(shown(tensor)): \(reason)"
         case .unknownElementType(let tensor, let name): "tensor \(shown(tensor)): unknown dtype \(shown(name))"
-        case .sizeOverflow(let tensor, let shape): "tensor \(shown(tensor)): the size of shape \(shape) overflows"
+        case .sizeOverflow(let tensor, let shape):
+            "tensor \(shown(tensor)): the size of shape \(shown(shape: shape)) overflows"
         case .lengthMismatch(let tensor, let bytes, let shape, let type):
-            "tensor \(shown(tensor)): \(bytes) bytes of data do not make \(shape) elements of \(type.rawValue)"
+            "tensor \(shown(tensor)): \(bytes) bytes of data do not make \(shown(shape: shape)) elements of \(type.rawValue)"
         case .dataPastEndOfFile(let tensor, let end, let bytes):
             "tensor \(shown(tensor)): its data end at byte \(end) of \(bytes): the file is truncated or the header wrong"
         case .overlap(let tensor, let begin, let previous):

@@ -21,7 +21,7 @@ struct AttendShapes {
         for tensor in tensors where tensor.shape.count != 4 {
             throw Failure(
                 "tensor \(quoted(tensor.name)): expected the shape [\(layout.dimensions.joined(separator: ", "))], got "
-                    + "\(tensor.shape)")
+                    + shown(shape: tensor.shape))
         }
         let fitsOther = layout.other.fits(tensors)
         isAmbiguous = names.layout == nil && fitsOther
@@ -155,7 +155,7 @@ enum Layout: String, CaseIterable, ExpressibleByArgument {
         ] where tensor.shape[axis] != other.shape[axis] {
             throw Failure(
                 "tensor \(quoted(tensor.name)): expected \(dimensions[axis]) \(other.shape[axis]), as "
-                    + "\(quoted(other.name)) has, got \(tensor.shape[axis]) in the shape \(tensor.shape)")
+                    + "\(quoted(other.name)) has, got \(tensor.shape[axis]) in the shape \(shown(shape: tensor.shape))")
         }
     }
 

@@ -42,11 +42,7 @@ struct MeasuredTensor {
     }
 
     /// Of a shape that no tensor has in earnest, the beginning.
-    var shape: String {
-        guard tensor.shape.count > 16 else { return "\(tensor.shape)" }
-        return
-            "[\(tensor.shape.prefix(16).map(String.init).joined(separator: ", ")), ... \(tensor.shape.count) extents]"
-    }
+    var shape: String { shown(shape: tensor.shape) }
 
     func report() -> JSONValue {
         var members: [(name: String, value: JSONValue)] = [

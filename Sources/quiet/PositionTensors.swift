@@ -61,7 +61,7 @@ struct PositionTensors: ParsableArguments {
             guard shape.count == 1 else {
                 throw Failure(
                     "tensor \(quoted(name)): expected the shape [r/2], a number for each pair of channels, got "
-                        + "\(shape)")
+                        + shown(shape: shape))
             }
             return try file.doubles(named: name)
         }

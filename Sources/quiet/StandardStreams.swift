@@ -9,10 +9,11 @@
     import Glibc
 #endif
 
-/// Sees to it that a reader who left is an error of a write, not the end of the process in the middle of its work; and that
-/// no file that is opened gets the number of a standard stream that is closed, and with it what is meant for that.
+/// Sees to it that a reader who left, or a limit on the size of files, is an error of a write, not the end of the process in
+/// the middle of its work; and that no file that is opened gets the number of a standard stream that is closed, and with it what is meant for that.
 func prepareStandardStreams() {
     signal(SIGPIPE, SIG_IGN)
+    signal(SIGXFSZ, SIG_IGN)
     for descriptor in [STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO] where fcntl(descriptor, F_GETFD) == -1 {
         // For reading, so that writing to it fails. It gets the lowest number that is free, which is this one.
         _ = open("/dev/null", O_RDONLY)

@@ -151,4 +151,18 @@ import Testing
         let result = try problem.run(Attention(shape, sink: .softmax1, bias: bias))
         #expect(result.bits == (try problem.run(Attention(shape, sink: .softmax1, mask: .causal))).bits)
     }
+
+    @Test func visibleKeysAnywhere() {
+        #expect(AttentionMask.causal.visibleKeys(ofRowsAt: 2..<4, keys: 9) == 0..<4)
+        #expect(AttentionMask.window(3).visibleKeys(ofRowsAt: 5..<7, keys: 6) == 3..<6)
+        for width in [3, 0, Int.min] {
+            for mask in [AttentionMask.window(width), .window(before: width, after: width)] {
+                for places in [Int.min..<Int.min + 1, Int.max - 1..<Int.max, 0..<0] {
+                    #expect(mask.visibleKeys(ofRowsAt: places, keys: 5).isEmpty)
+                }
+            }
+        }
+        #expect(AttentionMask.window(Int.min).visibleKeys(ofRowsAt: 0..<3, keys: 4).isEmpty)
+        #expect(AttentionMask.causal.visibleKeys(ofRowsAt: Int.min..<Int.min + 1, keys: 5).isEmpty)
+    }
 }

@@ -175,6 +175,11 @@ import Testing
         let error = expectRefusal(.kernelSet, "kernels") { _ = try KernelSet(named: "vax") }
         #expect(error?.expected.contains("portable") == true)
         expectRefusal(.kernelSet, "kernels") { _ = try KernelSet(named: "") }
+        // In one line, which steers no terminal.
+        let long = expectRefusal(.kernelSet, "kernels") {
+            _ = try KernelSet(named: "\u{1b}[31m\n" + String(repeating: "x", count: 100_000))
+        }
+        #expect(long.map { $0.found.count < 200 && !$0.found.unicodeScalars.contains { $0.value < 32 } } == true)
     }
 
     /// The environment of a process is one for all its tests: they use what the initialiser uses.

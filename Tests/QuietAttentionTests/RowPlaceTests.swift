@@ -120,6 +120,16 @@ import Testing
             refused(4, RowPlace(offset: 0, row: number, head: keys.head), values, "keys")
             refused(4, keys, RowPlace(offset: 0, row: keys.row, head: number), "values")
         }
+        // One row, again and again: however many, it is within the buffer.
+        let still = RowPlace(offset: 0, row: 0, head: 0)
+        for held in 0..<2 {
+            expectRefusal(.cacheLimit, "tokens") {
+                try cache.append(tokens: Int.max, in: fused.buffer.span, keys: still, values: still)
+            }
+            #expect(cache.count == held)
+            if held == 0 { try cache.append(tokens: 1, in: fused.buffer.span, keys: still, values: still) }
+        }
+        try cache.truncate(to: 0)
         expectRefusal(.dimension, "keys") {
             try cache.append(tokens: -1, in: fused.buffer.span, keys: keys, values: values)
         }

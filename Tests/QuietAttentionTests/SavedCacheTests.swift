@@ -158,7 +158,7 @@ import Testing
         let folder = "/tmp/quiet-attention-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
         try #require(mkdir(folder, 0o700) == 0)
         defer {
-            for name in ["cache", "link", "pipe"] { unlink("\(folder)/\(name)") }
+            for name in ["cache", "link", "pipe", "dangling", "new", "loop"] { unlink("\(folder)/\(name)") }
             rmdir(folder)
         }
         let (path, link) = ("\(folder)/cache", "\(folder)/link")
@@ -186,6 +186,18 @@ import Testing
         expectRefusal(.file, "path") { try cache.write(to: pipe) }
         var left = stat()
         #expect(stat(pipe, &left) == 0 && left.st_mode & S_IFMT == S_IFIFO)
+        // Nobody writes to it, and reading does not wait for that.
+        expectRefusal(.file, "path") { try restored.read(from: pipe) }
+        expectRefusal(.file, "path") { try restored.read(from: path + "\0x") }
+        expectRefusal(.file, "path") { try cache.write(to: path + "\0x") }
+        // A link stays one where there is nothing yet, and one that leads to itself leads nowhere.
+        let (dangling, loop) = ("\(folder)/dangling", "\(folder)/loop")
+        try #require(symlink("new", dangling) == 0 && symlink("loop", loop) == 0)
+        try longer.write(to: dangling)
+        #expect(lstat(dangling, &status) == 0 && status.st_mode & S_IFMT == S_IFLNK)
+        try restored.read(from: "\(folder)/new")
+        expectRefusal(.file, "path") { try cache.write(to: loop) }
+        #expect(lstat(loop, &status) == 0 && status.st_mode & S_IFMT == S_IFLNK)
         #expect(restored.count == 330)
     }
 }

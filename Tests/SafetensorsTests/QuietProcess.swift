@@ -23,15 +23,21 @@ struct QuietProcess {
         try self.init(arguments, environment: environment)
     }
 
-    init(_ arguments: [String], environment: [String: String] = [:], output destination: Output = .captured) throws {
+    /// - Parameter limit: of `ulimit`, such as `-f 1`, under which it runs.
+    init(
+        _ arguments: [String], environment: [String: String] = [:], output destination: Output = .captured,
+        limit: String? = nil
+    ) throws {
         let folder = try TemporaryFolder()
         var variables = ProcessInfo.processInfo.environment.merging(environment) { $1 }
         // Under AddressSanitizer the parser of arguments is found to leak when it refuses an option of a group.
         variables["ASAN_OPTIONS"] = [variables["ASAN_OPTIONS"], "detect_leaks=0"].compactMap(\.self).joined(
             separator: ":")
 
+        var command = [try Self.executable().path] + arguments
+        if let limit { command = ["/bin/sh", "-c", "ulimit \(limit) && exec \"$0\" \"$@\""] + command }
         let status = try Self.run(
-            try Self.executable().path, arguments, variables: variables.map { "\($0)=\($1)" },
+            command[0], Array(command[1...]), variables: variables.map { "\($0)=\($1)" },
             output: destination, files: (folder("output"), folder("diagnostics")))
         // A signal is no status: a trap must not look like an orderly failure.
         try #require(status & 0x7f == 0, "quiet \(arguments) ended with signal \(status & 0x7f)")

@@ -36,6 +36,14 @@ extension CommandLineTests {
         #expect(run.status == 1 && run.diagnostics.hasPrefix("quiet: cannot write to standard output: "))
     }
 
+    /// Beyond the size that the system allows a file, a write fails: no signal, and nothing half done.
+    @Test func filesThatMayNotGrow() throws {
+        let run = try QuietProcess(
+            ["attend", CommandLineTests.example, "--output", folder("out")], limit: "-f 1")
+        #expect(run.status == 1 && run.diagnostics.filter { $0 == "\n" }.count == 1, "\(run.diagnostics)")
+        #expect(try folder.names.isEmpty)
+    }
+
     /// Names that would steer a terminal, or turn what stands behind them, arrive escaped; JSON means the same name.
     @Test func misleadingNames() throws {
         let name = "a\u{9b}31m\u{202e}gnp.\u{2066}\u{7f}\u{a0}é\u{e0041}"

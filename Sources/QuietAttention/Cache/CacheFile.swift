@@ -22,10 +22,7 @@ struct CacheFile {
     static func replace(
         _ path: String, _ body: (CacheFile) throws(AttentionError) -> Void
     ) throws(AttentionError) {
-        guard !path.utf8.contains(0) else {
-            throw AttentionError(.file, "path", expected: "a path without a zero byte", found: path.debugDescription)
-        }
-        let target = resolved(path)
+        let target = try resolved(try checked(path))
         var status = stat()
         let isThere = stat(target, &status) == 0
         guard !isThere || status.st_mode & S_IFMT == S_IFREG else {
@@ -54,11 +51,30 @@ struct CacheFile {
         }
     }
 
-    /// Where symbolic links lead; the path itself where there is nothing yet.
-    private static func resolved(_ path: String) -> String {
-        guard let found = realpath(path, nil) else { return path }
-        defer { free(found) }
-        return String(cString: found)
+    /// C would take a path with a zero byte for a shorter one.
+    private static func checked(_ path: String) throws(AttentionError) -> String {
+        guard !path.utf8.contains(0) else {
+            throw AttentionError(.file, "path", expected: "a path without a zero byte", found: path.debugDescription)
+        }
+        return path
+    }
+
+    /// Where symbolic links lead, to what is not there yet, too.
+    private static func resolved(_ path: String) throws(AttentionError) -> String {
+        if let found = realpath(path, nil) {
+            defer { free(found) }
+            return String(cString: found)
+        }
+        guard errno != ELOOP else { throw failure(path, "written") }
+        let link = [UInt8](unsafeUninitializedCapacity: Int(PATH_MAX)) { buffer, count in
+            count = max(0, readlink(path, UnsafeMutableRawPointer(buffer.baseAddress!), buffer.count))
+        }
+        if link.isEmpty { return path }
+        let target = String(decoding: link, as: UTF8.self)
+        // Relative to the folder of the link. A chain without an end is ELOOP by now.
+        if target.hasPrefix("/") { return try resolved(target) }
+        let folder = path.lastIndex(of: "/").map { path[...$0] } ?? ""
+        return try resolved(folder + target)
     }
 
     func write(_ bytes: UnsafeRawBufferPointer) throws(AttentionError) {
@@ -81,7 +97,8 @@ struct CacheFile {
 
     /// All bytes of a regular file.
     static func bytes(_ path: String) throws(AttentionError) -> [UInt8] {
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        // O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        let descriptor = open(try checked(path), O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { throw failure(path, "read") }
         defer { close(descriptor) }
         var status = stat()

@@ -58,6 +58,10 @@ extension KeyValueCache {
         keyRows: RowStrides, valueRows: RowStrides
     ) throws(AttentionError) {
         let begin = count
+        guard tokens <= AttentionShape.longestSequence else {
+            throw AttentionError(
+                .cacheLimit, "tokens", expected: "at most \(AttentionShape.longestSequence)", found: "\(tokens)")
+        }
         try checkPositions(begin..<begin + tokens)
         try makeRoom(tokens)
         inFloatMode {

@@ -62,7 +62,7 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
         guard let set = available.first(where: { $0.name == name }) else {
             throw AttentionError(
                 .kernelSet, argument, expected: "one of \(available.map(\.name).joined(separator: ", "))",
-                found: "\"\(name)\"")
+                found: String(name.prefix(100)).debugDescription)
         }
         return set
     }

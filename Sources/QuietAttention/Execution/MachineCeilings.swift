@@ -12,7 +12,7 @@ package enum MachineCeilings {
     ///
     /// - Parameters:
     ///   - threads: more than there are CPUs count as so many.
-    ///   - seconds: how long to measure, about.
+    ///   - seconds: how long to measure, about; at most 60.
     package static func fmaPeak(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double {
         let functions = kernels.functions.pointee
         return peak(of: functions.fma_probe, flops: functions.fma_probe_flops, threads: threads, seconds: seconds)
@@ -115,6 +115,6 @@ extension KernelSet {
     ///   - threads: more than there are CPUs count as so many.
     ///   - seconds: how long to measure, about.
     public func measuredPeak(threads: Int, seconds: Double = 0.1) -> Double {
-        MachineCeilings.fmaPeak(threads: max(threads, 1), kernels: self, seconds: seconds)
+        MachineCeilings.fmaPeak(threads: max(threads, 1), kernels: self, seconds: min(seconds, 60))
     }
 }

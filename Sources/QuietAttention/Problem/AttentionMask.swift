@@ -148,16 +148,21 @@ public struct AttentionMask: Sendable {
     /// - Returns: an empty range where they see none.
     public func visibleKeys(ofRowsAt places: Range<Int>, keys: Int) -> Range<Int> {
         guard let last = places.last else { return 0..<0 }
-        let (begin, end) = (max(0, places.lowerBound + offsets.first), min(keys, last + offsets.last))
+        let (first, reach) = (places.lowerBound, 2 * Self.unbounded)
+        let begin = max(0, min(max(first, -reach), reach) + offsets.first)
+        let end = min(keys, min(max(last, -reach), reach) + offsets.last)
         return begin < end ? begin..<end : 0..<0
     }
 
     /// A row that stands at key p sees the keys `max(0, p + first) ..< min(keys, p + last)`.
     var offsets: (first: Int, last: Int) {
         switch band {
-        case .last(let width): (1 - min(width, Self.unbounded), 1)
+        case .last(let width): (1 - min(max(width, -Self.unbounded), Self.unbounded), 1)
         case .around(let before, let after):
-            (-min(before ?? Int.max, Self.unbounded), min(after ?? Int.max, Self.unbounded - 1) + 1)
+            (
+                -min(max(before ?? Int.max, -Self.unbounded), Self.unbounded),
+                min(max(after ?? Int.max, -Self.unbounded), Self.unbounded - 1) + 1
+            )
         }
     }
 }
