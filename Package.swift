@@ -4,6 +4,12 @@
 
 import PackageDescription
 
+// Optimised although the build is for debugging: under sanitizers the reference takes most of a test's time. Only where asked
+// for, because a package with such flags cannot be depended on by version.
+let referenceSettings: [SwiftSetting] =
+    Context.environment["QUIET_OPTIMISED_REFERENCE"] == nil
+    ? [] : [.unsafeFlags(["-O", "-wmo", "-num-threads", "2"])]
+
 let package = Package(
     name: "QuietAttention",
     platforms: [.macOS(.v15)],
@@ -21,7 +27,7 @@ let package = Package(
     targets: [
         // MARK: - Public
         .target(name: "QuietAttention", dependencies: ["CKernels", "SeededInputs"]),
-        .target(name: "AttentionReference"),
+        .target(name: "AttentionReference", swiftSettings: referenceSettings),
         // Attention for Swift's automatic differentiation, which not every toolchain has: apart, so that nothing else needs it.
         .target(name: "Differentiation", dependencies: ["QuietAttention"]),
         .target(name: "Safetensors"),
