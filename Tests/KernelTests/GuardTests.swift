@@ -21,6 +21,7 @@ import Testing
         AttentionCase(queries: 1, keys: 70, headDimension: 20, valueDimension: 33),
         AttentionCase(queries: 4, keys: 1029, headDimension: 132, valueDimension: 48) { $0.allowed = .random },
         AttentionCase(queries: 4, keys: 1029, headDimension: 86, valueDimension: 112),
+        AttentionCase(queries: 20, keys: 200, headDimension: 20, valueDimension: 70),
         AttentionCase(queries: 33, keys: 20, headDimension: 80, valueDimension: 96) { $0.geometry = .causal },
     ]
 
@@ -35,6 +36,8 @@ import Testing
             DirectCall(padding: 5, rowsPerCall: 7, unpacked: true), DirectCall(unpacked: true, fromMemory: true),
             DirectCall(fromMemory: true), DirectCall(guardSide: .before, rowsPerCall: 2, fromMemory: true),
             DirectCall(padding: 5, rowsPerCall: 4, fromMemory: true),
+            DirectCall(guardSide: .before, rowsPerCall: 8, fromMemory: true),
+            DirectCall(rowsPerCall: 17, fromMemory: true),
         ] {
             let actual = try call.run(problem, kernels)
             try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")

@@ -54,6 +54,24 @@ private let sets = KernelSet.available + [.emulatedTiles]
         }
     }
 
+    /// Several tiles of rows over caches of more than a megabyte, which some kernel sets take to be in memory.
+    @Test(arguments: CacheNumbers.all)
+    func rowsFromMemory(_ numbers: CacheNumbers) throws {
+        let problem = CacheProblem(tokens: 201) {
+            ($0.keyValueHeads, $0.group, $0.headDimension, $0.valueDimension) = (8, 14, 15, 272)
+        }
+        let last = 200..<201
+        let expected =
+            try numbers == .int8
+            ? problem.int8Reference(last) : problem.rounded(to: numbers).forward(last, products: numbers.products)
+        for kernels in sets {
+            let cache = try problem.cache(numbers, kernels: kernels, appending: 0..<201, allocate: memoryOfNaN)
+            let result = try problem.attention(kernels, products: numbers.products)
+                .attend(queries: problem.queries(last), cache: cache)
+            #expect(result.bits == expected.bits, "\(kernels)")
+        }
+    }
+
     static let rules: [CacheProblem.Rules] = [
         .init(scaling: .clippedLogKeys(base: 64), softcap: 3, alibi: .standard),
         .init(scaling: .logKeysPerDimension(kappa: 1)),

@@ -82,7 +82,7 @@ struct TensorFigure {
 
     var markup: Markup {
         """
-        <figure class="tensor" id="\(identifier)"><figcaption><b>\(tensor.name)</b> <span>\(shown(shape: tensor.shape)) \
+        <figure class="tensor" id="\(identifier)"><figcaption><b>\(tensor.name)</b> <span>\(tensor.shape) \
         \(tensor.tensor.elementType.rawValue): largest \(short(statistics.infinityNorm)), deviation \(short(statistics.standardDeviation)), \
         excess kurtosis \(short(statistics.excessKurtosis)); \(channelText)</span></figcaption>
         <div class="figures">\(histogram)\(channels)</div></figure>
