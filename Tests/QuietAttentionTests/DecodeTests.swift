@@ -54,18 +54,19 @@ private let sets = KernelSet.available + [.emulatedTiles]
         }
     }
 
-    /// Several tiles of rows over caches of more than a megabyte, which some kernel sets take to be in memory.
+    /// Several tiles of rows over caches of more than a megabyte, which some kernel sets take to be in memory; of blocks
+    /// that all rows see whole.
     @Test(arguments: CacheNumbers.all)
     func rowsFromMemory(_ numbers: CacheNumbers) throws {
-        let problem = CacheProblem(tokens: 201) {
+        let problem = CacheProblem(tokens: 256) {
             ($0.keyValueHeads, $0.group, $0.headDimension, $0.valueDimension) = (8, 14, 15, 272)
         }
-        let last = 200..<201
+        let last = 255..<256
         let expected =
             try numbers == .int8
             ? problem.int8Reference(last) : problem.rounded(to: numbers).forward(last, products: numbers.products)
         for kernels in sets {
-            let cache = try problem.cache(numbers, kernels: kernels, appending: 0..<201, allocate: memoryOfNaN)
+            let cache = try problem.cache(numbers, kernels: kernels, appending: 0..<256, allocate: memoryOfNaN)
             let result = try problem.attention(kernels, products: numbers.products)
                 .attend(queries: problem.queries(last), cache: cache)
             #expect(result.bits == expected.bits, "\(kernels)")
