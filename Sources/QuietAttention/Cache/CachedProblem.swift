@@ -110,7 +110,8 @@ struct CachedProblem {
             // Queries with places of their own need not be tokens of the cache.
             let least = places == nil ? queries : 1
             guard cache.count >= least else {
-                let own = queries == 1 ? "at least the query's token" : "at least \(queries) tokens, those of the queries"
+                let own =
+                    queries == 1 ? "at least the query's token" : "at least \(queries) tokens, those of the queries"
                 throw AttentionError(
                     .cacheRange, "caches[\(item)]", expected: places == nil ? own : "tokens", found: "\(cache.count)")
             }
