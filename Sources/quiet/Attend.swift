@@ -74,14 +74,15 @@ struct Attend: ParsableCommand {
         try norms.apply(outputs.valueNorm, to: &inputs.values, dimension: shape.valueDimension, kernels: kernels)
         let method = try AttendMethod(recurrence.recurrent, problem, products: products.library, file, &inputs)
 
-        var computed = try AttendResult(method, inputs)
+        var computed = try AttendResult(method, inputs, records: gradients.gradients)
         try norms.apply(
             outputs.outputNorm, to: &computed.result.output, dimension: shape.valueDimension, kernels: kernels)
         try gate?.apply(to: &computed.result.output)
         var further: [NamedTensor] = []
-        if case .scores(let attention) = method {
+        if case .scores(let attention) = method, let record = computed.record {
             further = try gradients.tensors(
-                file, attention, inputs, problem.scoreTensors, problem.normTensors)
+                file, attention, inputs, output: computed.result.output, record, problem.scoreTensors,
+                problem.normTensors)
         }
 
         // The report goes first: where it cannot be printed, the run has failed, and a failed run leaves no output behind.

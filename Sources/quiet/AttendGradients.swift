@@ -57,12 +57,11 @@ struct GradientOptions: ParsableArguments {
             : []
     }
 
-    /// The gradients of a file's problem, as tensors to write.
+    /// The gradients of a file's problem, as tensors to write, from what its forward pass put out and kept.
     func tensors(
-        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs, _ scores: ScoreTensors,
-        _ norms: NormTensors
+        _ file: SafetensorsFile, _ attention: Attention, _ inputs: AttendInputs, output: [Float],
+        _ record: ForwardRecord, _ scores: ScoreTensors, _ norms: NormTensors
     ) throws -> [NamedTensor] {
-        guard gradients else { return [] }
         let shape = inputs.shape
         let rows = inputs.layout.rows(shape)
         let given = try file.floats(
@@ -73,12 +72,9 @@ struct GradientOptions: ParsableArguments {
         let dlse = try lseGradient.map {
             try file.floats(named: $0, shape: Layout.bhsd.rows(shape), "the gradient of each log-sum-exp")
         }
-        var record = ForwardRecord()
-        let result = try attention.forward(
-            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
         let gradients = try attention.backward(
             outputGradient: dout, logSumExpGradient: dlse, queries: inputs.queries, keys: inputs.keys,
-            values: inputs.values, output: result.output, record: record)
+            values: inputs.values, output: output, record: record)
         let keys = inputs.layout.keyRows(shape)
         let (width, valueWidth) = (shape.headDimension, shape.valueDimension)
         var tensors = [

@@ -80,12 +80,15 @@ enum AttendMethod {
         self = .recurrent(kind, RecurrentAttention(kind.library, shape, isCausal: isCausal))
     }
 
-    func run(_ inputs: AttendInputs) throws -> AttentionResult {
+    /// - Parameter record: what the backward pass needs; nil: it is not wanted.
+    func run(_ inputs: AttendInputs, recording record: inout ForwardRecord?) throws -> AttentionResult {
         switch self {
         case .scores(let attention):
-            try attention.forward(queries: inputs.queries, keys: inputs.keys, values: inputs.values)
+            let (queries, keys, values) = (inputs.queries, inputs.keys, inputs.values)
+            guard record != nil else { return try attention.forward(queries: queries, keys: keys, values: values) }
+            return try attention.forward(queries: queries, keys: keys, values: values, recording: &record!)
         case .recurrent(_, let attention):
-            AttentionResult(
+            return AttentionResult(
                 output: try attention.forward(queries: inputs.queries, keys: inputs.keys, values: inputs.values),
                 logSumExp: [], sinkShare: [])
         }

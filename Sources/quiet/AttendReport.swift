@@ -10,10 +10,15 @@ struct AttendResult {
     /// Of the fastest run.
     let seconds: Double
     let runs: Int
+    /// What the backward pass needs, if it was wanted.
+    let record: ForwardRecord?
 
     /// Runs once, or while that takes no time worth mentioning five times: a first run also waits for memory and threads.
-    init(_ method: AttendMethod, _ inputs: AttendInputs) throws {
-        func run() throws -> (result: AttentionResult, seconds: Double) { try timed { try method.run(inputs) } }
+    init(_ method: AttendMethod, _ inputs: AttendInputs, records: Bool) throws {
+        var record = records ? ForwardRecord() : nil
+        func run() throws -> (result: AttentionResult, seconds: Double) {
+            try timed { try method.run(inputs, recording: &record) }
+        }
         let first = try run()
         var (fastest, spent, runs) = (first.seconds, first.seconds, 1)
         while spent < 0.05 && runs < 5 {
@@ -22,7 +27,7 @@ struct AttendResult {
             spent += time
             runs += 1
         }
-        (result, seconds, self.runs) = (first.result, fastest, runs)
+        (result, seconds, self.runs, self.record) = (first.result, fastest, runs, record)
     }
 }
 
