@@ -276,8 +276,8 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
-    ws.streams = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share &&
-                 (ws.tiles == 1 || (args->beyond_caches && !ws.bands));
+    ws.streams = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share && !ws.bands &&
+                 (ws.tiles == 1 || args->beyond_caches);
 
 #if defined(QATTN_TILE_UNIT)
     if (ws.bands) begin_bands(args, &ws);

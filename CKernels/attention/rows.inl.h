@@ -222,12 +222,12 @@ _Static_assert(sizeof(row_place) == PLACE_FLOATS * sizeof(float), "what forward_
 _Static_assert(sizeof(tile_scratch) == SCRATCH_FLOATS * sizeof(float), "what forward_layout counts");
 _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what forward_layout counts");
 
-/* Whether so many tiles of rows meet blocks of such a type in bands. */
-QATTN_INLINE bool takes_bands(qattn_storage storage, size_t tiles) {
+/* Whether so many rows meet blocks of such a type in bands. */
+QATTN_INLINE bool takes_bands(qattn_storage storage, size_t rows) {
 #if defined(QATTN_TILE_UNIT)
-    return in_pairs(storage) && tiles >= LEAST_BAND_TILES;
+    return in_pairs(storage) && rows >= (storage == QATTN_INT8 ? LEAST_INTEGER_BAND_ROWS : LEAST_PAIR_BAND_ROWS);
 #else
-    (void)storage, (void)tiles;
+    (void)storage, (void)rows;
     return false;
 #endif
 }
@@ -249,7 +249,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
                        (args->blocks.storage == QATTN_FLOAT16 || args->blocks.storage == QATTN_BFLOAT16);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
-    ws->bands = takes_bands(args->blocks.storage, ws->tiles);
+    ws->bands = takes_bands(args->blocks.storage, ws->rows);
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
     const size_t channels = packed_channels(args->blocks.head_dim, args->blocks.storage);
     const forward_layout layout =

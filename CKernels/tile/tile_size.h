@@ -19,7 +19,10 @@ enum {
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
     BAND_TILES = 5, /* which tile instructions multiply at once, as twice 15 rows */
     BAND_ROWS = BAND_TILES * TILE_ROWS,
-    LEAST_BAND_TILES = 2, /* of a call, from which on they do */
+    /* Rows of a call, from which on they do. Caches in pairs: fewer rows are no faster by tiles where few keys begin a call. A
+     * block of int8 is laid out anew for them. */
+    LEAST_PAIR_BAND_ROWS = 3,
+    LEAST_INTEGER_BAND_ROWS = TILE_ROWS + 1,
     /* Up to so many rows are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
