@@ -137,6 +137,8 @@ public struct AttentionMask: Sendable {
     /// Rows stand within 2^41 of 0, and keys end at 2^40: so far from a row is no bound, and sums are within Int.
     private static let unbounded = AttentionShape.longestSequence * 4
 
+    private static func within(_ reach: Int, _ place: Int) -> Int { min(max(place, -reach), reach) }
+
     /// Whether which keys a row sees depends on where it stands.
     var isBand: Bool { offsets != (-Self.unbounded, Self.unbounded) }
 
@@ -148,20 +150,20 @@ public struct AttentionMask: Sendable {
     /// - Returns: an empty range where they see none.
     public func visibleKeys(ofRowsAt places: Range<Int>, keys: Int) -> Range<Int> {
         guard let last = places.last else { return 0..<0 }
-        let (first, reach) = (places.lowerBound, 2 * Self.unbounded)
-        let begin = max(0, min(max(first, -reach), reach) + offsets.first)
-        let end = min(keys, min(max(last, -reach), reach) + offsets.last)
+        let reach = 2 * Self.unbounded
+        let begin = max(0, Self.within(reach, places.lowerBound) + offsets.first)
+        let end = min(keys, Self.within(reach, last) + offsets.last)
         return begin < end ? begin..<end : 0..<0
     }
 
     /// A row that stands at key p sees the keys `max(0, p + first) ..< min(keys, p + last)`.
     var offsets: (first: Int, last: Int) {
         switch band {
-        case .last(let width): (1 - min(max(width, -Self.unbounded), Self.unbounded), 1)
+        case .last(let width): (1 - Self.within(Self.unbounded, width), 1)
         case .around(let before, let after):
             (
-                -min(max(before ?? Int.max, -Self.unbounded), Self.unbounded),
-                min(max(after ?? Int.max, -Self.unbounded), Self.unbounded - 1) + 1
+                -Self.within(Self.unbounded, before ?? Int.max),
+                min(Self.within(Self.unbounded, after ?? Int.max), Self.unbounded - 1) + 1
             )
         }
     }
