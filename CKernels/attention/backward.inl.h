@@ -101,7 +101,7 @@ QATTN_INLINE void panel_weights(gradient_call *call, block_sight sight, size_t b
 }
 
 /* 3. of dv and dk: the panel's blocks of queries, one after another. */
-QATTN_INLINE void panel_key_sums(const gradient_call *call, block_sight sight, size_t block) {
+QATTN_INLINE void panel_key_sums(gradient_call *call, block_sight sight, size_t block) {
     const qattn_backward_args *const args = call->args;
     const ptrdiff_t key = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
     for (size_t i = 0; i < call->count; i += QATTN_KEY_BLOCK) {
@@ -125,7 +125,7 @@ QATTN_INLINE void panel_key_sums(const gradient_call *call, block_sight sight, s
 }
 
 /* 3. of dq. */
-QATTN_INLINE void panel_query_sums(const gradient_call *call, block_sight sight, size_t block) {
+QATTN_INLINE void panel_query_sums(gradient_call *call, block_sight sight, size_t block) {
     const qattn_backward_args *const args = call->args;
     const product_task task = {.weights = call->products,
                                .rows = &call->key_rows,
@@ -261,20 +261,30 @@ QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, 
 }
 
 /* The output of a row whose factor is 0 is 0 whatever dout is, which may be padding. */
-QATTN_INLINE f32x16 delta_lanes(const qattn_backward_args *args, row_place place) {
+QATTN_INLINE f32x16 delta_lanes(const qattn_backward_args *args, row_place place, qattn_storage gradient_storage,
+                                qattn_storage storage) {
     f32x16 lanes = f32x16_splat(0);
     if (args->factors[(ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query] == 0) return lanes;
     const void *const gradient =
-        storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), args->out_gradient_storage);
-    const void *const out = storage_at(args->out, row_offset(args->out_strides, place), args->out_storage);
+        storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), gradient_storage);
+    const void *const out = storage_at(args->out, row_offset(args->out_strides, place), storage);
     for (size_t c = 0; c < args->value_dim; c += QATTN_LANES) {
         const size_t left = args->value_dim - c;
-        const f32x16 x = f32x16_load_first(storage_at(gradient, (ptrdiff_t)c, args->out_gradient_storage), left,
-                                           args->out_gradient_storage);
-        const f32x16 y = f32x16_load_first(storage_at(out, (ptrdiff_t)c, args->out_storage), left, args->out_storage);
+        const f32x16 x =
+            f32x16_load_first(storage_at(gradient, (ptrdiff_t)c, gradient_storage), left, gradient_storage);
+        const f32x16 y = f32x16_load_first(storage_at(out, (ptrdiff_t)c, storage), left, storage);
         lanes = f32x16_fma(x, y, lanes);
     }
     return lanes;
+}
+
+QATTN_INLINE void rows_deltas(const qattn_backward_args *args, qattn_storage gradient_storage, qattn_storage storage) {
+    for (size_t row = args->row_begin; row < args->row_end;) {
+        row_place place = {.head = row / args->problem.queries};
+        const query_range queries = queries_of_head(args, place.head);
+        for (place.query = row - place.head * args->problem.queries; place.query < queries.end; place.query++, row++)
+            store_delta(args, place, delta_lanes(args, place, gradient_storage, storage));
+    }
 }
 
 /* Clipped softmax, of a panel: over all keys that its rows see. */
@@ -298,10 +308,9 @@ QATTN_INLINE void panel_clipped_deltas(gradient_call *call) {
 static void QATTN_FUNCTION(deltas)(const qattn_backward_args *args) {
     assert(args->row_begin <= args->row_end && args->row_end <= args->problem.heads * args->problem.queries);
     if (args->problem.normaliser != QATTN_CLIPPED_SOFTMAX) {
-        for (size_t row = args->row_begin; row < args->row_end; row++) {
-            const row_place place = {.head = row / args->problem.queries, .query = row % args->problem.queries};
-            store_delta(args, place, delta_lanes(args, place));
-        }
+        if (args->out_gradient_storage == QATTN_FLOAT32 && args->out_storage == QATTN_FLOAT32)
+            rows_deltas(args, QATTN_FLOAT32, QATTN_FLOAT32);
+        else rows_deltas(args, args->out_gradient_storage, args->out_storage);
         return;
     }
     gradient_call call = begin_call(args);

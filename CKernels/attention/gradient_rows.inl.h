@@ -51,38 +51,31 @@ typedef struct rows_task {
     float_rows *result;
 } rows_task;
 
-/* Row i, into a tile and a copy; returns its largest magnitude. */
-QATTN_INLINE u32x16 take_row(const rows_task *task, size_t i, qattn_storage storage) {
+/* Row i, into a tile and a copy. */
+QATTN_INLINE void take_row(const rows_task *task, size_t i, qattn_storage storage) {
     const size_t dim = task->dim, lanes = qattn_round_up(dim, QATTN_LANES);
     const void *const row = storage_at(task->rows, (ptrdiff_t)i * task->stride, storage);
     float *const tile =
         task->tiles ? task->tiles + i / TILE_ROWS * TILE_ROWS * lanes + i % TILE_ROWS * QATTN_CHAINS : NULL;
     const f32x16 factor = f32x16_splat(task->factors ? task->factors[i] : 1);
-    u32x16 largest = {0};
     for (size_t column = 0, panel; column < lanes; column += panel) {
         panel = panel_lanes(lanes - column);
         float *const copy = task->copies ? task->copies + column * task->height + i * panel : NULL;
         for (size_t c = 0; c < panel; c += QATTN_LANES) {
             const size_t d = column + c;
             const f32x16 x = f32x16_load_first(storage_at(row, (ptrdiff_t)d, storage), dim - d, storage);
-            largest = u32x16_larger_magnitude(largest, x);
             if (copy) f32x16_store(copy + c, x);
-            if (tile) f32x16_store_fours(tile + d / QATTN_CHAINS * TILE_STEP, TILE_STEP, x * factor);
+            if (tile) f32x16_store_fours(tile + d * TILE_ROWS, TILE_STEP, x * factor);
         }
     }
-    return largest;
 }
 
 QATTN_INLINE void take_rows_of(const rows_task *task, qattn_storage storage) {
-    u32x16 largest = {0};
-    for (size_t i = 0; i < task->count; i++) {
-        largest = __builtin_elementwise_max(largest, take_row(task, i, storage));
-        if ((i + 1) % QATTN_KEY_BLOCK != 0 && i + 1 < task->count) continue;
-        task->result->finite[i / QATTN_KEY_BLOCK] = __builtin_reduce_max(largest) < 0x7f800000u;
-        largest = (u32x16){0};
-    }
-    task->result->base = task->copies ? task->copies : task->rows;
-    task->result->height = task->height;
+    *task->result = (float_rows){.base = task->copies ? task->copies : task->rows,
+                                 .height = task->height,
+                                 .count = task->count,
+                                 .lanes = qattn_round_up(task->dim, QATTN_LANES)};
+    for (size_t i = 0; i < task->count && (task->tiles || task->copies); i++) take_row(task, i, storage);
 }
 
 static __attribute__((noinline)) void QATTN_FUNCTION(take_gradient_rows)(const rows_task *task) {
@@ -134,12 +127,9 @@ QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, siz
     call->head = head;
     call->first = first;
     call->count = count;
-    for (size_t i = 0; i < qattn_round_up(count, TILE_ROWS); i++) {
-        const row_place place = {.head = head, .query = first + qattn_min(i, count - 1)};
-        call->rows[i] = begin_gradient_row(args, place);
-        if (i < count) factors[i] = query_factor(&args->problem, place);
-    }
     const row_place place = {.head = head, .query = first};
+    begin_gradient_rows(args, place, count, call->rows, factors);
+    for (size_t i = count; i < qattn_round_up(count, TILE_ROWS); i++) call->rows[i] = call->rows[count - 1];
     rows_task task = {
         .rows = storage_at(args->queries, row_offset(args->query_strides, place), args->query_storage),
         .stride = args->query_strides.query,
@@ -172,7 +162,12 @@ QATTN_INLINE gradient_call begin_call(const qattn_backward_args *args) {
     const bool in_place = reads_in_place(args->key_stride, args->head_dim, args->key_storage) &&
                           reads_in_place(args->query_strides.query, args->head_dim, args->query_storage) &&
                           reads_in_place(args->out_gradient_strides.query, args->value_dim, args->out_gradient_storage);
-    const gradient_layout layout = gradient_layout_for(args->head_dim, args->value_dim, in_place);
+#if defined(QATTN_TILE_UNIT)
+    const size_t bytes = GRADIENT_BYTES_OF_TILE_UNIT;
+#else
+    const size_t bytes = GRADIENT_BYTES;
+#endif
+    const gradient_layout layout = gradient_layout_for(args->head_dim, args->value_dim, in_place, bytes);
     float *const workspace = args->workspace;
     return (gradient_call){.args = args,
                            .layout = layout,

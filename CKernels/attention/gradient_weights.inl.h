@@ -35,18 +35,30 @@ QATTN_INLINE gradient_rule begin_gradients(const qattn_problem *problem) {
                            .plain = problem->normaliser == QATTN_SOFTMAX && scores_are_plain(problem)};
 }
 
-QATTN_INLINE gradient_row begin_gradient_row(const qattn_backward_args *args, row_place place) {
-    const qattn_problem *const problem = &args->problem;
-    const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
+/* Of q.k of a row. */
+QATTN_INLINE float gradient_scale(const qattn_problem *problem, row_place place) {
     const double factor =
         problem->row_factors ? problem->row_factors[row_offset(problem->row_factor_strides, place)] : 1;
+    return (float)(problem->scale * factor);
+}
+
+/* Rows [0, count) from a place on, and factors[i], what their queries are multiplied by. */
+QATTN_INLINE void begin_gradient_rows(const qattn_backward_args *args, row_place place, size_t count,
+                                      gradient_row *rows, float *factors) {
+    const qattn_problem *const problem = &args->problem;
+    const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
+    const float *const references = args->references + at, *const row_sums = args->factors + at;
     const bool has_constant = problem->normaliser != QATTN_SOFTMAX && problem->row_constants;
-    return (gradient_row){
-        .place = place,
-        .reference = args->references[at],
-        .factor = args->factors[at],
-        .constant = has_constant ? problem->row_constants[row_offset(problem->row_constant_strides, place)] : 0,
-        .scale = (float)(problem->scale * factor)};
+    const float uniform = query_factor(problem, place), uniform_scale = gradient_scale(problem, place);
+    for (size_t i = 0; i < count; i++, place.query++) {
+        rows[i] =
+            (gradient_row){.place = place, .reference = references[i], .factor = row_sums[i], .scale = uniform_scale};
+        factors[i] = uniform;
+        if (has_constant) rows[i].constant = problem->row_constants[row_offset(problem->row_constant_strides, place)];
+        if (!problem->row_factors) continue;
+        rows[i].scale = gradient_scale(problem, place);
+        factors[i] = query_factor(problem, place);
+    }
 }
 
 typedef struct pair_gradient {

@@ -123,6 +123,10 @@ size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
 
 size_t qattn_backward_workspace(size_t head_dim, size_t value_dim) {
     if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
-    const size_t in_place = gradient_layout_for(head_dim, value_dim, true).floats;
-    return sizeof(float) * qattn_max(in_place, gradient_layout_for(head_dim, value_dim, false).floats);
+    size_t floats = 0;
+    for (int layout = 0; layout < 4; layout++) {
+        const size_t bytes = layout / 2 ? GRADIENT_BYTES_OF_TILE_UNIT : GRADIENT_BYTES;
+        floats = qattn_max(floats, gradient_layout_for(head_dim, value_dim, layout % 2, bytes).floats);
+    }
+    return sizeof(float) * floats;
 }
