@@ -273,9 +273,11 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         block_begin = qattn_max(block_begin, args->chunk_begin * CHUNK_BLOCKS);
         block_end = qattn_min(block_end, args->chunk_end * CHUNK_BLOCKS);
     }
-    const size_t tile_blocks = block_begin < block_end ? ws.tiles * (block_end - block_begin) : 1;
+    /* A share with each tile and block, by phases with either of them: so few at a time do not queue up. */
+    const size_t blocks = block_begin < block_end ? block_end - block_begin : 0;
+    const size_t shares = qattn_max(ws.tiles * blocks * (ws.in_phases ? 2 : 1), 1);
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
-    ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + tile_blocks - 1) / tile_blocks;
+    ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + shares - 1) / shares;
     ws.streams = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share && !ws.bands &&
                  (ws.tiles == 1 || args->beyond_caches);
 

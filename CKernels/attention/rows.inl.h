@@ -32,7 +32,7 @@ typedef struct forward_workspace {
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
     char *fours;            /* int8 in bands: the block at hand as tile instructions take it, keys, then values */
     prefetch_cursor upcoming;
-    size_t upcoming_share; /* lines to ask for with each tile and block */
+    size_t upcoming_share; /* lines to ask for at a time */
 } forward_workspace;
 
 /* How many rows a tile has. */
