@@ -80,14 +80,14 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
  * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the
  * last cache, so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they
  * prefetch wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six
- * rows ask for themselves: ask_for_strided. On CPUs with tile instructions all few rows prefetch the next block whole, of
- * float32 from memory alone: L2 is faster without. */
+ * rows ask for themselves: ask_for_strided. In quarters all few rows prefetch the next block whole, of float32 from memory
+ * alone: L2 is faster without. */
 QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forward_workspace *ws) {
     const qattn_storage storage = args->blocks.storage;
     /* A line of int8 keeps even one row busy for longer than memory; the small block is better asked for whole. */
     if (storage == QATTN_INT8) return ws->tiles == 1 ? 24576 : 0;
-    if (ws->rows > ASKING_ROWS) return 0;
-    if (ASKS_FOR_QUARTERS)
+    if (ws->rows > asking_rows(ws->in_quarters)) return 0;
+    if (ws->in_quarters)
         return args->beyond_caches || (storage != QATTN_FLOAT32 && ws->tiles == 1) ? ws->block_bytes : 0;
     /* Vectors of columns are not quite one run of reads. */
     if (storage == QATTN_BFLOAT16_PAIRS) return 16384;
@@ -101,7 +101,8 @@ QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, co
                              size_t block_end, size_t ahead) {
     task->block = block_number(args, ws, block);
     task->next =
-        block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead);
+        block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead,
+                             ws->in_quarters);
 }
 
 /* One block against every tile, by phases: its keys meet all tiles before its values do, so that either stay in L1. The
@@ -164,7 +165,7 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
 QATTN_INLINE void stream_tile(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                               size_t count, size_t block) {
     if (ws->plain) TILE_CALL(tile_streamed, count, task);
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_AVX512)
     else if (ws->plain_halves && count == TILE_ROWS) {
         if (args->blocks.storage == QATTN_FLOAT16) QATTN_FUNCTION(six_rows_streamed_QATTN_FLOAT16)(task);
         else QATTN_FUNCTION(six_rows_streamed_QATTN_BFLOAT16)(task);
@@ -278,7 +279,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t shares = qattn_max(ws.tiles * blocks * (ws.in_phases ? 2 : 1), 1);
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + shares - 1) / shares;
-    ws.streams = ws.rows <= ASKING_ROWS && !args->unpacked && ws.ranges_only && !ws.upcoming_share && !ws.bands &&
+    ws.streams = ws.rows <= asking_rows(ws.in_quarters) && !args->unpacked && ws.ranges_only && !ws.upcoming_share && !ws.bands &&
                  (ws.tiles == 1 || args->beyond_caches);
 
 #if defined(QATTN_TILE_UNIT)

@@ -21,6 +21,7 @@ typedef struct forward_workspace {
     bool plain, plain_halves;    /* of scores that need nothing but a mask; the same over packed 16 bit */
     bool ranges_only;            /* masks are ranges of keys */
     bool bands;                  /* by tile instructions */
+    bool in_quarters;            /* how blocks from memory are asked for */
     bool streams;                /* few rows over packed keys that wait for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, block_bytes;
     run_keys keys;      /* of all rows */
@@ -249,6 +250,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
                        (args->blocks.storage == QATTN_FLOAT16 || args->blocks.storage == QATTN_BFLOAT16);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
+    ws->in_quarters = asks_in_quarters(args->in_quarters);
     ws->bands = takes_bands(args->blocks.storage, ws->rows);
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
     const size_t channels = packed_channels(args->blocks.head_dim, args->blocks.storage);

@@ -132,7 +132,7 @@ QATTN_INLINE void tile_streamed(tile_task *task, tile_kind kind) {
     static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_streamed), rows)(tile_task * task) {         \
         tile_streamed(task, (tile_kind){rows, QATTN_FLOAT32, .streams = true});                                        \
     }
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_AVX512)
 /* Of 16 bit fewer rows ask in all their functions; six, of which prefill consists, lose 15 % by that in caches. */
 #define SIX_ROWS_STREAMED(storage)                                                                                     \
     static __attribute__((noinline)) void QATTN_FUNCTION(six_rows_streamed_##storage)(tile_task * task) {              \

@@ -228,7 +228,9 @@ typedef struct qattn_forward_args {
     float *states;
     size_t chunk_begin, chunk_end;
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
-    bool beyond_caches; /* a guess, for speed alone: the blocks of all calls are more than cache_bytes */
+    /* For speed alone: a guess, that the blocks of all calls are more than cache_bytes; and in_quarters, of
+     * qattn_reading_of(). */
+    bool beyond_caches, in_quarters;
     float *workspace;   /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
 
@@ -271,7 +273,6 @@ typedef struct qattn_kernels {
     const char *name;   /* portable, x86_64_v3, x86_64_v4, x86_64_amx, arm64_neon */
     size_t tile_rows;   /* rows that share the loads of keys and values: calls of a multiple of it waste none */
     size_t query_block; /* rows of a call that stay in cache while the keys pass by; at most QATTN_QUERY_BLOCK */
-    size_t cache_bytes; /* calls that read more of packed blocks find them in memory: beyond_caches */
     void (*prepare)(const qattn_prepare_args *args);
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);
@@ -326,6 +327,14 @@ typedef struct qattn_kernels {
 /* The kernel sets this CPU can run, best first; count receives how many, at least 1 (portable is always there).
  * Valid for ever, safe from any thread. */
 const qattn_kernels *const *qattn_available_kernels(size_t *count);
+
+/* How a set's kernels best read packed blocks that come from memory, on this CPU. */
+typedef struct qattn_reading {
+    bool in_quarters;   /* four places of a block are asked for at once; else one run of it */
+    size_t cache_bytes; /* calls that read more of packed blocks find them in memory: beyond_caches */
+} qattn_reading;
+
+qattn_reading qattn_reading_of(const qattn_kernels *kernels);
 
 /* Space-separated features of this CPU that matter here ("avx2 fma avx512f ..."). */
 const char *qattn_cpu_features(void);

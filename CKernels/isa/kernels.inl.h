@@ -39,7 +39,6 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
     .tile_rows = TILE_ROWS,
     .query_block = QUERY_TILES * TILE_ROWS,
-    .cache_bytes = CACHE_BYTES,
     .prepare = QATTN_FUNCTION(enter_prepare),
     .pack = QATTN_FUNCTION(enter_pack),
     .forward = QATTN_FUNCTION(enter_forward),

@@ -62,59 +62,67 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
 }
 
 /* A block's own later lines and then the next block's, for tiles so few that they wait for memory: as they read their
- * block from its first byte to its last, they ask for what they will read soon. Memory of CPUs with tile instructions
- * answers a single run of reads at 0.8 of its rate: there they ask for the next block whole, a line of each of its quarters
- * at a time. Float32, one to four rows: 0.75, 0.60, 0.54 and 0.50 of the rate without asking, 0.8 in one run, 0.9 in four. */
+ * block from its first byte to its last, they ask for what they will read soon. Intel's servers answer a single run of reads
+ * at 0.8 of the rate of memory: there they ask for the next block whole, a line of each of its quarters at a time. Float32,
+ * one to four rows of an Emerald Rapids: 0.75, 0.60, 0.54 and 0.50 of the rate without asking, 0.8 in one run, 0.9 in four. */
 typedef struct block_prefetch {
     const char *at, *end;
     const char *following; /* block, or NULL */
+    bool in_quarters;
 } block_prefetch;
 
 enum {
     PREFETCH_LINES = 4, /* of a step */
     PREFETCH_STEP = PREFETCH_LINES * CACHE_LINE,
-/* Up to ASKING_ROWS rows of a call ask, in the functions of all steps tiles of up to ASKING_TILE_ROWS: a tile of six, of which prefill
- * consists, does so in functions of its own. What a call reads of packed blocks comes from memory if it is more than CACHE_BYTES: than half
- * of L2 on CPUs with tile instructions, whose last cache is slow (26 GB/s from it, asked or not; in L2 asking takes 15 to 30 %
- * of one row's speed, 10 % of three's), than the last cache that one process has to itself on other CPUs. A model's layers pass
- * through the caches one after another: the 1.5 MB of a layer are in memory again when their turn comes. */
-#if defined(QATTN_TILE_UNIT)
-    ASKS_FOR_QUARTERS = 1,
-    ASKING_ROWS = 4 * TILE_ROWS,
-    ASKING_TILE_ROWS = TILE_ROWS - 1,
-    CACHE_BYTES = 1 << 20
+/* Where CPUs differ in what they want, tiles of up to so many rows can ask, in the functions of all steps; a tile of six, of
+ * which prefill consists, does so in functions of its own. */
+#if defined(QATTN_AVX512)
+    ASKING_TILE_ROWS = TILE_ROWS - 1
 #else
-    ASKS_FOR_QUARTERS = 0,
-    ASKING_ROWS = STREAMING_ROWS,
-    ASKING_TILE_ROWS = STREAMING_ROWS,
-    CACHE_BYTES = 64 << 20
+    ASKING_TILE_ROWS = STREAMING_ROWS
 #endif
 };
 
+/* Whether blocks are asked for in quarters: with tile instructions, which Intel's servers alone have, always; with AVX-512, which
+ * CPUs of both kinds have, as the caller says; else never. */
+QATTN_INLINE bool asks_in_quarters(bool asked) {
+    (void)asked;
+#if defined(QATTN_TILE_UNIT)
+    return true;
+#elif defined(QATTN_AVX512)
+    return asked;
+#else
+    return false;
+#endif
+}
+
+/* Rows of a call, up to which it asks. */
+QATTN_INLINE size_t asking_rows(bool in_quarters) { return in_quarters ? 4 * TILE_ROWS : STREAMING_ROWS; }
+
 /* So many bytes ahead, or 0: asks for nothing. */
-QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes, size_t ahead) {
+QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes, size_t ahead,
+                                                 bool in_quarters) {
     if (!ahead) return (block_prefetch){0};
-    if (ASKS_FOR_QUARTERS) ahead = bytes;
-    return (block_prefetch){.at = block + qattn_min(ahead, bytes), .end = block + bytes, .following = following};
+    if (in_quarters) ahead = bytes;
+    return (block_prefetch){.at = block + qattn_min(ahead, bytes),
+                            .end = block + bytes,
+                            .following = following,
+                            .in_quarters = in_quarters};
 }
 
-/* From one line of a step to the next, of blocks of so many bytes. */
-QATTN_INLINE size_t prefetch_distance(size_t bytes) {
-    return ASKS_FOR_QUARTERS ? bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE : CACHE_LINE;
-}
-
-/* Due whenever PREFETCH_STEP bytes of the block have been read. */
+/* Due whenever PREFETCH_STEP bytes of the block, which is `bytes` long, have been read. */
 QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes) {
-    const size_t distance = prefetch_distance(bytes);
+    const bool in_quarters = asks_in_quarters(next->in_quarters);
+    const size_t distance = in_quarters ? bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE : CACHE_LINE;
     if (next->at >= next->end) {
         if (!next->following) return;
         next->at = next->following;
-        next->end = next->following + (ASKS_FOR_QUARTERS ? distance : bytes);
+        next->end = next->following + (in_quarters ? distance : bytes);
         next->following = NULL;
     }
     QATTN_UNROLL
     for (size_t n = 0; n < PREFETCH_LINES; n++) __builtin_prefetch(next->at + n * distance, 0, 2);
-    next->at += ASKS_FOR_QUARTERS ? CACHE_LINE : PREFETCH_STEP;
+    next->at += in_quarters ? CACHE_LINE : PREFETCH_STEP;
 }
 
 /* Whether a step is due with step n of a loop of which each reads so many bytes: a constant power of two of them. */

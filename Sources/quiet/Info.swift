@@ -29,7 +29,7 @@ struct Info: ParsableCommand {
                 ("kernels", .string(attention.kernels.name)),
                 ("bfloat16_products", .string(hasTiles ? "tiles" : "fma")),
                 ("int8_products", .string(hasTiles ? "tiles" : "pairs")),
-                ("cache_reads", .string(hasTiles ? "four" : "one")),
+                ("cache_reads", .string(attention.kernels.readsInQuarters ? "four" : "one")),
                 ("threads", .integer(attention.threads)),
             ]
             try emit(JSONValue.object(members).text())
@@ -41,15 +41,15 @@ struct Info: ParsableCommand {
                 features  \(features.joined(separator: " "))
                 kernels   \(attention.kernels.name), of \(available.joined(separator: ", "))
                 products  \(Self.products(byTiles: hasTiles))
-                caches    \(Self.reads(ofFour: hasTiles))
+                caches    \(Self.reads(inQuarters: attention.kernels.readsInQuarters))
                 threads   \(attention.threads)
                 """)
         }
     }
 
-    /// How decoding reads blocks from memory: memory/prefetch.inl.h.
-    private static func reads(ofFour: Bool) -> String {
-        ofFour ? "read from memory in four places at once" : "read from memory in one run"
+    /// How decoding reads blocks from memory: cpu/dispatch.c.
+    private static func reads(inQuarters: Bool) -> String {
+        inQuarters ? "read from memory in four places at once" : "read from memory in one run"
     }
 
     private static func products(byTiles hasTiles: Bool) -> String {

@@ -42,6 +42,7 @@ struct DirectCall: Sendable {
     var unpacked = false
     /// Whether it is told that blocks or rows are beyond the caches, and of no rows to come.
     var fromMemory = false
+    var inQuarters = false
 }
 
 extension AttentionCase.StorageChoice {
@@ -164,6 +165,7 @@ extension DirectCall {
             arguments.references = numbers?.references.start
             arguments.factors = numbers?.factors.start
             arguments.beyond_caches = fromMemory
+            arguments.in_quarters = inQuarters
             if !fromMemory {
                 // Rows of prefetch hints are fetched at most, never read: even those that are not there.
                 arguments.upcoming.0 = qattn_upcoming_rows(

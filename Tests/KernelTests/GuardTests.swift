@@ -37,7 +37,12 @@ import Testing
             DirectCall(fromMemory: true), DirectCall(guardSide: .before, rowsPerCall: 2, fromMemory: true),
             DirectCall(padding: 5, rowsPerCall: 4, fromMemory: true),
             DirectCall(guardSide: .before, rowsPerCall: 8, fromMemory: true),
-            DirectCall(rowsPerCall: 17, fromMemory: true),
+            DirectCall(rowsPerCall: 17, fromMemory: true), DirectCall(inQuarters: true),
+            DirectCall(fromMemory: true, inQuarters: true),
+            DirectCall(guardSide: .before, rowsPerCall: 2, fromMemory: true, inQuarters: true),
+            DirectCall(padding: 5, rowsPerCall: 5, fromMemory: true, inQuarters: true),
+            DirectCall(guardSide: .before, rowsPerCall: 8, fromMemory: true, inQuarters: true),
+            DirectCall(rowsPerCall: 17, fromMemory: true, inQuarters: true),
         ] {
             let actual = try call.run(problem, kernels)
             try requireSameBits(actual, expected, valueDimension: shape.valueDimension, "\(kernels) \(shape) \(call)")

@@ -2,6 +2,7 @@
 // KernelSets.swift - the kernel sets that tests run, the comparison they share, and the test that none was left out.
 
 import CKernels
+import Foundation
 import QuietAttention
 import TestSupport
 import Testing
@@ -34,6 +35,21 @@ func requireReferenceBits(_ shape: AttentionCase, _ kernels: KernelSet, threads:
             try requireReferenceBits(AttentionCase(queries: 2, keys: 3, headDimension: 4), kernels)
         }
         #expect(setsCompared.withLock { $0 }.isSuperset(of: names))
+    }
+
+    /// Sets that all CPUs share read as suits the one at hand; of the others it is known.
+    @Test func howCachesAreRead() throws {
+        for kernels in kernelSets {
+            var inQuarters = kernels.name == "x86_64_amx"
+            #if os(Linux)
+                if kernels.name == "x86_64_v4" {
+                    inQuarters = try String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8).contains("GenuineIntel")
+                }
+                #expect(kernels.readsInQuarters == inQuarters)
+            #else
+                if kernels.name != "x86_64_v4" { #expect(kernels.readsInQuarters == inQuarters) }
+            #endif
+        }
     }
 
     /// The sets that this CPU's features ask for, in the words of the features rather than the dispatcher's.

@@ -82,7 +82,7 @@ struct CachedSchedule {
         self.items = items
         workers = max(1, min(most, items))
         wokenWorkers = worthwhile.woken
-        isBeyondCaches = bytes > Double(attention.kernels.cacheBytes)
+        isBeyondCaches = bytes > Double(attention.kernels.reading.cache_bytes)
         memory = Memory(
             workers: workers,
             workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape)

@@ -52,8 +52,11 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
     /// Most rows of a call.
     var queryBlock: Int { functions.pointee.query_block }
 
-    /// Calls that read more of caches than this find them in memory.
-    var cacheBytes: Int { functions.pointee.cache_bytes }
+    /// How caches are best read from memory.
+    var reading: qattn_reading { qattn_reading_of(functions) }
+
+    /// Whether four places of a block of a cache are asked for at once where it comes from memory; else one.
+    package var readsInQuarters: Bool { reading.in_quarters }
 
     /// Of functions that are valid for ever.
     package init(functions: UnsafePointer<qattn_kernels>) { self.functions = functions }
