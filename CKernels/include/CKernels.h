@@ -231,7 +231,7 @@ typedef struct qattn_forward_args {
     /* For speed alone: a guess, that the blocks of all calls are more than cache_bytes; and in_quarters, of
      * qattn_reading_of(). */
     bool beyond_caches, in_quarters;
-    float *workspace;   /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
+    float *workspace; /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_forward_args;
 
 /* The gradients of a problem for the pairs of rows [row_begin, row_end), row r as for forward, and keys [key_begin,
