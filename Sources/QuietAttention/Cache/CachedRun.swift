@@ -123,7 +123,7 @@ struct CachedRun: @unchecked Sendable {
         arguments.sink_share = tensors.sinkShare.map { $0 + sums }
         arguments.sum_head_stride = rows.sums.head
         arguments.beyond_caches = schedule.isBeyondCaches
-        arguments.in_quarters = attention.kernels.readsInQuarters
+        arguments.in_quarters = schedule.readsInQuarters
         return arguments
     }
 

@@ -38,6 +38,8 @@ struct CachedSchedule {
     let workers, wokenWorkers: Int
     /// Whether keys and values are taken to come from memory, not from a cache of the CPU.
     let isBeyondCaches: Bool
+    /// How that memory is asked for.
+    let readsInQuarters: Bool
     let memory: Memory
 
     /// Bytes per nanosecond that one thread reads, roughly.
@@ -82,7 +84,9 @@ struct CachedSchedule {
         self.items = items
         workers = max(1, min(most, items))
         wokenWorkers = worthwhile.woken
-        isBeyondCaches = bytes > Double(attention.kernels.reading.cache_bytes)
+        let reading = attention.kernels.reading
+        isBeyondCaches = bytes > Double(reading.cache_bytes)
+        readsInQuarters = reading.in_quarters
         memory = Memory(
             workers: workers,
             workspaceBytes: ForwardSchedule.Memory.forwardBytes(problem.shape)
