@@ -128,7 +128,7 @@ def length(run):
     for name, option, tokens in [
         ("plain", "none", 16384),
         ("NTK, factor 2", "ntk=2", 16384),
-        ("dynamic NTK, factor 2", "dynamic-ntk=2", 16384),
+        ("dynamic NTK, factor 2", "dynamic=2", 16384),
         ("YaRN, factor 2", "yarn=2", 16384),
         ("interpolation, factor 2", "pi=2", 16384),
     ]:

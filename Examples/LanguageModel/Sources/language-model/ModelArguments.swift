@@ -26,8 +26,9 @@ struct ModelArguments: ParsableArguments {
 
     @Option(
         help: """
-            Angles of the rotary embedding: none, pi=FACTOR (interpolation), ntk=FACTOR, dynamic-ntk=FACTOR, yarn=FACTOR. Factors \
-            are the length wanted over that of training. Dynamic NTK takes the angles of the longest text to come.
+            Angles of the rotary embedding: none, linear=FACTOR or pi=FACTOR (interpolation), ntk=FACTOR, dynamic=FACTOR or \
+            dynamic-ntk=FACTOR, yarn=FACTOR. Factors are the length wanted over that of training. Dynamic NTK takes the angles \
+            of the longest text to come.
             """)
     var ropeScaling: RopeScaling = .none
 
@@ -107,10 +108,10 @@ enum RopeScaling: ExpressibleByArgument {
 
     init?(argument: String) {
         switch nameAndNumber(argument) {
-        case ("none", nil)?: self = .none
-        case ("pi", let factor?)?: self = .interpolation(factor)
+        case ("none", nil)?, ("default", nil)?: self = .none
+        case ("linear", let factor?)?, ("pi", let factor?)?: self = .interpolation(factor)
         case ("ntk", let factor?)?: self = .ntk(factor)
-        case ("dynamic-ntk", let factor?)?: self = .dynamicNTK(factor)
+        case ("dynamic", let factor?)?, ("dynamic-ntk", let factor?)?: self = .dynamicNTK(factor)
         case ("yarn", let factor?)?: self = .yarn(factor)
         default: return nil
         }

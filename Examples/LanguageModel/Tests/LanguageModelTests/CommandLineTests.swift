@@ -108,6 +108,18 @@ import Testing
         }
     }
 
+    @Test func ropeScalingsHaveTwoNames() throws {
+        let text = try file(answer.text)
+        func mean(_ scaling: String) throws -> Double {
+            let run = try Run(["perplexity", model, text.path, "--tokens", "8", "--rope-scaling", scaling, "--json"])
+            return try #require(run.json["mean_negative_log_likelihood"] as? Double)
+        }
+        for (name, other) in [("linear=2", "pi=2"), ("dynamic=4", "dynamic-ntk=4"), ("default", "none")] {
+            #expect(try mean(name) == mean(other))
+        }
+        #expect(try mean("linear=2") != mean("none"))
+    }
+
     @Test func capture() throws {
         let text = try file(answer.text)
         let output = FileManager.default.temporaryDirectory.appendingPathComponent("\(UUID()).safetensors").path
