@@ -100,9 +100,8 @@ QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forwar
 QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t block,
                              size_t block_end, size_t ahead) {
     task->block = block_number(args, ws, block);
-    task->next =
-        block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead,
-                             ws->in_quarters);
+    task->next = block_prefetch_begin(task->block.keys, block_after(args, ws, block, block_end), ws->block_bytes, ahead,
+                                      ws->in_quarters);
 }
 
 /* One block against every tile, by phases: its keys meet all tiles before its values do, so that either stay in L1. The
@@ -279,8 +278,8 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     const size_t shares = qattn_max(ws.tiles * blocks * (ws.in_phases ? 2 : 1), 1);
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + shares - 1) / shares;
-    ws.streams = ws.rows <= asking_rows(ws.in_quarters) && !args->unpacked && ws.ranges_only && !ws.upcoming_share && !ws.bands &&
-                 (ws.tiles == 1 || args->beyond_caches);
+    ws.streams = ws.rows <= asking_rows(ws.in_quarters) && !args->unpacked && ws.ranges_only && !ws.upcoming_share &&
+                 !ws.bands && (ws.tiles == 1 || args->beyond_caches);
 
 #if defined(QATTN_TILE_UNIT)
     if (ws.bands) begin_bands(args, &ws);
