@@ -29,34 +29,31 @@ typedef enum block_sight { SEES_NOTHING, SEES_SOME, SEES_ALL } block_sight;
 /* Which keys of the block each row of the panel sees. The rows that fill the last tile see nothing. */
 QATTN_INLINE block_sight look_at_block(gradient_call *call, size_t block) {
     const qattn_problem *const problem = &call->args->problem;
-    const size_t block_first = block * QATTN_KEY_BLOCK;
+    const size_t block_first = block * QATTN_KEY_BLOCK, end = qattn_round_up(call->count, TILE_ROWS);
     const run_keys keys = keys_of_run(problem, call->rows[0].place, call->rows[call->count - 1].place);
     if (!range_bits(keys.any, block_first)) return SEES_NOTHING;
-    if (call->ranges_only && range_covers(keys.all, block_first)) return SEES_ALL;
-    uint64_t any = 0;
-    for (size_t i = 0; i < call->count; i++) {
-        call->visible[i] = visible_bits(problem, call->rows[i].place, block_first);
-        any |= call->visible[i];
+    const bool all = call->ranges_only && range_covers(keys.all, block_first);
+    uint64_t some = all;
+    for (size_t i = 0; i < end; i += TILE_ROWS) {
+        tile_sight sight = {.any = all ? ~UINT64_C(0) : 0, .all = ~UINT64_C(0)};
+        for (size_t r = i; r < i + TILE_ROWS && !all; r++) {
+            call->visible[r] = r < call->count ? visible_bits(problem, call->rows[r].place, block_first) : 0;
+            sight.any |= call->visible[r];
+            sight.all &= call->visible[r];
+        }
+        call->sights[i / TILE_ROWS] = sight;
+        some |= sight.any;
     }
-    for (size_t i = call->count; i < qattn_round_up(call->count, TILE_ROWS); i++) call->visible[i] = 0;
-    return any ? SEES_SOME : SEES_NOTHING;
-}
-
-/* The keys of a block that the rows of the tile from row i on see. */
-QATTN_INLINE uint64_t tile_sight(const gradient_call *call, block_sight sight, size_t i) {
-    if (sight == SEES_ALL) return ~UINT64_C(0);
-    uint64_t any = 0;
-    for (size_t r = i; r < i + TILE_ROWS; r++) any |= call->visible[r];
-    return any;
+    return all ? SEES_ALL : some ? SEES_SOME : SEES_NOTHING;
 }
 
 /* 1. of rows [begin, end) against one operand of a block: out[row][64]. */
-QATTN_INLINE void strip_products(gradient_call *call, block_sight sight, size_t begin, size_t end, const float *tiles,
-                                 const float *keys, size_t dim, float *out) {
+QATTN_INLINE void strip_products(gradient_call *call, size_t begin, size_t end, const float *tiles, const float *keys,
+                                 size_t dim, float *out) {
     const size_t lanes = qattn_round_up(dim, QATTN_LANES);
     for (size_t group = 0; group < QATTN_KEY_BLOCK; group += QATTN_LANES) {
         for (size_t i = begin; i < end; i += TILE_ROWS) {
-            if (!(tile_sight(call, sight, i) >> group & 0xffff)) continue;
+            if (!(call->sights[i / TILE_ROWS].any >> group & 0xffff)) continue;
             prefetch_lines(&call->upcoming, call->upcoming_share);
             QATTN_FUNCTION(pair_products)(tiles + i * lanes, keys + group * dim, dim,
                                           out + i * QATTN_KEY_BLOCK + group);
@@ -68,14 +65,15 @@ QATTN_INLINE void strip_products(gradient_call *call, block_sight sight, size_t 
 QATTN_INLINE void tile_gradients(const gradient_call *call, block_sight sight, size_t i, size_t block_first,
                                  bool finished) {
     float *const weights = call->weights + i * QATTN_KEY_BLOCK, *const products = call->products + i * QATTN_KEY_BLOCK;
-    if (!tile_sight(call, sight, i)) {
+    const tile_sight seen = call->sights[i / TILE_ROWS];
+    if (!seen.any) {
         memset(weights, 0, TILE_ROWS * QATTN_KEY_BLOCK * sizeof(float));
         memset(products, 0, TILE_ROWS * QATTN_KEY_BLOCK * sizeof(float));
         return;
     }
     if (call->rule.plain && !finished) {
         QATTN_FUNCTION(softmax_gradients)
-        (call->rows + i, sight == SEES_ALL ? NULL : call->visible + i, weights, products);
+        (call->rows + i, seen.all == ~UINT64_C(0) ? NULL : call->visible + i, weights, products);
         return;
     }
     for (size_t r = 0; r < TILE_ROWS; r++) QATTN_FUNCTION(row_gradients)
@@ -89,10 +87,10 @@ QATTN_INLINE void panel_weights(gradient_call *call, block_sight sight, size_t b
     const size_t slot = (block - call->block_begin) * QATTN_KEY_BLOCK, block_first = block * QATTN_KEY_BLOCK;
     for (size_t begin = 0; begin < call->count; begin += STRIP_ROWS) {
         const size_t end = qattn_min(begin + STRIP_ROWS, call->count);
-        strip_products(call, sight, begin, end, call->query_tiles, call->keys + slot * args->head_dim, args->head_dim,
+        strip_products(call, begin, end, call->query_tiles, call->keys + slot * args->head_dim, args->head_dim,
                        call->weights);
-        strip_products(call, sight, begin, end, call->gradient_tiles, call->values + slot * args->value_dim,
-                       args->value_dim, call->products);
+        strip_products(call, begin, end, call->gradient_tiles, call->values + slot * args->value_dim, args->value_dim,
+                       call->products);
         for (size_t i = begin; i < end && !lanes; i += TILE_ROWS) tile_gradients(call, sight, i, block_first, finished);
         for (size_t i = begin; i < end && lanes; i++) QATTN_FUNCTION(add_clipped_delta)
         (&call->rule, call->rows + i, sight == SEES_ALL ? ~UINT64_C(0) : call->visible[i], block_first,
