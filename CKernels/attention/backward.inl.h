@@ -26,7 +26,8 @@ enum { STRIP_ROWS = 8 * TILE_ROWS };
 /* Whether rows see anything of a block, and all of it. */
 typedef enum block_sight { SEES_NOTHING, SEES_SOME, SEES_ALL } block_sight;
 
-/* Which keys of the block each row of the panel sees. The rows that fill the last tile see nothing. */
+/* Which keys of the block each tile of the panel sees, and each row, unless all see all of it. The rows that fill the last tile see nothing
+ * then. */
 QATTN_INLINE block_sight look_at_block(gradient_call *call, size_t block) {
     const qattn_problem *const problem = &call->args->problem;
     const size_t block_first = block * QATTN_KEY_BLOCK, end = qattn_round_up(call->count, TILE_ROWS);

@@ -80,7 +80,7 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
  * that take longer for a line than memory does prefetch each line. Three and four rows of float32 take as long as the
  * last cache, so the best choice depends on where the blocks are; in passes, which are not quite one run of reads, they
  * prefetch wherever those are (AVX2, from memory: 26 GB/s with, 20 without; two rows 18 with, 28 without). Five and six
- * rows ask for themselves: ask_for_strided. In quarters all few rows prefetch the next block whole, of float32 from memory
+ * rows ask for themselves: ask_for_strided. In quarters few rows prefetch the next block whole, of float32 from memory
  * alone: L2 is faster without. */
 QATTN_INLINE size_t streaming_ahead(const qattn_forward_args *args, const forward_workspace *ws) {
     const qattn_storage storage = args->blocks.storage;
@@ -165,13 +165,10 @@ QATTN_INLINE void stream_tile(tile_task *task, const qattn_forward_args *args, c
                               size_t count, size_t block) {
     if (ws->plain) TILE_CALL(tile_streamed, count, task);
 #if defined(QATTN_AVX512)
-    else if (ws->plain_halves && count == TILE_ROWS) {
-        if (args->blocks.storage == QATTN_FLOAT16) QATTN_FUNCTION(six_rows_streamed_QATTN_FLOAT16)(task);
-        else QATTN_FUNCTION(six_rows_streamed_QATTN_BFLOAT16)(task);
-    }
+    else if (ws->plain_halves && count == TILE_ROWS) TILE_CALL_STREAMED(args->blocks.storage, 6, task);
+    else if (ws->plain_halves && count > ASKING_TILE_ROWS) TILE_CALL_STREAMED(args->blocks.storage, 5, task);
 #endif
-    else
-        tile_finished(task, args, ws, i, count, block * QATTN_KEY_BLOCK);
+    else tile_finished(task, args, ws, i, count, block * QATTN_KEY_BLOCK);
 }
 
 /* Blocks [begin, end) against few tiles, without a mask: only the address changes from block to block. Four rows are
@@ -273,13 +270,13 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         block_begin = qattn_max(block_begin, args->chunk_begin * CHUNK_BLOCKS);
         block_end = qattn_min(block_end, args->chunk_end * CHUNK_BLOCKS);
     }
-    /* A share with each tile and block, by phases with either of them: so few at a time do not queue up. */
+    /* A share of the lines with each tile and block, by phases with scores and with values: few at a time do not queue up. */
     const size_t blocks = block_begin < block_end ? block_end - block_begin : 0;
     const size_t shares = qattn_max(ws.tiles * blocks * (ws.in_phases ? 2 : 1), 1);
     ws.upcoming = prefetch_begin(args->upcoming, QATTN_UPCOMING);
     ws.upcoming_share = (prefetch_line_count(args->upcoming, QATTN_UPCOMING) + shares - 1) / shares;
     ws.streams = ws.rows <= asking_rows(ws.in_quarters) && !args->unpacked && ws.ranges_only && !ws.upcoming_share &&
-                 !ws.bands && (ws.tiles == 1 || args->beyond_caches);
+                 !ws.bands && (ws.tiles == 1 || (args->beyond_caches && (ws.plain || ws.plain_halves)));
 
 #if defined(QATTN_TILE_UNIT)
     if (ws.bands) begin_bands(args, &ws);

@@ -9,11 +9,12 @@
 #include "tile/gradient_layout.h"
 #include "tile/gradient_products.inl.h"
 
-/* The keys of the block at hand that some row of a tile sees, and every one. */
+/* The keys of the block at hand that some row of a tile sees (any), and that every row of it sees (all). */
 typedef struct tile_sight {
     uint64_t any, all;
 } tile_sight;
 
+_Static_assert(GRADIENT_PANEL % TILE_ROWS == 0, "sights has room for the last tile");
 typedef struct gradient_call {
     const qattn_backward_args *args;
     gradient_layout layout;
@@ -25,8 +26,8 @@ typedef struct gradient_call {
     float *query_tiles, *gradient_tiles; /* q' and dout, [tiles][lanes / 4][6][4] */
     float_rows queries, out_gradients;
     gradient_row *rows;
-    uint64_t *visible; /* of the block at hand, unless all is seen */
-    tile_sight sights[GRADIENT_PANEL / TILE_ROWS];
+    uint64_t *visible;                             /* of the block at hand, unless all is seen */
+    tile_sight sights[GRADIENT_PANEL / TILE_ROWS]; /* of the block at hand */
     /* Of a panel and a block, by row [64]: scores, then weights; dout.v, then w. */
     float *weights, *products;
     /* A group: blocks [block_begin, block_end), each as pack.inl.h lays out keys. */

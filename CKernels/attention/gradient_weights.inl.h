@@ -47,13 +47,13 @@ QATTN_INLINE void begin_gradient_rows(const qattn_backward_args *args, row_place
                                       gradient_row *rows, float *factors) {
     const qattn_problem *const problem = &args->problem;
     const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
-    const float *const references = args->references + at, *const row_sums = args->factors + at;
+    const float *const references = args->references + at, *const weight_factors = args->factors + at;
     const bool has_constant = problem->normaliser != QATTN_SOFTMAX && problem->row_constants;
-    const float uniform = query_factor(problem, place), uniform_scale = gradient_scale(problem, place);
+    const float first_factor = query_factor(problem, place), first_scale = gradient_scale(problem, place);
     for (size_t i = 0; i < count; i++, place.query++) {
-        rows[i] =
-            (gradient_row){.place = place, .reference = references[i], .factor = row_sums[i], .scale = uniform_scale};
-        factors[i] = uniform;
+        rows[i] = (gradient_row){
+            .place = place, .reference = references[i], .factor = weight_factors[i], .scale = first_scale};
+        factors[i] = first_factor;
         if (has_constant) rows[i].constant = problem->row_constants[row_offset(problem->row_constant_strides, place)];
         if (!problem->row_factors) continue;
         rows[i].scale = gradient_scale(problem, place);

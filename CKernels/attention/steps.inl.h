@@ -143,8 +143,8 @@ QATTN_INLINE void phase_values(tile_task *task, forward_workspace *ws) {
     for (size_t column = 0, lanes; column < ws->value_lanes; column += lanes) {
         lanes = panel_lanes(ws->value_lanes - column);
         for (size_t tile = 0; tile < ws->tiles; tile++) {
+            if (column == 0) prefetch_lines(&ws->upcoming, ws->upcoming_share);
             if (!ws->scratch[tile].any) continue;
-            prefetch_lines(&ws->upcoming, ws->upcoming_share);
             take_rows(task, ws, tile);
             task->scratch = ws->scratch + tile;
             if (task->scratch->all == ~UINT64_C(0))

@@ -64,12 +64,13 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
     return best_first + skipped;
 }
 
-/* Intel's CPUs with AVX-512, which are servers with few exceptions, are read in quarters. Calls are in memory there from half
- * of L2 on: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes 15 to 30 % of one row's speed, 10 % of
- * three's), and a model's layers pass through the caches one after another, so that the 1.5 MB of a layer are in memory again
- * when their turn comes. On other CPUs they are from the last cache on that one process has to itself. */
+/* Intel's CPUs with AVX-512, which are servers with few exceptions, are read in quarters. Blocks of more than a megabyte count as in memory
+ * there, half of what L2 has on those with tile instructions: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes
+ * 15 to 30 % of one row's speed, 10 % of three's), and a model's layers pass through the caches one after another, so that the
+ * 1.5 MB of a layer are in memory again when their turn comes. On other CPUs it is 64 MB: more than the last cache that one process
+ * usually has to itself. */
 qattn_reading qattn_reading_of(const qattn_kernels *kernels) {
-    bool in_quarters = kernels->tile_probe != NULL;
+    bool in_quarters = kernels->tile_probe != NULL; /* the sets with tile instructions, emulated ones included */
 #if defined(__x86_64__)
     __builtin_cpu_init();
     in_quarters |= kernels == &qattn_kernels_x86_64_v4 && __builtin_cpu_is("intel");
@@ -136,10 +137,11 @@ size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
 
 size_t qattn_backward_workspace(size_t head_dim, size_t value_dim) {
     if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
+    const size_t bytes[] = {GRADIENT_BYTES, GRADIENT_BYTES_OF_TILE_UNIT};
     size_t floats = 0;
-    for (int layout = 0; layout < 4; layout++) {
-        const size_t bytes = layout / 2 ? GRADIENT_BYTES_OF_TILE_UNIT : GRADIENT_BYTES;
-        floats = qattn_max(floats, gradient_layout_for(head_dim, value_dim, layout % 2, bytes).floats);
+    for (size_t set = 0; set < 2; set++) {
+        floats = qattn_max(floats, gradient_layout_for(head_dim, value_dim, true, bytes[set]).floats);
+        floats = qattn_max(floats, gradient_layout_for(head_dim, value_dim, false, bytes[set]).floats);
     }
     return sizeof(float) * floats;
 }

@@ -62,8 +62,8 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
 }
 
 /* A block's own later lines and then the next block's, for tiles so few that they wait for memory: as they read their
- * block from its first byte to its last, they ask for what they will read soon. Intel's servers answer a single run of reads
- * at 0.8 of the rate of memory: there they ask for the next block whole, a line of each of its quarters at a time. Float32,
+ * block from its first byte to its last, they ask for what they will read soon. Memory of Intel's CPUs with AVX-512 answers a
+ * single run of reads at 0.8 of its rate: there they ask for the next block whole, a line of each of its quarters at a time. Float32,
  * one to four rows of an Emerald Rapids: 0.75, 0.60, 0.54 and 0.50 of the rate without asking, 0.8 in one run, 0.9 in four. */
 typedef struct block_prefetch {
     const char *at, *end;
@@ -74,23 +74,22 @@ typedef struct block_prefetch {
 enum {
     PREFETCH_LINES = 4, /* of a step */
     PREFETCH_STEP = PREFETCH_LINES * CACHE_LINE,
-/* Where CPUs differ in what they want, tiles of up to so many rows can ask, in the functions of all steps; a tile of six, of
- * which prefill consists, does so in functions of its own. */
-#if defined(QATTN_AVX512)
+/* Tiles of up to so many rows can ask, in the functions of all steps; higher ones in functions of their own. */
+#if defined(QATTN_TILE_UNIT)
     ASKING_TILE_ROWS = TILE_ROWS - 1
 #else
     ASKING_TILE_ROWS = STREAMING_ROWS
 #endif
 };
 
-/* Whether blocks are asked for in quarters: with tile instructions, which Intel's servers alone have, always; with AVX-512, which
- * CPUs of both kinds have, as the caller says; else never. */
-QATTN_INLINE bool asks_in_quarters(bool asked) {
-    (void)asked;
+/* Whether blocks are asked for in quarters: with tile instructions, which Intel's CPUs alone have, always; with AVX-512, which
+ * others have, too, as the caller says (qattn_reading_of); else never. */
+QATTN_INLINE bool asks_in_quarters(bool wanted) {
+    (void)wanted;
 #if defined(QATTN_TILE_UNIT)
     return true;
 #elif defined(QATTN_AVX512)
-    return asked;
+    return wanted;
 #else
     return false;
 #endif

@@ -70,22 +70,22 @@ static __attribute__((noinline)) void QATTN_FUNCTION(pair_products)(const float 
     for (size_t i = 0; i < TILE_ROWS; i++) f32x16_store(out + i * QATTN_KEY_BLOCK, t[i]);
 }
 
-/* What is known of a block of rows. */
-typedef enum block_values { NOT_LOOKED_AT, ALL_FINITE, SOME_NOT_FINITE } block_values;
+/* What is known of the elements of a block of rows. */
+typedef enum finiteness { NOT_LOOKED_AT, ALL_FINITE, SOME_NOT_FINITE } finiteness;
 
 /* Rows of floats, read in whole vectors, whose columns are cut into panels after blocks.inl.h:
  * [panels][height][columns of the panel]. */
 typedef struct float_rows {
     const float *base;
-    size_t height, count, lanes;         /* rows that there is room for, and that there are; columns */
-    block_values values[GRADIENT_GROUP]; /* of rows [64 b, 64 b + 64) */
+    size_t height, count, lanes;       /* rows that there is room for, and that there are; columns */
+    finiteness finite[GRADIENT_GROUP]; /* of rows [64 b, 64 b + 64) */
 } float_rows;
 _Static_assert(GRADIENT_GROUP >= PANEL_BLOCKS, "float_rows serves keys and queries");
 
 /* Whether the block of rows from row `first` on has finite elements alone: looked at when it is asked for the first time. */
 static __attribute__((noinline)) bool QATTN_FUNCTION(are_finite)(float_rows *rows, size_t first) {
-    block_values *const values = rows->values + first / QATTN_KEY_BLOCK;
-    if (*values != NOT_LOOKED_AT) return *values == ALL_FINITE;
+    finiteness *const finite = rows->finite + first / QATTN_KEY_BLOCK;
+    if (*finite != NOT_LOOKED_AT) return *finite == ALL_FINITE;
     u32x16 largest = {0};
     const size_t count = qattn_min(rows->count - first, QATTN_KEY_BLOCK);
     for (size_t column = 0, panel; column < rows->lanes; column += panel) {
@@ -94,8 +94,8 @@ static __attribute__((noinline)) bool QATTN_FUNCTION(are_finite)(float_rows *row
         for (size_t i = 0; i < count * panel; i += QATTN_LANES)
             largest = u32x16_larger_magnitude(largest, f32x16_load(x + i));
     }
-    *values = __builtin_reduce_max(largest) < 0x7f800000u ? ALL_FINITE : SOME_NOT_FINITE;
-    return *values == ALL_FINITE;
+    *finite = __builtin_reduce_max(largest) < 0x7f800000u ? ALL_FINITE : SOME_NOT_FINITE;
+    return *finite == ALL_FINITE;
 }
 
 /* One block of weights and the rows [first, first + inner) that they are summed with. */

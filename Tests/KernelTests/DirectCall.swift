@@ -42,7 +42,14 @@ struct DirectCall: Sendable {
     var unpacked = false
     /// Whether it is told that blocks or rows are beyond the caches, and of no rows to come.
     var fromMemory = false
+    /// How it is told to ask for them.
     var inQuarters = false
+    /// Whether blocks of float16 and bfloat16 hold these, and not float32.
+    var packsAsStored = false
+
+    fileprivate func blockStorage(_ problem: HeadProblem) -> qattn_storage {
+        packsAsStored ? storage.kernelStorage : problem.blockStorage
+    }
 }
 
 extension AttentionCase.StorageChoice {
@@ -195,8 +202,7 @@ extension DirectCall {
 
     /// Room for so many blocks. What the kernels do not write stays NaN.
     private func room(_ problem: HeadProblem, blocks: Int) -> GuardedBuffer<Float> {
-        let bytes = qattn_block_bytes(
-            problem.blockStorage, problem.headDimension, problem.valueDimension)
+        let bytes = qattn_block_bytes(blockStorage(problem), problem.headDimension, problem.valueDimension)
         return floats([Float](repeating: .nan, count: blocks * bytes / 4))
     }
 
@@ -228,7 +234,7 @@ extension DirectCall {
 
     private func blocks(_ problem: HeadProblem, at packed: GuardedBuffer<Float>) -> qattn_blocks {
         qattn_blocks(
-            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: problem.blockStorage,
+            base: UnsafeMutableRawPointer(packed.start), table: nil, storage: blockStorage(problem),
             head_dim: problem.headDimension, value_dim: problem.valueDimension)
     }
 

@@ -49,6 +49,25 @@ import Testing
         }
     }
 
+    /// Blocks of 16 bit have the bits of float32, by any number of rows that stream from memory, however it is asked for.
+    @Test(
+        "few rows over blocks of 16 bit", arguments: KernelTable.available, [AttentionCase.StorageChoice.float16, .bfloat16])
+    func streamedHalves(kernels: KernelTable, storage: AttentionCase.StorageChoice) throws {
+        let shape = AttentionCase(queries: 13, keys: 200, headDimension: 40, valueDimension: 70) {
+            $0.storage = storage
+        }
+        let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
+        for rows in 1...13 {
+            for (fromMemory, inQuarters) in [(false, false), (true, false), (false, true), (true, true)] {
+                let call = DirectCall(
+                    storage: storage, rowsPerCall: rows, fromMemory: fromMemory, inQuarters: inQuarters,
+                    packsAsStored: true)
+                let actual = try call.run(problem, kernels)
+                try requireSameBits(actual, problem.reference, valueDimension: 70, "\(kernels) \(shape) \(call)")
+            }
+        }
+    }
+
     /// As many rows as a call takes, of the normaliser that needs all of the workspace: it ends at an unmapped page.
     @Test("the workspace is as large as it is said to be", arguments: KernelTable.available, [1, 16, 33])
     func wholeWorkspace(kernels: KernelTable, dimension: Int) throws {

@@ -130,7 +130,7 @@ def length(run):
         ("NTK, factor 2", "ntk=2", 16384),
         ("dynamic NTK, factor 2", "dynamic=2", 16384),
         ("YaRN, factor 2", "yarn=2", 16384),
-        ("interpolation, factor 2", "pi=2", 16384),
+        ("interpolation, factor 2", "linear=2", 16384),
     ]:
         losses = run.losses(f"len-{option}", "--tokens", str(tokens), "--rope-scaling", option)
         parts = [

@@ -26,7 +26,7 @@ struct ModelArguments: ParsableArguments {
 
     @Option(
         help: """
-            Angles of the rotary embedding: none, linear=FACTOR or pi=FACTOR (interpolation), ntk=FACTOR, dynamic=FACTOR or \
+            Angles of the rotary embedding: none or default, linear=FACTOR or pi=FACTOR (interpolation), ntk=FACTOR, dynamic=FACTOR or \
             dynamic-ntk=FACTOR, yarn=FACTOR. Factors are the length wanted over that of training. Dynamic NTK takes the angles \
             of the longest text to come.
             """)
