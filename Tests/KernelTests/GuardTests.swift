@@ -51,7 +51,8 @@ import Testing
 
     /// Blocks of 16 bit have the bits of float32, by any number of rows that stream from memory, however it is asked for.
     @Test(
-        "few rows over blocks of 16 bit", arguments: KernelTable.available, [AttentionCase.StorageChoice.float16, .bfloat16])
+        "few rows over blocks of 16 bit", arguments: KernelTable.available,
+        [AttentionCase.StorageChoice.float16, .bfloat16])
     func streamedHalves(kernels: KernelTable, storage: AttentionCase.StorageChoice) throws {
         let shape = AttentionCase(queries: 13, keys: 200, headDimension: 40, valueDimension: 70) {
             $0.storage = storage
