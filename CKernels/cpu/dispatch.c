@@ -64,13 +64,16 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
     return best_first + skipped;
 }
 
+/* Whether a set has tile instructions, emulated ones included. */
+static bool has_tile_unit(const qattn_kernels *kernels) { return kernels->tile_probe != NULL; }
+
 /* Intel's CPUs with AVX-512, which are servers with few exceptions, are read in quarters. Blocks of more than a megabyte count as in memory
  * there, half of what L2 has on those with tile instructions: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes
  * 15 to 30 % of one row's speed, 10 % of three's), and a model's layers pass through the caches one after another, so that the
  * 1.5 MB of a layer are in memory again when their turn comes. On other CPUs it is 64 MB: more than the last cache that one process
  * usually has to itself. */
 qattn_reading qattn_reading_of(const qattn_kernels *kernels) {
-    bool in_quarters = kernels->tile_probe != NULL; /* the sets with tile instructions, emulated ones included */
+    bool in_quarters = has_tile_unit(kernels);
 #if defined(__x86_64__)
     __builtin_cpu_init();
     in_quarters |= kernels == &qattn_kernels_x86_64_v4 && __builtin_cpu_is("intel");
@@ -135,13 +138,10 @@ size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
     return sizeof(float) * forward_layout_of(channels, value_dim, band_tiles(QUERY_TILES)).floats;
 }
 
-size_t qattn_backward_workspace(size_t head_dim, size_t value_dim) {
+size_t qattn_backward_workspace(const qattn_kernels *kernels, size_t head_dim, size_t value_dim) {
     if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
-    const size_t bytes[] = {GRADIENT_BYTES, GRADIENT_BYTES_OF_TILE_UNIT};
-    size_t floats = 0;
-    for (size_t set = 0; set < 2; set++) {
-        floats = qattn_max(floats, gradient_layout_for(head_dim, value_dim, true, bytes[set]).floats);
-        floats = qattn_max(floats, gradient_layout_for(head_dim, value_dim, false, bytes[set]).floats);
-    }
-    return sizeof(float) * floats;
+    const size_t bytes = has_tile_unit(kernels) ? GRADIENT_BYTES_OF_TILE_UNIT : GRADIENT_BYTES;
+    const size_t in_place = gradient_layout_for(head_dim, value_dim, true, bytes).floats;
+    const size_t copied = gradient_layout_for(head_dim, value_dim, false, bytes).floats;
+    return sizeof(float) * qattn_max(in_place, copied);
 }

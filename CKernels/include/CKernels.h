@@ -339,11 +339,11 @@ qattn_reading qattn_reading_of(const qattn_kernels *kernels);
 /* Space-separated features of this CPU that matter here ("avx2 fma avx512f ..."). */
 const char *qattn_cpu_features(void);
 
-/* Bytes of a block of packed keys and values, bytes of workspace, floats of one row's state. Overflow gives SIZE_MAX.
- */
+/* Bytes of a block of packed keys and values, bytes of workspace, of backward for one set's kernels, and floats of one row's
+ * state. Overflow gives SIZE_MAX. */
 size_t qattn_block_bytes(qattn_storage storage, size_t head_dim, size_t value_dim);
 size_t qattn_forward_workspace(size_t head_dim, size_t value_dim);
-size_t qattn_backward_workspace(size_t head_dim, size_t value_dim);
+size_t qattn_backward_workspace(const qattn_kernels *kernels, size_t head_dim, size_t value_dim);
 size_t qattn_state_floats(size_t value_dim);
 
 /* The floating-point mode of the calling thread, its status flags included. */

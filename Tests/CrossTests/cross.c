@@ -416,7 +416,7 @@ static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads) {
     float *dv = allocate(GRADIENT_KEYS * VALUE_DIM, sizeof *dv);
     void *packed = allocate(3, qattn_block_bytes(QATTN_FLOAT32, DIM, VALUE_DIM));
     float *forward_workspace = allocate(qattn_forward_workspace(DIM, VALUE_DIM), 1);
-    float *workspace = allocate(qattn_backward_workspace(DIM, VALUE_DIM), 1);
+    float *workspace = allocate(qattn_backward_workspace(kernels, DIM, VALUE_DIM), 1);
     double factors[ROWS];
     for (size_t i = 0; i < ROWS; i++) factors[i] = 0.5 + (double)(i % 7) / 4;
     const qattn_strides query_rows = {.head = GRADIENT_QUERIES * DIM, .query = DIM};

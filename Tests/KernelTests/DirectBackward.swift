@@ -27,9 +27,9 @@ extension DirectBackward {
         let sums = [numbers.references.array, numbers.factors.array].map { call.floats(repeated($0)) }
         let lseGradients = loss.logSumExpGradient.map { call.floats($0) }
         let deltas = call.floats([Float](repeating: .nan, count: rows))
-        let workspace = call.floats(
-            [Float](
-                repeating: .nan, count: qattn_backward_workspace(problem.headDimension, problem.valueDimension) / 4))
+        let workspaceBytes = qattn_backward_workspace(
+            kernels.functions, problem.headDimension, problem.valueDimension)
+        let workspace = call.floats([Float](repeating: .nan, count: workspaceBytes / 4))
         let direct = DirectProblem(problem, call, heads: heads)
         var arguments = tensors.arguments
         arguments.problem = direct.arguments

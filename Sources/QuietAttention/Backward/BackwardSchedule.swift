@@ -58,7 +58,8 @@ struct BackwardSchedule {
         takesWholeGroups = workers == 1 || groups >= 4 * workers
         kernelBytes = AlignedMemory.aligned(
             max(
-                qattn_backward_workspace(shape.headDimension, shape.valueDimension),
+                qattn_backward_workspace(
+                    attention.kernels.functions, shape.headDimension, shape.valueDimension),
                 RowPreparation.byteCount(
                     rows: QATTN_PREPARE_BACKWARD_ROWS, dimension: max(shape.headDimension, shape.valueDimension))))
         let scoreBytes = Self.scoreRows * SequencePlan.block * MemoryLayout<Float>.stride

@@ -18,7 +18,8 @@ struct GradientSchedule {
             nanosecondsPerWorker: attention.nanosecondsPerWorker,
             threads: min(attention.threads, max(shape.keyValueHeads, 1)))
         (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
-        workerBytes = AlignedMemory.aligned(qattn_backward_workspace(shape.headDimension, shape.valueDimension))
+        workerBytes = AlignedMemory.aligned(
+            qattn_backward_workspace(attention.kernels.functions, shape.headDimension, shape.valueDimension))
     }
 }
 

@@ -81,7 +81,8 @@ extension PartwiseAttention {
                 found: "\(record.factors.count) rows")
         }
         guard shape.rowCount > 0 else { return }
-        let buffer = try workspace.take(byteCount: qattn_backward_workspace(shape.headDimension, shape.valueDimension))
+        let buffer = try workspace.take(
+            byteCount: qattn_backward_workspace(kernels.functions, shape.headDimension, shape.valueDimension))
         defer { workspace.give(back: buffer) }
         record.factors.withUnsafeBufferPointer { factors in
             var arguments = qattn_backward_args()
