@@ -10,22 +10,39 @@
 /* 2^f = (((((c[0] f + c[1]) f + c[2]) f + c[3]) f + c[4]) f + c[5]) f + c[6], f in [-1/2, 1/2].
  * Largest error: 3.7e-9 in real numbers, 0.81 ulp by Horner's rule with fma in float32. */
 static const float qattn_exp2_coefficients[7] = {
-    0x1.446c52p-13f, 0x1.5f0896p-10f, 0x1.3b29e4p-7f, 0x1.c6af6ap-5f, 0x1.ebfbdep-3f, 0x1.62e43p-1f, 0x1p+0f,
+    0x1.446c52p-13f,
+    0x1.5f0896p-10f,
+    0x1.3b29e4p-7f,
+    0x1.c6af6ap-5f,
+    0x1.ebfbdep-3f,
+    0x1.62e43p-1f,
+    0x1p+0f,
 };
 
 /* log2(1 + u) = u P(u), P(u) = (... (c[0] u + c[1]) u + ...) u + c[8], u in [sqrt(1/2) - 1, sqrt(2) - 1].
  * Largest error: 1.6e-8 in real numbers, 1.92 ulp by Horner's rule with fma in float32, and
  * 7.2e-08 max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e. */
 static const float qattn_log2_coefficients[9] = {
-    0x1.08bba4p-3f,  -0x1.abe568p-3f, 0x1.b8c13ap-3f,  -0x1.e8ced4p-3f, 0x1.26d982p-2f,
-    -0x1.715f94p-2f, 0x1.ec73acp-2f,  -0x1.71546ap-1f, 0x1.715476p+0f,
+    0x1.08bba4p-3f,
+    -0x1.abe568p-3f,
+    0x1.b8c13ap-3f,
+    -0x1.e8ced4p-3f,
+    0x1.26d982p-2f,
+    -0x1.715f94p-2f,
+    0x1.ec73acp-2f,
+    -0x1.71546ap-1f,
+    0x1.715476p+0f,
 };
 
 /* tanh(x) = x S(x^2), S(z) = (((c[0] z + c[1]) z + c[2]) z + c[3]) z + c[4], x^2 <= QATTN_TANH_NEAR.
  * Largest error: 1.2e-7 of the value in real numbers, 2.84 ulp in float32. */
 #define QATTN_TANH_NEAR 0x1.9p-2f
 static const float qattn_near_tanh[5] = {
-    0x1.f1ebecp-7f, -0x1.a98eap-5f, 0x1.108d2ap-3f, -0x1.5552bcp-2f, 0x1p+0f,
+    0x1.f1ebecp-7f,
+    -0x1.a98eap-5f,
+    0x1.108d2ap-3f,
+    -0x1.5552bcp-2f,
+    0x1p+0f,
 };
 
 /* tanh(y) = y k P(y^2) / Q(y^2), y in [-9, 9], P(z) = z^4 + c[0] z^3 + ... + c[3], and Q likewise; beyond, tanh(9) is off
