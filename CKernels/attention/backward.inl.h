@@ -33,19 +33,23 @@ QATTN_INLINE block_sight look_at_block(gradient_call *call, size_t block) {
     const size_t block_first = block * QATTN_KEY_BLOCK, end = qattn_round_up(call->count, TILE_ROWS);
     const run_keys keys = keys_of_run(problem, call->rows[0].place, call->rows[call->count - 1].place);
     if (!range_bits(keys.any, block_first)) return SEES_NOTHING;
-    const bool all = call->ranges_only && range_covers(keys.all, block_first);
-    uint64_t some = all;
+    if (call->ranges_only && range_covers(keys.all, block_first)) {
+        for (size_t i = 0; i < end; i += TILE_ROWS)
+            call->sights[i / TILE_ROWS] = (tile_sight){~UINT64_C(0), ~UINT64_C(0)};
+        return SEES_ALL;
+    }
+    uint64_t any = 0;
     for (size_t i = 0; i < end; i += TILE_ROWS) {
-        tile_sight sight = {.any = all ? ~UINT64_C(0) : 0, .all = ~UINT64_C(0)};
-        for (size_t r = i; r < i + TILE_ROWS && !all; r++) {
+        tile_sight sight = {.any = 0, .all = ~UINT64_C(0)};
+        for (size_t r = i; r < i + TILE_ROWS; r++) {
             call->visible[r] = r < call->count ? visible_bits(problem, call->rows[r].place, block_first) : 0;
             sight.any |= call->visible[r];
             sight.all &= call->visible[r];
         }
         call->sights[i / TILE_ROWS] = sight;
-        some |= sight.any;
+        any |= sight.any;
     }
-    return all ? SEES_ALL : some ? SEES_SOME : SEES_NOTHING;
+    return any ? SEES_SOME : SEES_NOTHING;
 }
 
 /* 1. of rows [begin, end) against one operand of a block: out[row][64]. */
