@@ -18,13 +18,11 @@
 #define QATTN_BACKWARD_INL_H
 
 #include "attention/gradient_rows.inl.h"
+#include "attention/pair_gradients.inl.h"
 #include "attention/prepare.inl.h"
 
 /* Rows whose scores and weights are made at a time: they stay in L1 meanwhile. */
 enum { STRIP_ROWS = 8 * TILE_ROWS };
-
-/* Whether rows see anything of a block, and all of it. */
-typedef enum block_sight { SEES_NOTHING, SEES_SOME, SEES_ALL } block_sight;
 
 /* Which keys of the block each tile of the panel sees, and each row, unless all see all of it. The rows that fill the last tile see nothing
  * then. */
@@ -90,12 +88,15 @@ QATTN_INLINE void tile_gradients(const gradient_call *call, block_sight sight, s
 QATTN_INLINE void panel_weights(gradient_call *call, block_sight sight, size_t block, bool finished, float *lanes) {
     const qattn_backward_args *const args = call->args;
     const size_t slot = (block - call->block_begin) * QATTN_KEY_BLOCK, block_first = block * QATTN_KEY_BLOCK;
+    if (args->in_pairs) QATTN_FUNCTION(pair_block_products)(call, block - call->block_begin);
     for (size_t begin = 0; begin < call->count; begin += STRIP_ROWS) {
         const size_t end = qattn_min(begin + STRIP_ROWS, call->count);
-        strip_products(call, begin, end, call->query_tiles, call->keys + slot * args->head_dim, args->head_dim,
-                       call->weights);
-        strip_products(call, begin, end, call->gradient_tiles, call->values + slot * args->value_dim, args->value_dim,
-                       call->products);
+        if (!args->in_pairs) {
+            strip_products(call, begin, end, call->query_tiles, call->keys + slot * args->head_dim, args->head_dim,
+                           call->weights);
+            strip_products(call, begin, end, call->gradient_tiles, call->values + slot * args->value_dim,
+                           args->value_dim, call->products);
+        }
         for (size_t i = begin; i < end && !lanes; i += TILE_ROWS) tile_gradients(call, sight, i, block_first, finished);
         for (size_t i = begin; i < end && lanes; i++) QATTN_FUNCTION(add_clipped_delta)
         (&call->rule, call->rows + i, sight == SEES_ALL ? ~UINT64_C(0) : call->visible[i], block_first,
@@ -168,7 +169,8 @@ QATTN_INLINE void take_deltas(gradient_call *call) {
     for (size_t i = 0; i < qattn_round_up(call->count, TILE_ROWS); i++) {
         const row_place place = call->rows[i].place;
         call->rows[i].delta =
-            call->args->deltas[(ptrdiff_t)place.head * call->args->sum_head_stride + (ptrdiff_t)place.query];
+            call->args->deltas[(ptrdiff_t)place.head * call->args->sum_head_stride + (ptrdiff_t)place.query] *
+            call->rule.lift;
     }
 }
 
@@ -179,6 +181,10 @@ QATTN_INLINE void panel_gradients(gradient_call *call) {
         const block_sight sight = look_at_block(call, block);
         if (sight == SEES_NOTHING) continue;
         panel_weights(call, sight, block, false, NULL);
+        if (call->args->in_pairs) {
+            pair_block_sums(call, sight, block);
+            continue;
+        }
         panel_key_sums(call, sight, block);
         panel_query_sums(call, sight, block);
     }
@@ -254,12 +260,13 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
         else ask_for_rows(&call, args->upcoming, QATTN_GRADIENT_UPCOMING, blocks);
         panel_gradients(&call);
     }
+    end_call(&call);
 }
 
 /* delta = sum of dout out, less the gradient of lse: B1. */
-QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes) {
+QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes, float drop) {
     const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
-    const float sum = f32x16_sum(lanes);
+    const float sum = f32x16_sum(lanes) * drop;
     args->deltas[at] = args->lse_gradients ? sum - args->lse_gradients[at] : sum;
 }
 
@@ -286,7 +293,7 @@ QATTN_INLINE void rows_deltas(const qattn_backward_args *args, qattn_storage gra
         row_place place = {.head = row / args->problem.queries};
         const query_range queries = queries_of_head(args, place.head);
         for (place.query = row - place.head * args->problem.queries; place.query < queries.end; place.query++, row++)
-            store_delta(args, place, delta_lanes(args, place, gradient_storage, storage));
+            store_delta(args, place, delta_lanes(args, place, gradient_storage, storage), 1);
     }
 }
 
@@ -305,7 +312,7 @@ QATTN_INLINE void panel_clipped_deltas(gradient_call *call) {
         }
     }
     for (size_t i = 0; i < call->count; i++)
-        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES));
+        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES), call->rule.drop);
 }
 
 static void QATTN_FUNCTION(deltas)(const qattn_backward_args *args) {
@@ -324,6 +331,7 @@ static void QATTN_FUNCTION(deltas)(const qattn_backward_args *args) {
         panel_clipped_deltas(&call);
         row += count;
     }
+    end_call(&call);
 }
 
 /* The u of the rows against one block. */
@@ -347,6 +355,7 @@ static void QATTN_FUNCTION(score_gradients)(const qattn_backward_args *args, siz
         }
         row += count;
     }
+    end_call(&call);
 }
 
 #endif

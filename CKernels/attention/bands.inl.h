@@ -10,7 +10,7 @@
 /* Queries as the tile unit takes them, and the tiles of this thread, until end_bands. */
 QATTN_INLINE void begin_bands(const qattn_forward_args *args, const forward_workspace *ws) {
     if (args->blocks.storage == QATTN_INT8) halve_queries(args, ws);
-    tile_unit_begin();
+    tile_unit_begin(UNIT_ROWS);
 }
 
 QATTN_INLINE void end_bands(void) { tile_unit_end(); }

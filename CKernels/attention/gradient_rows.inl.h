@@ -4,6 +4,7 @@
 #ifndef QATTN_GRADIENT_ROWS_INL_H
 #define QATTN_GRADIENT_ROWS_INL_H
 
+#include "attention/factor_rows.inl.h"
 #include "attention/gradient_weights.inl.h"
 #include "memory/pack.inl.h"
 #include "tile/gradient_layout.h"
@@ -13,6 +14,9 @@
 typedef struct tile_sight {
     uint64_t any, all;
 } tile_sight;
+
+/* Whether rows see anything of a block, and all of it. */
+typedef enum block_sight { SEES_NOTHING, SEES_SOME, SEES_ALL } block_sight;
 
 _Static_assert(GRADIENT_PANEL % TILE_ROWS == 0, "sights has room for the last tile");
 typedef struct gradient_call {
@@ -34,6 +38,11 @@ typedef struct gradient_call {
     size_t block_begin, block_end;
     float *keys, *values;
     float_rows key_rows;
+    /* Of products of bfloat16: rows of the panel in pairs, weights as factors, and what scores are multiplied by. */
+    char *query_pairs, *gradient_pairs;
+    factor *pair_factors;
+    float factors[QATTN_KEY_BLOCK];
+    bool queries_finite, gradients_finite;
     qattn_upcoming_rows tensors[3]; /* of the next panel, asked for while this one is at work */
     prefetch_cursor upcoming;
     size_t upcoming_share; /* lines with each tile */
@@ -106,6 +115,29 @@ QATTN_INLINE void transpose_rows(const void *rows, ptrdiff_t stride, qattn_stora
     QATTN_FUNCTION(pack)(&pack);
 }
 
+/* Rows of keys, or of values, as blocks of pairs: as keys, and as values as far as value_dim goes. */
+QATTN_INLINE qattn_blocks pair_blocks(float *blocks, size_t dim, size_t value_dim) {
+    return (qattn_blocks){
+        .base = blocks, .storage = QATTN_BFLOAT16_PAIRS, .head_dim = dim, .value_dim = value_dim};
+}
+
+QATTN_INLINE size_t block_bytes(const qattn_blocks *blocks) {
+    return qattn_block_bytes(blocks->storage, blocks->head_dim, blocks->value_dim);
+}
+
+QATTN_INLINE void pack_pair_rows(const void *rows, ptrdiff_t stride, qattn_storage storage, size_t count,
+                                 qattn_blocks blocks) {
+    const qattn_pack_args pack = {.keys = rows,
+                                  .values = rows,
+                                  .key_stride = stride,
+                                  .value_stride = stride,
+                                  .key_storage = storage,
+                                  .value_storage = storage,
+                                  .key_end = count,
+                                  .blocks = blocks};
+    QATTN_FUNCTION(pack)(&pack);
+}
+
 QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t block_end) {
     const qattn_backward_args *const args = call->args;
     const size_t first = block_begin * QATTN_KEY_BLOCK;
@@ -114,6 +146,13 @@ QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t blo
     const void *const values = storage_at(args->values, (ptrdiff_t)first * args->value_stride, args->value_storage);
     call->block_begin = block_begin;
     call->block_end = block_end;
+    if (args->in_pairs) {
+        pack_pair_rows(keys, args->key_stride, args->key_storage, count,
+                       pair_blocks(call->keys, args->head_dim, args->head_dim));
+        pack_pair_rows(values, args->value_stride, args->value_storage, count,
+                       pair_blocks(call->values, args->value_dim, 0));
+        return;
+    }
     transpose_rows(keys, args->key_stride, args->key_storage, count, args->head_dim, call->keys);
     transpose_rows(values, args->value_stride, args->value_storage, count, args->value_dim, call->values);
     const rows_task task = {.rows = keys,
@@ -127,6 +166,34 @@ QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t blo
     QATTN_FUNCTION(take_gradient_rows)(&task);
 }
 
+/* The rows of a panel as factors. */
+QATTN_INLINE void take_pair_panel(gradient_call *call, row_place place) {
+    const qattn_backward_args *const args = call->args;
+    factor_rows_task task = {
+        .rows = storage_at(args->queries, row_offset(args->query_strides, place), args->query_storage),
+        .stride = args->query_strides.query,
+        .storage = args->query_storage,
+        .count = call->count,
+        .dim = args->head_dim,
+        .scale = 1,
+        .factors = (factor *)call->query_tiles,
+        .pairs = call->query_pairs,
+        .finite = &call->queries_finite};
+    QATTN_FUNCTION(take_factor_rows)(&task);
+    task = (factor_rows_task){
+        .rows =
+            storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), args->out_gradient_storage),
+        .stride = args->out_gradient_strides.query,
+        .storage = args->out_gradient_storage,
+        .count = call->count,
+        .dim = args->value_dim,
+        .scale = QATTN_GRADIENT_LIFT,
+        .factors = (factor *)call->gradient_tiles,
+        .pairs = call->gradient_pairs,
+        .finite = &call->gradients_finite};
+    QATTN_FUNCTION(take_factor_rows)(&task);
+}
+
 /* Rows [first, first + count) of a head. */
 QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, size_t count) {
     const qattn_backward_args *const args = call->args;
@@ -137,6 +204,11 @@ QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, siz
     const row_place place = {.head = head, .query = first};
     begin_gradient_rows(args, place, count, call->rows, factors);
     for (size_t i = count; i < qattn_round_up(count, TILE_ROWS); i++) call->rows[i] = call->rows[count - 1];
+    if (args->in_pairs) {
+        memcpy(call->factors, factors, count * sizeof *factors);
+        take_pair_panel(call, place);
+        return;
+    }
     rows_task task = {
         .rows = storage_at(args->queries, row_offset(args->query_strides, place), args->query_storage),
         .stride = args->query_strides.query,
@@ -174,11 +246,16 @@ QATTN_INLINE gradient_call begin_call(const qattn_backward_args *args) {
 #else
     const size_t bytes = GRADIENT_BYTES;
 #endif
-    const gradient_layout layout = gradient_layout_for(args->head_dim, args->value_dim, in_place, bytes);
+    const gradient_layout layout = args->in_pairs
+                                       ? pair_gradient_layout_for(args->head_dim, args->value_dim, bytes)
+                                       : gradient_layout_for(args->head_dim, args->value_dim, in_place, bytes);
     float *const workspace = args->workspace;
+#if defined(QATTN_TILE_UNIT)
+    if (args->in_pairs) tile_unit_begin(UNIT_BLOCK_ROWS);
+#endif
     return (gradient_call){.args = args,
                            .layout = layout,
-                           .rule = begin_gradients(&args->problem),
+                           .rule = begin_gradients(args),
                            .in_place = in_place,
                            .ranges_only = !args->problem.mask && !args->problem.bias,
                            .query_tiles = workspace + layout.query_tiles,
@@ -188,7 +265,19 @@ QATTN_INLINE gradient_call begin_call(const qattn_backward_args *args) {
                            .weights = workspace + layout.weights,
                            .products = workspace + layout.products,
                            .keys = workspace + layout.keys,
-                           .values = workspace + layout.values};
+                           .values = workspace + layout.values,
+                           .query_pairs = (char *)(workspace + layout.query_rows),
+                           .gradient_pairs = (char *)(workspace + layout.gradient_rows),
+                           .pair_factors = (factor *)(workspace + layout.factors)};
+}
+
+/* What begin_call takes of the CPU, back to it. */
+QATTN_INLINE void end_call(const gradient_call *call) {
+#if defined(QATTN_TILE_UNIT)
+    if (call->args->in_pairs) tile_unit_end();
+#else
+    (void)call;
+#endif
 }
 
 #endif

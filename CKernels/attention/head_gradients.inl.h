@@ -53,6 +53,7 @@ QATTN_INLINE void rows_slopes(const qattn_backward_args *args, float *lanes, flo
         for (size_t i = 0; i < call.count && !lanes; i++)
             sums[first + i] = f32x16_sum(f32x16_load(at + i * QATTN_LANES));
     }
+    end_call(&call);
 }
 
 static void QATTN_FUNCTION(slope_gradients)(const qattn_backward_args *args, float *sums) {
@@ -74,8 +75,9 @@ static void QATTN_FUNCTION(log_scale_gradients)(const qattn_backward_args *args,
         f32x16 lanes = f32x16_splat(0);
         for (size_t d = 0; d < args->head_dim; d += QATTN_LANES) {
             const size_t left = args->head_dim - d;
-            const f32x16 x =
+            f32x16 x =
                 f32x16_load_first(storage_at(query, (ptrdiff_t)d, args->query_storage), left, args->query_storage);
+            if (args->in_pairs) x = bf16x16_factor(x);
             const f32x16 y = f32x16_load_first(gradient + d, left, QATTN_FLOAT32);
             lanes = y != 0 ? f32x16_fma(x, y, lanes) : lanes;
         }

@@ -143,5 +143,6 @@ size_t qattn_backward_workspace(const qattn_kernels *kernels, size_t head_dim, s
     const size_t bytes = has_tile_unit(kernels) ? GRADIENT_BYTES_OF_TILE_UNIT : GRADIENT_BYTES;
     const size_t in_place = gradient_layout_for(head_dim, value_dim, true, bytes).floats;
     const size_t copied = gradient_layout_for(head_dim, value_dim, false, bytes).floats;
-    return sizeof(float) * qattn_max(in_place, copied);
+    const size_t in_pairs = pair_gradient_layout_for(head_dim, value_dim, bytes).floats;
+    return sizeof(float) * qattn_max(qattn_max(in_place, copied), in_pairs);
 }

@@ -256,6 +256,7 @@ typedef struct qattn_backward_args {
     qattn_strides out_strides;
     qattn_storage query_storage, key_storage, value_storage, out_gradient_storage, out_storage; /* not QATTN_INT8 */
     size_t head_dim, value_dim;
+    bool in_pairs; /* products of factors of bfloat16, as forward makes over QATTN_BFLOAT16_PAIRS; else of float32 */
     const float *lse_gradients;        /* [heads][queries], or NULL: 0; for deltas alone */
     const float *references, *factors; /* [heads][queries], from forward */
     float *deltas;                     /* [heads][queries]: written by deltas, read by the others */

@@ -17,22 +17,28 @@
 
 #include "simd/storage.h"
 
-/* Tiles 0 to 3 are sums and 4 and 5 factors of UNIT_ROWS rows, 6 and 7 are 16 pairs, or fours, of factors of 16 columns. */
-enum { UNIT_ROWS = 15, UNIT_ROW_BYTES = 64, UNIT_SUMS = 4, UNIT_FACTORS = 6, UNIT_TILES = 8 };
-
-QATTN_INLINE size_t unit_rows(size_t tile) { return tile < UNIT_FACTORS ? UNIT_ROWS : 16; }
+/* Tiles 0 to 3 are sums and 4 and 5 factors of so many rows as is asked for, 6 and 7 are 16 pairs, or fours, of factors of 16
+ * columns. */
+enum {
+    UNIT_ROWS = 15,       /* of forward: as many as are tiles of six */
+    UNIT_BLOCK_ROWS = 16, /* of backward: blocks of 64 */
+    UNIT_ROW_BYTES = 64,
+    UNIT_SUMS = 4,
+    UNIT_FACTORS = 6,
+    UNIT_TILES = 8
+};
 
 #if defined(QATTN_EMULATED_TILES)
 /* The state of a thread, and what would be a fault of the CPU: tiles that are used without being configured. */
 static _Thread_local struct {
-    bool configured;
+    size_t rows; /* of sums; 0 before */
     size_t products; /* so far */
     uint8_t bytes[UNIT_TILES][16][UNIT_ROW_BYTES];
 } QATTN_FUNCTION(tiles);
 
 static void QATTN_FUNCTION(unit_move)(size_t tile, char *p, size_t step, bool stores) {
-    if (!QATTN_FUNCTION(tiles).configured) __builtin_trap();
-    for (size_t r = 0; r < unit_rows(tile); r++) {
+    if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
+    for (size_t r = 0; r < (tile < UNIT_FACTORS ? QATTN_FUNCTION(tiles).rows : 16); r++) {
         uint8_t *const row = QATTN_FUNCTION(tiles).bytes[tile][r];
         memcpy(stores ? p + r * step : (char *)row, stores ? (char *)row : p + r * step, UNIT_ROW_BYTES);
     }
@@ -40,8 +46,8 @@ static void QATTN_FUNCTION(unit_move)(size_t tile, char *p, size_t step, bool st
 
 static void QATTN_FUNCTION(unit_multiply)(size_t c, size_t a, size_t b) {
     QATTN_FUNCTION(tiles).products++;
-    if (!QATTN_FUNCTION(tiles).configured) __builtin_trap();
-    for (size_t m = 0; m < UNIT_ROWS; m++) {
+    if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
+    for (size_t m = 0; m < QATTN_FUNCTION(tiles).rows; m++) {
         f32x16 even = f32x16_splat(0), odd = f32x16_splat(0);
         for (size_t k = 0; k < 16; k++) {
             uint32_t pair;
@@ -57,8 +63,8 @@ static void QATTN_FUNCTION(unit_multiply)(size_t c, size_t a, size_t b) {
 
 static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bool a_has_signs) {
     QATTN_FUNCTION(tiles).products++;
-    if (!QATTN_FUNCTION(tiles).configured) __builtin_trap();
-    for (size_t m = 0; m < UNIT_ROWS; m++) {
+    if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
+    for (size_t m = 0; m < QATTN_FUNCTION(tiles).rows; m++) {
         uint32_t sums[QATTN_LANES];
         memcpy(sums, QATTN_FUNCTION(tiles).bytes[c][m], sizeof sums);
         for (size_t d = 0; d < UNIT_ROW_BYTES; d++) {
@@ -79,8 +85,8 @@ static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bo
 #define unit_multiply_unsigned(c, a, b) QATTN_FUNCTION(unit_multiply_bytes)(c, a, b, false)
 #define unit_stay_awake()               ((void)0)
 
-QATTN_INLINE void tile_unit_begin(void) { QATTN_FUNCTION(tiles).configured = true; }
-QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).configured = false; }
+QATTN_INLINE void tile_unit_begin(size_t rows) { QATTN_FUNCTION(tiles).rows = rows; }
+QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).rows = 0; }
 #else
 #define unit_load(t, p, step)           _tile_loadd(t, p, step)
 #define unit_store(t, p, step)          _tile_stored(t, p, step)
@@ -91,7 +97,7 @@ QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).configured = false
 #define unit_stay_awake()               _tile_dpbf16ps(0, 4, 6)
 
 /* Of the calling thread, for one call: a thread that keeps tiles takes longer to switch. */
-QATTN_INLINE void tile_unit_begin(void) {
+QATTN_INLINE void tile_unit_begin(size_t rows) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
@@ -99,7 +105,7 @@ QATTN_INLINE void tile_unit_begin(void) {
     } shapes = {.palette = 1};
     for (size_t t = 0; t < UNIT_TILES; t++) {
         shapes.row_bytes[t] = UNIT_ROW_BYTES;
-        shapes.rows[t] = (uint8_t)unit_rows(t);
+        shapes.rows[t] = (uint8_t)(t < UNIT_FACTORS ? rows : 16);
     }
     _tile_loadconfig(&shapes);
 }

@@ -15,15 +15,18 @@ enum {
     GRADIENT_BYTES_OF_TILE_UNIT = 1 << 20,
     GRADIENT_ROW_FLOATS = 12, /* of a gradient_row */
     VISIBLE_FLOATS = sizeof(uint64_t) / sizeof(float),
-    PANEL_BLOCKS = GRADIENT_PANEL / QATTN_KEY_BLOCK
+    PANEL_BLOCKS = GRADIENT_PANEL / QATTN_KEY_BLOCK,
+    FACTOR_MATRICES = 3 /* of a block of rows and one of keys: p and w by keys, w by rows */
 };
 
 /* Sizes, and where the parts begin, in floats. Rows of queries and of output gradients stand in tiles of six; where
- * they cannot be read in place, there are copies as rows of floats, of keys too. */
+ * they cannot be read in place, there are copies as rows of floats, of keys too. Products of bfloat16 have rows of factors
+ * in the place of tiles, and pairs of rows in that of copies. */
 typedef struct gradient_layout {
     size_t head_lanes, value_lanes;
     size_t panel, group; /* rows, blocks */
     size_t query_tiles, gradient_tiles, query_rows, gradient_rows, weights, products, numbers, visible; /* of a panel */
+    size_t factors;                                                                                     /* of pairs */
     size_t keys, values, key_rows;                                                                      /* of a group */
     size_t floats;
 } gradient_layout;
@@ -58,6 +61,37 @@ static inline gradient_layout gradient_layout_for(size_t head_dim, size_t value_
         panel -= QATTN_KEY_BLOCK;
     while (group > 1 && gradient_layout_of(head_dim, value_dim, in_place, panel, group).floats > floats) group--;
     return gradient_layout_of(head_dim, value_dim, in_place, panel, group);
+}
+
+/* The same of products of bfloat16, for a panel of one block of rows. Factors have room for a float each: sets without tile
+ * instructions multiply those. */
+static inline gradient_layout pair_gradient_layout_of(size_t head_dim, size_t value_dim, size_t group) {
+    const size_t rows = qattn_round_up(QATTN_KEY_BLOCK, TILE_ROWS);
+    gradient_layout layout = {.head_lanes = qattn_round_up(head_dim, QATTN_PAIR_SEGMENT),
+                              .value_lanes = qattn_round_up(value_dim, QATTN_PAIR_SEGMENT),
+                              .panel = QATTN_KEY_BLOCK,
+                              .group = group};
+    layout.query_tiles = qattn_take(&layout.floats, rows * layout.head_lanes);
+    layout.gradient_tiles = qattn_take(&layout.floats, rows * layout.value_lanes);
+    layout.query_rows = qattn_take(&layout.floats, QATTN_KEY_BLOCK / 2 * layout.head_lanes);
+    layout.gradient_rows = qattn_take(&layout.floats, QATTN_KEY_BLOCK / 2 * layout.value_lanes);
+    layout.weights = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
+    layout.products = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
+    layout.factors = qattn_take(&layout.floats, FACTOR_MATRICES * QATTN_KEY_BLOCK * QATTN_KEY_BLOCK / 2);
+    layout.numbers = qattn_take(&layout.floats, rows * GRADIENT_ROW_FLOATS);
+    layout.visible = qattn_take(&layout.floats, rows * VISIBLE_FLOATS);
+    layout.keys = qattn_take(
+        &layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, head_dim, head_dim) / sizeof(float));
+    layout.values =
+        qattn_take(&layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, value_dim, 0) / sizeof(float));
+    return layout;
+}
+
+/* As many blocks as have room in so many bytes, or one. */
+static inline gradient_layout pair_gradient_layout_for(size_t head_dim, size_t value_dim, size_t bytes) {
+    size_t group = GRADIENT_GROUP;
+    while (group > 1 && pair_gradient_layout_of(head_dim, value_dim, group).floats > bytes / sizeof(float)) group--;
+    return pair_gradient_layout_of(head_dim, value_dim, group);
 }
 
 #endif

@@ -15,6 +15,7 @@
 enum {
     SEGMENT = QATTN_PAIR_SEGMENT,
     SEGMENT_BYTES = SEGMENT * QATTN_LANES * 2, /* of 16 columns */
+    UNIT_PAIR_BYTES = 2 * QATTN_LANES * 2,     /* of a pair of elements */
     KEY_SEGMENTS = QATTN_KEY_BLOCK / SEGMENT,
     VALUE_BYTES = KEY_SEGMENTS * SEGMENT_BYTES /* of a block, 16 columns of values */
 };
@@ -22,7 +23,7 @@ enum {
 /* What the sums of a tile are made of: rows of factors a, and columns of b in vectors of 16. */
 typedef struct pair_product {
     const float *a;
-    size_t a_step, segments;
+    size_t a_step, a_element, segments; /* floats from row to row and from element to element */
     const char *b;
     size_t b_bytes, vectors; /* bytes from one vector of columns to the next */
     const uint64_t *visible; /* of each row, bit j for element j of a; or NULL: all are added */
@@ -41,7 +42,7 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) part[v][i] = f32x16_splat(0);
     }
-    const float *const a = x->a + s * SEGMENT + odd;
+    const float *const a = x->a + (s * SEGMENT + odd) * x->a_element;
     const char *const b = x->b + first * x->b_bytes + s * SEGMENT_BYTES;
     const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = rows <= STREAMING_ROWS && !odd};
     QATTN_UNROLL_2
@@ -54,7 +55,7 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
         QATTN_UNROLL
         for (size_t i = 0; i < rows; i++) {
             if (sees_some && !(x->visible[i] >> (s * SEGMENT + n + odd) & 1)) continue;
-            const f32x16 factor = f32x16_splat(a[i * x->a_step + n]);
+            const f32x16 factor = f32x16_splat(a[i * x->a_step + n * x->a_element]);
             QATTN_UNROLL
             for (size_t v = 0; v < count; v++) part[v][i] = f32x16_fma(factor, column[v], part[v][i]);
         }
@@ -71,7 +72,7 @@ QATTN_INLINE void pair_chains(const pair_product *x, size_t rows, size_t s, size
     f32x16 part[2][TILE_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < rows; i++) part[0][i] = part[1][i] = f32x16_splat(0);
-    const float *const a = x->a + s * SEGMENT;
+    const float *const a = x->a + s * SEGMENT * x->a_element;
     const char *const b = x->b + vector * x->b_bytes + s * SEGMENT_BYTES;
     const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = true};
     QATTN_UNROLL_2
@@ -83,7 +84,7 @@ QATTN_INLINE void pair_chains(const pair_product *x, size_t rows, size_t s, size
             QATTN_UNROLL
             for (size_t i = 0; i < rows; i++) {
                 if (sees_some && !(x->visible[i] >> (s * SEGMENT + n + half) & 1)) continue;
-                part[half][i] = f32x16_fma(f32x16_splat(a[i * x->a_step + n + half]), column, part[half][i]);
+                part[half][i] = f32x16_fma(f32x16_splat(a[i * x->a_step + (n + half) * x->a_element]), column, part[half][i]);
             }
         }
     }
@@ -151,6 +152,7 @@ QATTN_INLINE void tile_pair_scores(tile_task *task, size_t rows) {
     const size_t channels = packed_channels(task->head_dim, QATTN_BFLOAT16_PAIRS);
     const pair_product x = {.a = task->queries,
                             .a_step = task->head_lanes,
+                            .a_element = 1,
                             .segments = channels / SEGMENT,
                             .b = task->block.keys,
                             .b_bytes = channels / SEGMENT * SEGMENT_BYTES,
@@ -168,6 +170,7 @@ QATTN_INLINE void tile_pair_scores(tile_task *task, size_t rows) {
 QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
     const pair_product x = {.a = task->scratch->weights,
                             .a_step = QATTN_KEY_BLOCK,
+                            .a_element = 1,
                             .segments = KEY_SEGMENTS,
                             .b = task->block.values,
                             .b_bytes = VALUE_BYTES,
