@@ -28,11 +28,7 @@
         public let attention: Attention
 
         /// - Parameter attention: the problem. Its sink counts where no sinks are passed.
-        /// - Throws: ``AttentionError`` of kind `composition` for products that have no gradients.
-        public init(_ attention: Attention) throws(AttentionError) {
-            try attention.products.checkHaveGradients()
-            self.attention = attention
-        }
+        public init(_ attention: Attention) { self.attention = attention }
 
         /// Whether a call with tensors of such counts has a result.
         ///

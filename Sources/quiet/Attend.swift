@@ -50,8 +50,8 @@ struct Attend: ParsableCommand {
         if let kind = recurrence.recurrent { try recurrence.check(kind, problem, lse: outputs.lse) }
         let normaliser = problem.scores.normaliser
         try gradients.check(normaliser, outputs, isRecurrent: recurrence.recurrent != nil)
-        guard products.products == .f32 || (!gradients.gradients && recurrence.recurrent == nil) else {
-            throw ValidationError("--products: expected f32 with --gradients or --recurrent")
+        guard products.products == .f32 || recurrence.recurrent == nil else {
+            throw ValidationError("--products: expected f32 with --recurrent")
         }
         guard !outputs.lse || normaliser.library.hasSink else {
             throw ValidationError("--lse: the normaliser \(normaliser) has no log-sum-exp")

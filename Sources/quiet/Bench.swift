@@ -91,9 +91,6 @@ struct Bench: ParsableCommand {
         guard storage != .int8 || pass == .decode else {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
-        guard products.products == .f32 || pass != .backward else {
-            throw ValidationError("--products: bf16 is for the passes forward and decode")
-        }
         guard products.products == .f32 || pass != .decode || storage == .bf16 else {
             throw ValidationError("--storage: expected bf16 to decode with --products bf16, got \(storage.rawValue)")
         }

@@ -4,7 +4,7 @@
 extension Attention {
     /// Computes the output, and keeps what backward needs.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (products that have no gradients) or `memory`; the output is untouched
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the output is untouched
     ///   then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>,
@@ -20,8 +20,8 @@ extension Attention {
 
     /// Computes the output and the log-sum-exp of every row, and keeps what backward needs.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (a normaliser without a sink has no log-sum-exp, bfloat16
-    ///   products have no gradients) or `memory`; the outputs are untouched then.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (a normaliser without a sink has no log-sum-exp) or
+    ///   `memory`; the outputs are untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: Span<Input>, keys: Span<Input>, values: Span<Input>, into output: inout MutableSpan<Output>,
         logSumExp: inout MutableSpan<Float>, recording record: inout ForwardRecord

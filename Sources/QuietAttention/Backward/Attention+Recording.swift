@@ -4,7 +4,7 @@
 extension Attention {
     /// Computes what `forward(queries:keys:values:)` does, with the same bits, and keeps what backward needs.
     ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (products that have no gradients) or `memory`.
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(
         queries: [Float], keys: [Float], values: [Float], recording record: inout ForwardRecord
     ) throws(AttentionError) -> AttentionResult {
@@ -36,13 +36,12 @@ extension Attention {
     ///   - output: likewise.
     ///   - logSumExp: likewise.
     ///   - record: filled; its memory is reused if it was filled for this shape before.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (products that have no gradients) or `memory`; the outputs are untouched then.
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`; the outputs are untouched then.
     public func forward<Input: AttentionScalar, Output: AttentionScalar>(
         queries: UnsafeBufferPointer<Input>, keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>,
         into output: UnsafeMutableBufferPointer<Output>, logSumExp: UnsafeMutableBufferPointer<Float>? = nil,
         recording record: inout ForwardRecord
     ) throws(AttentionError) {
-        try products.checkHaveGradients()
         try record.resize(rows: shape.rowCount, hasSink: normaliser.hasSink)
         try record.references.withUnsafeMutableBufferPointer { references throws(AttentionError) in
             try record.factors.withUnsafeMutableBufferPointer { factors throws(AttentionError) in

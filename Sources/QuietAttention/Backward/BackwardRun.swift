@@ -151,6 +151,7 @@ struct BackwardRun: @unchecked Sendable {
         arguments.out_storage = tensors.outputStorage.kernelStorage
         arguments.head_dim = attention.shape.headDimension
         arguments.value_dim = attention.shape.valueDimension
+        arguments.in_pairs = attention.products == .bfloat16
         arguments.lse_gradients = tensors.logSumExpGradient.map { $0 + sumOffset }
         arguments.references = tensors.references.map { $0 + sumOffset }
         arguments.factors = tensors.factors.map { $0 + sumOffset }

@@ -4,7 +4,6 @@
 extension Attention {
     /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a buffer of what the problem does not have.
     func check<Element: AttentionScalar>(_ gradients: AttentionGradientBuffers<Element>) throws(AttentionError) {
-        try products.checkHaveGradients()
         try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
         try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
         try checkCount("gradients.values", gradients.values.count, shape.valueCount)

@@ -89,6 +89,7 @@ struct GradientRun<Input: AttentionScalar, Value: AttentionScalar, OutputGradien
         arguments.out_gradient_strides = qattn_strides(head: 0, query: e, key: 0)
         arguments.out_gradient_storage = OutputGradient.storage.kernelStorage
         (arguments.head_dim, arguments.value_dim) = (d, e)
+        arguments.in_pairs = attention.products == .bfloat16
         arguments.references = rows.references.baseAddress! + row
         arguments.factors = rows.factors.baseAddress! + row
         // Only read.

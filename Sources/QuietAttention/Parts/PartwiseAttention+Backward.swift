@@ -64,13 +64,12 @@ extension PartwiseAttention {
     ///   - logSumExpGradient: `[H, L]`; nil: the loss does not use the log-sum-exp.
     ///   - record: what the forward pass kept.
     ///   - deltas: `[H, L]`.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, `composition` (products that have no gradients), `record` or `memory`.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, `record` or `memory`.
     public func deltas<Output: AttentionScalar, OutputGradient: AttentionScalar>(
         output: UnsafeBufferPointer<Output>, outputGradient: UnsafeBufferPointer<OutputGradient>,
         logSumExpGradient: UnsafeBufferPointer<Float>? = nil, record: ForwardRecord,
         into deltas: UnsafeMutableBufferPointer<Float>
     ) throws(AttentionError) {
-        try products.checkHaveGradients()
         try check("output", output.count, shape.outputCount)
         try check("outputGradient", outputGradient.count, shape.outputCount)
         if let logSumExpGradient { try check("logSumExpGradient", logSumExpGradient.count, shape.rowCount) }
@@ -120,8 +119,8 @@ extension PartwiseAttention {
     ///   - groupHead: which, `0..<H / G`.
     ///   - keys: the keys and what becomes of them.
     ///   - meanwhile: called now and then on the calling thread.
-    /// - Throws: ``AttentionError`` of kind `composition` (positions, norms, a boolean mask, a bias, lanes where there are
-    ///   no slopes, or products that have no gradients), `position` (places that do not follow each other), `headGroups` (no such `groupHead`), `keyRange`, `elementCount` or `memory`.
+    /// - Throws: ``AttentionError`` of kind `composition` (positions, norms, a boolean mask, a bias, or lanes where there
+    ///   are no slopes), `position` (places that do not follow each other), `headGroups` (no such `groupHead`), `keyRange`, `elementCount` or `memory`.
     public func addGradients<Input: AttentionScalar, Value: AttentionScalar, OutputGradient: AttentionScalar>(
         of rows: GradientRows<Input, OutputGradient>, groupHead: Int, against keys: GradientKeys<Input, Value>,
         meanwhile: () -> Void = {}
@@ -138,7 +137,6 @@ extension PartwiseAttention {
     private func checkGradients<Input: AttentionScalar, Value: AttentionScalar, OutputGradient: AttentionScalar>(
         _ rows: GradientRows<Input, OutputGradient>, _ groupHead: Int, _ keys: GradientKeys<Input, Value>
     ) throws(AttentionError) {
-        try products.checkHaveGradients()
         for (name, isGiven) in [
             ("positions", preparation != nil), ("mask.allowing", allowed != nil), ("bias", bias != nil),
         ] where isGiven {

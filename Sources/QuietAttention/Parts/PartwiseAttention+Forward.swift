@@ -103,12 +103,11 @@ extension PartwiseAttention {
     ///   - output: `[H, L, E]`, of any storage type.
     ///   - logSumExp: `[H, L]`; nil: not wanted.
     ///   - record: filled, rows in the order of the log-sum-exp.
-    /// - Throws: ``AttentionError`` as without a record, or of kind `composition` (products that have no gradients).
+    /// - Throws: ``AttentionError`` as without a record.
     public func finish<Output: AttentionScalar>(
         _ running: RunningAttention, into output: UnsafeMutableBufferPointer<Output>,
         logSumExp: UnsafeMutableBufferPointer<Float>? = nil, recording record: inout ForwardRecord
     ) throws(AttentionError) {
-        try products.checkHaveGradients()
         try record.resize(rows: shape.rowCount, hasSink: true)
         try record.references.withUnsafeMutableBufferPointer { references throws(AttentionError) in
             try record.factors.withUnsafeMutableBufferPointer { factors throws(AttentionError) in

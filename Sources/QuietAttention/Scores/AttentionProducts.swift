@@ -13,18 +13,10 @@ public enum AttentionProducts: String, Sendable, Hashable, CaseIterable {
     /// Queries, keys (after norms and positions), values and weights, each rounded to bfloat16, to nearest even; magnitudes
     /// below 2^-56 count as 0. Made for CPUs whose tile instructions (AMX) multiply bfloat16 by themselves; other kernel sets
     /// give the same bits, no faster than those of Float. The error is that of weights rounded to 8 bits, some 1e-3 of the
-    /// output. For the forward pass alone: there are no gradients. Caches are made for it
+    /// output, and some 3e-3 of the gradients, which take gradients of the output below 2^-104 for 0. Caches are made for it
     /// (``KeyValueCache/products``).
     case bfloat16
 
     /// What keys and values are packed in.
     var packedStorage: qattn_storage { self == .float32 ? QATTN_FLOAT32 : QATTN_BFLOAT16_PAIRS }
-
-    /// - Throws: ``AttentionError`` of kind `composition` for products that have no gradients.
-    package func checkHaveGradients() throws(AttentionError) {
-        guard self == .float32 else {
-            throw AttentionError(
-                .composition, "products", expected: "float32, which alone has gradients", found: rawValue)
-        }
-    }
 }
