@@ -6,8 +6,23 @@
 public enum ReferenceProducts: Sendable, Hashable {
     /// As given.
     case float32
-    /// Queries, keys, values and weights, each rounded to bfloat16 first.
+    /// Queries, keys, values and weights, each rounded to bfloat16 first; so are the gradients of outputs and of q.k.
     case bfloat16
+}
+
+extension ReferenceProducts {
+    /// What is multiplied in the place of x.
+    func factor(_ x: Float) -> Float { self == .bfloat16 ? x.roundedForProducts : x }
+
+    /// a.b of such factors.
+    func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
+        self == .bfloat16 ? pairDot(a, b, count: count) : AttentionReference.dot(a, b, count: count)
+    }
+
+    /// What the gradients of outputs, and all that is proportional to them, are multiplied by until they are summed:
+    /// they are often small where queries, keys and weights are not, and 2^-56 would be too soon a 0. Dividing by it is
+    /// exact, but for subnormal results, which are rounded.
+    var raise: Float { self == .bfloat16 ? 0x1p48 : 1 }
 }
 
 /// Elements of a segment: channels of a score, or keys of a sum of values.

@@ -29,7 +29,7 @@ extension ReferenceProblem {
                     RowGradient(
                         row, solved, scores, output: solved.output.map(rounded),
                         outputGradient: outputGradient.baseAddress! + row.index * valueDimension,
-                        logSumExpGradient: loss.logSumExpGradient?[row.index]))
+                        logSumExpGradient: loss.logSumExpGradient?[row.index], products: products))
             }
         }
         return sums.gradients
@@ -44,7 +44,7 @@ private struct GradientSums {
     let problem: ReferenceProblem
     var gradients: ReferenceGradients<Float>
     /// Of the keys and values of the key/value head, over a block of queries: [keys][dimension].
-    private var keyBlockSums: [Float], valueBlockSums: [Float]
+    private var keyBlockSums: BlockSums, valueBlockSums: BlockSums
     /// Over the queries of a head.
     private var sinkSums = LaneSums(), slopeSums = LaneSums(), logScaleSums = LaneSums()
 
@@ -55,24 +55,29 @@ private struct GradientSums {
         for tensor in [\ReferenceGradients<Float>.queries, \.keys, \.values, \.sinks, \.bias, \.slopes, \.logScales] {
             for index in gradients[keyPath: tensor].indices { gradients[keyPath: tensor][index] += 0 }
         }
-        keyBlockSums = [Float](repeating: 0, count: problem.keys * problem.headDimension)
-        valueBlockSums = [Float](repeating: 0, count: problem.keys * problem.valueDimension)
+        keyBlockSums = BlockSums(count: problem.keys * problem.headDimension, products: problem.products)
+        valueBlockSums = BlockSums(count: problem.keys * problem.valueDimension, products: problem.products)
     }
 
     mutating func add(_ gradient: RowGradient) {
         let row = gradient.row
         let (query, head) = (row.index % problem.queries, row.index / problem.queries % problem.queryHeads)
-        var products = [Float](repeating: 0, count: problem.keys)
+        let (dimension, width) = (problem.headDimension, problem.valueDimension)
+        var raised = [Float](repeating: 0, count: problem.keys)
         var slope = LaneSums()
         for j in 0..<problem.keys where row.isVisible[j] {
-            let u = gradient.scoreGradient(j)
-            products[j] = productGradient(u, gradient.scores.capped[j], row)
+            raised[j] = gradient.raisedScoreGradient(j)
+            let u = raised[j] / problem.products.raise
             slope.add(-u, times: problem.distance(row.position, j), at: j)
             if let biasStart = row.biasStart { gradients.bias[biasStart + j] += u }
-            addValueTerms(j, gradient.weight(j), gradient.outputGradient)
-            addKeyTerms(j, products[j], row.query)
+            raised[j] = productGradient(raised[j], gradient.scores.capped[j], row)
+            let place = query % queryBlock
+            keyBlockSums.add(raised[j], times: row.query, width: dimension, toSumsFrom: j * dimension, at: place)
+            valueBlockSums.add(
+                gradient.weight(j), times: gradient.raisedOutputGradient, width: width, toSumsFrom: j * width,
+                at: place)
         }
-        addQueryTerms(products, row)
+        addQueryTerms(raised, row)
         if problem.normaliser.hasSink { sinkSums.add(-(gradient.solved.sinkShare * gradient.delta), at: query) }
         slopeSums.add(slope.total, at: query)
         if query % queryBlock == queryBlock - 1 || query == problem.queries - 1 {
@@ -81,7 +86,7 @@ private struct GradientSums {
         if query == problem.queries - 1 { endHead(head) }
     }
 
-    /// w of step B2: the gradient of q.k[j].
+    /// w of step B2, or w' of u': the gradient of q.k[j].
     private func productGradient(_ u: Float, _ capped: Float, _ row: Row) -> Float {
         let factor = Float(problem.scale * row.factor)
         guard let softcap = problem.softcap else { return u * factor }
@@ -89,27 +94,18 @@ private struct GradientSums {
         return (u * fma(-y, y, 1)) * factor
     }
 
-    private mutating func addKeyTerms(_ j: Int, _ w: Float, _ query: UnsafePointer<Float>) {
-        let dimension = problem.headDimension
-        for d in 0..<dimension { keyBlockSums[j * dimension + d] = fma(w, query[d], keyBlockSums[j * dimension + d]) }
-    }
-
-    private mutating func addValueTerms(_ j: Int, _ p: Float, _ outputGradient: UnsafePointer<Float>) {
-        let width = problem.valueDimension
-        for c in 0..<width { valueBlockSums[j * width + c] = fma(p, outputGradient[c], valueBlockSums[j * width + c]) }
-    }
-
+    /// - Parameter w: w', one per key.
     private mutating func addQueryTerms(_ w: [Float], _ row: Row) {
         let dimension = problem.headDimension
         var total = [Float](repeating: 0, count: dimension)
         for first in stride(from: 0, to: problem.keys, by: keyBlock) {
-            var block = [Float](repeating: 0, count: dimension)
+            var block = BlockSums(count: dimension, products: problem.products)
             for j in first..<min(first + keyBlock, problem.keys) where row.isVisible[j] {
-                for d in 0..<dimension { block[d] = fma(w[j], row.keys[j * dimension + d], block[d]) }
+                block.add(w[j], times: row.keys + j * dimension, width: dimension, toSumsFrom: 0, at: j - first)
             }
             for d in 0..<dimension {
-                total[d] += block[d]
-                gradients.queries[row.index * dimension + d] += block[d]
+                total[d] += block.total(d)
+                gradients.queries[row.index * dimension + d] += block.total(d)
             }
         }
         var logScale = LaneSums()
@@ -118,15 +114,8 @@ private struct GradientSums {
     }
 
     private mutating func endQueryBlock(keyValueHead: Int) {
-        let (firstKey, firstValue) = (keyValueHead * keyBlockSums.count, keyValueHead * valueBlockSums.count)
-        for index in keyBlockSums.indices {
-            gradients.keys[firstKey + index] += keyBlockSums[index]
-            keyBlockSums[index] = 0
-        }
-        for index in valueBlockSums.indices {
-            gradients.values[firstValue + index] += valueBlockSums[index]
-            valueBlockSums[index] = 0
-        }
+        keyBlockSums.move(to: &gradients.keys, from: keyValueHead * problem.keys * problem.headDimension)
+        valueBlockSums.move(to: &gradients.values, from: keyValueHead * problem.keys * problem.valueDimension)
     }
 
     private mutating func endHead(_ head: Int) {

@@ -15,7 +15,8 @@
 
 extension ReferenceProblem {
     /// The gradients in Double, by the derivatives of the formula of ``ReferenceProblem``: what those in Float are measured
-    /// against. Arguments and shapes as for ``backward(queries:keys:values:_:storedOutput:addedTo:)``.
+    /// against. Arguments and shapes as for ``backward(queries:keys:values:_:storedOutput:addedTo:)``. With products of
+    /// bfloat16, of queries, keys and values as they are rounded; the gradients of outputs are taken as given.
     public func oracleGradients(
         queries: [Float], keys: [Float], values: [Float], _ loss: ReferenceLoss
     ) -> ReferenceGradients<Double> {
