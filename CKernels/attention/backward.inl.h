@@ -170,7 +170,7 @@ QATTN_INLINE void take_deltas(gradient_call *call) {
         const row_place place = call->rows[i].place;
         call->rows[i].delta =
             call->args->deltas[(ptrdiff_t)place.head * call->args->sum_head_stride + (ptrdiff_t)place.query] *
-            call->rule.lift;
+            call->rule.raise;
     }
 }
 
@@ -264,9 +264,9 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
 }
 
 /* delta = sum of dout out, less the gradient of lse: B1. */
-QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes, float drop) {
+QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes, float lower) {
     const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
-    const float sum = f32x16_sum(lanes) * drop;
+    const float sum = f32x16_sum(lanes) * lower;
     args->deltas[at] = args->lse_gradients ? sum - args->lse_gradients[at] : sum;
 }
 
@@ -312,7 +312,7 @@ QATTN_INLINE void panel_clipped_deltas(gradient_call *call) {
         }
     }
     for (size_t i = 0; i < call->count; i++)
-        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES), call->rule.drop);
+        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES), call->rule.lower);
 }
 
 static void QATTN_FUNCTION(deltas)(const qattn_backward_args *args) {

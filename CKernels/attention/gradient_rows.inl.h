@@ -187,7 +187,7 @@ QATTN_INLINE void take_pair_panel(gradient_call *call, row_place place) {
         .storage = args->out_gradient_storage,
         .count = call->count,
         .dim = args->value_dim,
-        .scale = QATTN_GRADIENT_LIFT,
+        .scale = QATTN_GRADIENT_RAISE,
         .factors = (factor *)call->gradient_tiles,
         .pairs = call->gradient_pairs,
         .finite = &call->gradients_finite};

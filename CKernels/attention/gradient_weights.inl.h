@@ -26,7 +26,7 @@ _Static_assert(sizeof(gradient_row) <= GRADIENT_ROW_FLOATS * sizeof(float), "wha
 typedef struct gradient_rule {
     score_finish finish;
     float inverse_cap; /* 1 / (cap * unit) */
-    float lift, drop;  /* what is proportional to dout stands so much higher, and times so much as it is */
+    float raise, lower;  /* what is proportional to dout stands so much higher, and times so much as it is */
     bool plain;        /* softmax of scores that need nothing but a mask */
 } gradient_rule;
 
@@ -35,8 +35,8 @@ QATTN_INLINE gradient_rule begin_gradients(const qattn_backward_args *args) {
     const double unit = takes_scores(problem) ? 1 : QATTN_LOG2E;
     return (gradient_rule){.finish = begin_finish(problem),
                            .inverse_cap = problem->softcap != 0 ? (float)(1 / (problem->softcap * unit)) : 0,
-                           .lift = args->in_pairs ? QATTN_GRADIENT_LIFT : 1,
-                           .drop = args->in_pairs ? QATTN_GRADIENT_DROP : 1,
+                           .raise = args->in_pairs ? QATTN_GRADIENT_RAISE : 1,
+                           .lower = args->in_pairs ? QATTN_GRADIENT_LOWER : 1,
                            .plain = problem->normaliser == QATTN_SOFTMAX && scores_are_plain(problem)};
 }
 
@@ -149,7 +149,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(row_gradients)(const gradie
                                                                     float *products, bool finished) {
     const qattn_problem *const problem = rule->finish.problem;
     const bool caps = problem->softcap != 0 && !finished;
-    const float scale = finished ? rule->drop : row->scale;
+    const float scale = finished ? rule->lower : row->scale;
     f32x16 t[BLOCK_VECTORS], slopes[BLOCK_VECTORS];
     load_block_row(t, scores);
     finish_row(rule, row, visible, block_first, t, slopes);

@@ -23,8 +23,8 @@ enum { SUM_ROWS = TILE_ROWS, SUM_VECTORS = PANEL_VECTORS };
 #endif
 
 /* What is proportional to the gradient of the output stands so much higher until it is summed. */
-#define QATTN_GRADIENT_LIFT 0x1p48f
-#define QATTN_GRADIENT_DROP 0x1p-48f
+#define QATTN_GRADIENT_RAISE 0x1p48f
+#define QATTN_GRADIENT_LOWER 0x1p-48f
 
 /* Factors, so many from row to row and from element to element; tile instructions want elements side by side. */
 typedef struct factor_matrix {
@@ -105,7 +105,7 @@ QATTN_INLINE void join_factor_sums(const factor_sums *sums, size_t r, size_t row
         float *const out = sums->out + (ptrdiff_t)(r + i) * sums->out_stride + v * QATTN_LANES;
         const size_t columns = sums->columns - v * QATTN_LANES;
         for (size_t n = 0; n < vectors * QATTN_LANES; n += QATTN_LANES) {
-            const f32x16 sum = f32x16_load(c + i * c_step + n) * f32x16_splat(QATTN_GRADIENT_DROP);
+            const f32x16 sum = f32x16_load(c + i * c_step + n) * f32x16_splat(QATTN_GRADIENT_LOWER);
             f32x16_store_first(out + n, columns - n,
                                f32x16_load_first(out + n, columns - n, QATTN_FLOAT32) + sum, QATTN_FLOAT32);
         }
