@@ -99,28 +99,39 @@ typedef struct factor_sums {
     ptrdiff_t out_stride;
 } factor_sums;
 
+/* Of rows [r, r + rows) and the columns of `vectors` vectors from v on. */
 QATTN_INLINE void join_factor_sums(const factor_sums *sums, size_t r, size_t rows, size_t v, size_t vectors,
                                    const float *c, size_t c_step) {
-    for (size_t i = 0; i < rows; i++) {
-        float *const out = sums->out + (ptrdiff_t)(r + i) * sums->out_stride + v * QATTN_LANES;
-        const size_t columns = sums->columns - v * QATTN_LANES;
-        for (size_t n = 0; n < vectors * QATTN_LANES; n += QATTN_LANES) {
-            const f32x16 sum = f32x16_load(c + i * c_step + n) * f32x16_splat(QATTN_GRADIENT_LOWER);
-            f32x16_store_first(out + n, columns - n,
-                               f32x16_load_first(out + n, columns - n, QATTN_FLOAT32) + sum, QATTN_FLOAT32);
-        }
+    const size_t first = v * QATTN_LANES, columns = qattn_min(sums->columns - first, vectors * QATTN_LANES);
+    const f32x16 lower = f32x16_splat(QATTN_GRADIENT_LOWER);
+    float *out = sums->out + (ptrdiff_t)r * sums->out_stride + first;
+    for (size_t i = 0; i < rows; i++, out += sums->out_stride, c += c_step) {
+        size_t n = 0;
+        for (; n + QATTN_LANES <= columns; n += QATTN_LANES)
+            f32x16_store(out + n, f32x16_load(out + n) + f32x16_load(c + n) * lower);
+        if (n == columns) continue;
+        const f32x16 before = f32x16_load_first(out + n, columns - n, QATTN_FLOAT32);
+        f32x16_store_first(out + n, columns - n, before + f32x16_load(c + n) * lower, QATTN_FLOAT32);
     }
 }
 
+/* Sums of SUM_ROWS x SUM_VECTORS vectors at a time. The next are made before the last ones join, since tile instructions take
+ * long to finish. */
 static __attribute__((noinline)) void QATTN_FUNCTION(add_factor_sums)(const factor_sums *sums) {
     enum { STEP = SUM_VECTORS * QATTN_LANES };
-    float c[SUM_ROWS * STEP] __attribute__((aligned(QATTN_ALIGNMENT)));
-    for (size_t r = 0; r < sums->rows; r += SUM_ROWS) {
-        for (size_t v = 0; v < sums->product.vectors; v += SUM_VECTORS) {
-            make_factor_products(&sums->product, r, sums->rows, v, c, STEP);
-            join_factor_sums(sums, r, qattn_min(sums->rows - r, SUM_ROWS), v,
-                             qattn_min(sums->product.vectors - v, SUM_VECTORS), c, STEP);
+    float c[2][SUM_ROWS * STEP] __attribute__((aligned(QATTN_ALIGNMENT)));
+    const size_t vectors = sums->product.vectors;
+    size_t last_r = 0, last_v = 0, last_rows = 0;
+    for (size_t r = 0, n = 0; r < sums->rows; r += SUM_ROWS) {
+        for (size_t v = 0; v < vectors; v += SUM_VECTORS, n ^= 1) {
+            make_factor_products(&sums->product, r, sums->rows, v, c[n], STEP);
+            join_factor_sums(sums, last_r, last_rows, last_v, qattn_min(vectors - last_v, SUM_VECTORS), c[n ^ 1], STEP);
+            last_r = r;
+            last_v = v;
+            last_rows = qattn_min(sums->rows - r, SUM_ROWS);
         }
+        if (r + SUM_ROWS >= sums->rows)
+            join_factor_sums(sums, last_r, last_rows, last_v, qattn_min(vectors - last_v, SUM_VECTORS), c[n ^ 1], STEP);
     }
 }
 
