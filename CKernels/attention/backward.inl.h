@@ -88,7 +88,10 @@ QATTN_INLINE void tile_gradients(const gradient_call *call, block_sight sight, s
 QATTN_INLINE void panel_weights(gradient_call *call, block_sight sight, size_t block, bool finished, float *lanes) {
     const qattn_backward_args *const args = call->args;
     const size_t slot = (block - call->block_begin) * QATTN_KEY_BLOCK, block_first = block * QATTN_KEY_BLOCK;
-    if (args->in_pairs) QATTN_FUNCTION(pair_block_products)(call, block - call->block_begin);
+    if (args->in_pairs) {
+        QATTN_FUNCTION(pair_block_products)(call, block - call->block_begin);
+        scale_panel_scores(call);
+    }
     for (size_t begin = 0; begin < call->count; begin += STRIP_ROWS) {
         const size_t end = qattn_min(begin + STRIP_ROWS, call->count);
         if (!args->in_pairs) {
@@ -174,17 +177,39 @@ QATTN_INLINE void take_deltas(gradient_call *call) {
     }
 }
 
+/* 1. and 2. of products of bfloat16. */
+QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, size_t block) {
+#if defined(QATTN_TILE_UNIT)
+    const block_parts keys = pair_keys(call, block - call->block_begin);
+    const bool finite = call->queries_finite && call->gradients_finite && !*not_finite(keys);
+    if (call->rule.plain && (sight == SEES_ALL || finite)) {
+        pair_block_factors(call, sight, block);
+        return;
+    }
+#endif
+    panel_weights(call, sight, block, false, NULL);
+    clear_unused_rows(call);
+    QATTN_FUNCTION(round_to_factors)(call->weights);
+    QATTN_FUNCTION(round_to_factors)(call->products);
+#if defined(QATTN_TILE_UNIT)
+    QATTN_FUNCTION(turn_factors)(call->weights, call->pair_factors, NULL);
+    QATTN_FUNCTION(turn_factors)
+    (call->products, call->pair_factors + FACTOR_MATRIX, call->pair_factors + 2 * FACTOR_MATRIX);
+#endif
+}
+
 /* A panel against the blocks of the group. */
 QATTN_INLINE void panel_gradients(gradient_call *call) {
     take_deltas(call);
     for (size_t block = call->block_begin; block < call->block_end; block++) {
         const block_sight sight = look_at_block(call, block);
         if (sight == SEES_NOTHING) continue;
-        panel_weights(call, sight, block, false, NULL);
         if (call->args->in_pairs) {
+            panel_pair_factors(call, sight, block);
             pair_block_sums(call, sight, block);
             continue;
         }
+        panel_weights(call, sight, block, false, NULL);
         panel_key_sums(call, sight, block);
         panel_query_sums(call, sight, block);
     }

@@ -72,37 +72,71 @@ static __attribute__((noinline)) void QATTN_FUNCTION(round_to_factors)(float *ro
 }
 
 #if defined(QATTN_TILE_UNIT)
-/* to[j][i] of 16 columns j, from 16 rows of pairs, [pair][16][2]: two rows i beside each other. */
-QATTN_INLINE void transpose_pairs(const char *pairs, factor *to, size_t step) {
-    const char *rows[QATTN_LANES];
-    for (size_t lane = 0; lane < QATTN_LANES; lane++) rows[place_of_lane(lane)] = pairs + lane * UNIT_PAIR_BYTES;
-    QATTN_UNROLL
-    for (size_t column = 0; column < QATTN_LANES; column += 4) {
-        f32x16 x[4];
+/* The factors of 32 numbers. */
+QATTN_INLINE u16x32 bf16x32_factors(f32x16 first, f32x16 second) {
+#if defined(QATTN_AVX512)
+    const u16x32 nearest = (u16x32)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (nearest << 1) < 2 * 0x2380 ? (u16x32)0 : nearest; /* bits of 2^-56, and no sign */
+#else
+    const u16x16 a = bf16x16_round(bf16x16_factor(first)), b = bf16x16_round(bf16x16_factor(second));
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                   22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
+#endif
+}
+
+/* A segment of 32 rows of 64 factors, two rows beside each other. The columns of a group of 16 are those that single
+ * instructions put there: lane 4 q + i of group 2 h + g is column 32 h + 8 q + 4 g + i. */
+typedef struct factor_pairs {
+    uint32_t rows[SEGMENT / 2][BLOCK_VECTORS][QATTN_LANES] __attribute__((aligned(QATTN_ALIGNMENT)));
+} factor_pairs;
+
+/* Columns [32 h, 32 h + 32) of two rows. */
+QATTN_INLINE void store_factor_pairs(factor_pairs *pairs, size_t pair, size_t h, u16x32 x, u16x32 y) {
+    const u16x32 low = __builtin_shufflevector(x, y, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43, 16, 48,
+                                               17, 49, 18, 50, 19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
+    const u16x32 high = __builtin_shufflevector(x, y, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14, 46, 15, 47, 20,
+                                                52, 21, 53, 22, 54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
+    memcpy(pairs->rows[pair][2 * h], &low, sizeof low);
+    memcpy(pairs->rows[pair][2 * h + 1], &high, sizeof high);
+}
+
+/* to[column][row], columns 64 apart. */
+QATTN_INLINE void transpose_factor_pairs(const factor_pairs *pairs, factor *to) {
+    for (size_t group = 0; group < BLOCK_VECTORS; group++) {
+        const char *rows[QATTN_LANES];
+        for (size_t lane = 0; lane < QATTN_LANES; lane++)
+            rows[place_of_lane(lane)] = (const char *)pairs->rows[lane][group];
         QATTN_UNROLL
-        for (size_t i = 0; i < 4; i++) x[i] = f32x16_load_fours(rows + 4 * i, column, QATTN_FLOAT32);
-        f32x16_transpose_quarters(x);
-        QATTN_UNROLL
-        for (size_t i = 0; i < 4; i++) memcpy(to + (column + i) * step, &x[i], sizeof x[i]);
+        for (size_t lane = 0; lane < QATTN_LANES; lane += 4) {
+            const size_t column = group / 2 * 32 + 2 * lane + group % 2 * 4;
+            f32x16 x[4];
+            QATTN_UNROLL
+            for (size_t i = 0; i < 4; i++) x[i] = f32x16_load_fours(rows + 4 * i, lane, QATTN_FLOAT32);
+            f32x16_transpose_quarters(x);
+            QATTN_UNROLL
+            for (size_t i = 0; i < 4; i++) memcpy(to + (column + i) * QATTN_KEY_BLOCK, &x[i], sizeof x[i]);
+        }
+        unit_stay_awake();
     }
 }
 
-/* columns[j][i] = factor of rows[i][j], and the same in rows if asked for. */
+/* columns[j][i] = factor of rows[i][j] of 64 rows and columns, and the same in by_rows if asked for. */
 static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, factor *columns, factor *by_rows) {
-    char pairs[QATTN_LANES * UNIT_PAIR_BYTES] __attribute__((aligned(QATTN_ALIGNMENT)));
+    factor_pairs pairs;
     for (size_t i = 0; i < QATTN_KEY_BLOCK; i += SEGMENT) {
-        for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES) {
-            for (size_t pair = 0; pair < QATTN_LANES; pair++) {
+        for (size_t pair = 0; pair < SEGMENT / 2; pair++) {
+            for (size_t j = 0; j < QATTN_KEY_BLOCK; j += 2 * QATTN_LANES) {
                 const size_t at = (i + 2 * pair) * QATTN_KEY_BLOCK + j;
-                const f32x16 x = bf16x16_factor(f32x16_load(rows + at));
-                const f32x16 y = bf16x16_factor(f32x16_load(rows + at + QATTN_KEY_BLOCK));
-                bf16x32_store_pairs(pairs + pair * UNIT_PAIR_BYTES, x, y);
-                if (!by_rows) continue;
-                store_factors(by_rows + at, x);
-                store_factors(by_rows + at + QATTN_KEY_BLOCK, y);
+                u16x32 x[2];
+                for (size_t r = 0; r < 2; r++) {
+                    const float *const row = rows + at + r * QATTN_KEY_BLOCK;
+                    x[r] = bf16x32_factors(f32x16_load(row), f32x16_load(row + QATTN_LANES));
+                    if (by_rows) memcpy(by_rows + at + r * QATTN_KEY_BLOCK, &x[r], sizeof x[r]);
+                }
+                store_factor_pairs(&pairs, pair, j / 32, x[0], x[1]);
             }
-            transpose_pairs(pairs, columns + j * QATTN_KEY_BLOCK + i, QATTN_KEY_BLOCK);
         }
+        transpose_factor_pairs(&pairs, columns + i);
     }
 }
 #endif

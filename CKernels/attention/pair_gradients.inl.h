@@ -33,15 +33,11 @@ QATTN_INLINE void pair_row_products(const gradient_call *call, const factor *row
     }
 }
 
-/* Both of them: t, and dout.v. */
+/* Both of them: q.k, and dout.v. */
 static __attribute__((noinline)) void QATTN_FUNCTION(pair_block_products)(gradient_call *call, size_t slot) {
     prefetch_lines(&call->upcoming, call->upcoming_share);
     pair_row_products(call, (const factor *)call->query_tiles, call->layout.head_lanes, pair_keys(call, slot).keys,
                       call->weights);
-    for (size_t i = 0; i < call->count; i++) {
-        float *const row = call->weights + i * QATTN_KEY_BLOCK;
-        scale_pair_scores(row, row, call->factors[i]);
-    }
     pair_row_products(call, (const factor *)call->gradient_tiles, call->layout.value_lanes,
                       pair_values_as_keys(call, slot).keys, call->products);
 }
@@ -71,30 +67,86 @@ QATTN_INLINE void add_pair_sums(const gradient_call *call, block_sight sight, pa
     else QATTN_FUNCTION(add_seen_factor_sums)(&task->sums, task->weights, call->visible, task->by_columns);
 }
 
-/* 3. of a block, from p and w in Float. */
+/* t from q.k. */
+QATTN_INLINE void scale_panel_scores(gradient_call *call) {
+    for (size_t i = 0; i < call->count; i++) {
+        float *const row = call->weights + i * QATTN_KEY_BLOCK;
+        scale_pair_scores(row, row, call->factors[i]);
+    }
+}
+
+enum { FACTOR_MATRIX = QATTN_KEY_BLOCK * QATTN_KEY_BLOCK };
+
+#if defined(QATTN_TILE_UNIT)
+/* 2. of 32 rows from row `first` on, of softmax alone: from q.k and dout.v to factors. */
+QATTN_INLINE void segment_gradients(const gradient_call *call, size_t first, bool masked) {
+    factor_pairs p_pairs, w_pairs;
+    factor *const w_rows = call->pair_factors + 2 * FACTOR_MATRIX;
+    for (size_t pair = 0; pair < SEGMENT / 2; pair++) {
+        if (pair % 4 == 0) unit_stay_awake();
+        QATTN_UNROLL
+        for (size_t h = 0; h < 2; h++) {
+            u16x32 p_factors[2], w_factors[2];
+            QATTN_UNROLL
+            for (size_t r = 0; r < 2; r++) {
+                const size_t i = first + 2 * pair + r;
+                const gradient_row *const row = call->rows + i;
+                f32x16 p[2], w[2];
+                QATTN_UNROLL
+                for (size_t v = 0; v < 2; v++) {
+                    const size_t at = i * QATTN_KEY_BLOCK + (2 * h + v) * QATTN_LANES;
+                    const f32x16 t = f32x16_load(call->weights + at) * call->factors[i];
+                    const pair_gradient g = softmax_gradient(row, t, f32x16_load(call->products + at));
+                    p[v] = g.p;
+                    w[v] = g.u * row->scale;
+                    if (!masked) continue;
+                    p[v] = seen_lanes(call->visible[i], 2 * h + v, p[v]);
+                    w[v] = seen_lanes(call->visible[i], 2 * h + v, w[v]);
+                }
+                p_factors[r] = bf16x32_factors(p[0], p[1]);
+                w_factors[r] = bf16x32_factors(w[0], w[1]);
+                memcpy(w_rows + i * QATTN_KEY_BLOCK + 2 * h * QATTN_LANES, &w_factors[r], sizeof w_factors[r]);
+            }
+            store_factor_pairs(&p_pairs, pair, h, p_factors[0], p_factors[1]);
+            store_factor_pairs(&w_pairs, pair, h, w_factors[0], w_factors[1]);
+        }
+    }
+    transpose_factor_pairs(&p_pairs, call->pair_factors + first);
+    transpose_factor_pairs(&w_pairs, call->pair_factors + FACTOR_MATRIX + first);
+}
+
+static __attribute__((noinline)) void QATTN_FUNCTION(whole_segment_gradients)(const gradient_call *call, size_t first) {
+    segment_gradients(call, first, false);
+}
+
+static __attribute__((noinline)) void QATTN_FUNCTION(masked_segment_gradients)(const gradient_call *call,
+                                                                               size_t first) {
+    segment_gradients(call, first, true);
+}
+
+/* 1. and 2. of a block. */
+QATTN_INLINE void pair_block_factors(gradient_call *call, block_sight sight, size_t block) {
+    QATTN_FUNCTION(pair_block_products)(call, block - call->block_begin);
+    const bool whole = sight == SEES_ALL && call->count == QATTN_KEY_BLOCK;
+    for (size_t i = 0; i < QATTN_KEY_BLOCK && !whole; i++) {
+        if (i >= call->count) call->visible[i] = 0;
+        else if (sight == SEES_ALL) call->visible[i] = ~UINT64_C(0);
+    }
+    for (size_t first = 0; first < QATTN_KEY_BLOCK; first += SEGMENT) {
+        if (whole) QATTN_FUNCTION(whole_segment_gradients)(call, first);
+        else QATTN_FUNCTION(masked_segment_gradients)(call, first);
+    }
+}
+#endif
+
+/* 3. of a block, from factors or, where some are not finite, from Floats that are factors. */
 QATTN_INLINE void pair_block_sums(gradient_call *call, block_sight sight, size_t block) {
     const qattn_backward_args *const args = call->args;
     const block_parts keys = pair_keys(call, block - call->block_begin);
     const ptrdiff_t key = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
     const size_t key_count = qattn_min(args->problem.seq_kv - (size_t)key, QATTN_KEY_BLOCK);
-    enum { MATRIX = QATTN_KEY_BLOCK * QATTN_KEY_BLOCK };
-    const size_t unseen = (QATTN_KEY_BLOCK - call->count) * QATTN_KEY_BLOCK * sizeof(float);
-    memset(call->weights + call->count * QATTN_KEY_BLOCK, 0, unseen);
-    memset(call->products + call->count * QATTN_KEY_BLOCK, 0, unseen);
-    factor *const factors = call->pair_factors;
-#if defined(QATTN_TILE_UNIT)
-    QATTN_FUNCTION(turn_factors)(call->weights, factors, NULL);
-    QATTN_FUNCTION(turn_factors)(call->products, factors + MATRIX, factors + 2 * MATRIX);
-    const bool whole = sight == SEES_ALL || (call->queries_finite && call->gradients_finite && !*not_finite(keys));
-#else
-    const bool whole = false;
-#endif
-    if (!whole) {
-        QATTN_FUNCTION(round_to_factors)(call->weights);
-        QATTN_FUNCTION(round_to_factors)(call->products);
-    }
     pair_sum_task task = {.weights = call->weights,
-                          .factors = factors,
+                          .factors = call->pair_factors,
                           .pairs = call->gradient_pairs,
                           .by_columns = true,
                           .finite = call->gradients_finite,
@@ -104,7 +156,7 @@ QATTN_INLINE void pair_block_sums(gradient_call *call, block_sight sight, size_t
                                    .out_stride = args->value_gradient_stride}};
     add_pair_sums(call, sight, &task);
     task = (pair_sum_task){.weights = call->products,
-                           .factors = factors + MATRIX,
+                           .factors = call->pair_factors + FACTOR_MATRIX,
                            .pairs = call->query_pairs,
                            .by_columns = true,
                            .finite = call->queries_finite,
@@ -114,7 +166,7 @@ QATTN_INLINE void pair_block_sums(gradient_call *call, block_sight sight, size_t
                                     .out_stride = args->key_gradient_stride}};
     add_pair_sums(call, sight, &task);
     task = (pair_sum_task){.weights = call->products,
-                           .factors = factors + 2 * MATRIX,
+                           .factors = call->pair_factors + 2 * FACTOR_MATRIX,
                            .pairs = keys.values,
                            .finite = !*not_finite(keys),
                            .sums = {.rows = call->count,
@@ -123,6 +175,13 @@ QATTN_INLINE void pair_block_sums(gradient_call *call, block_sight sight, size_t
                                            row_offset(args->query_gradient_strides, call->rows[0].place),
                                     .out_stride = args->query_gradient_strides.query}};
     add_pair_sums(call, sight, &task);
+}
+
+/* Rows of weights of the panel that are not there: factors of 0. */
+QATTN_INLINE void clear_unused_rows(gradient_call *call) {
+    const size_t bytes = (QATTN_KEY_BLOCK - call->count) * QATTN_KEY_BLOCK * sizeof(float);
+    memset(call->weights + call->count * QATTN_KEY_BLOCK, 0, bytes);
+    memset(call->products + call->count * QATTN_KEY_BLOCK, 0, bytes);
 }
 
 #endif

@@ -6,6 +6,7 @@
 #include "simd/vector.h"
 
 typedef uint16_t u16x16 __attribute__((ext_vector_type(16)));
+typedef uint16_t u16x32 __attribute__((ext_vector_type(32)));
 typedef uint16_t u16x16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
 typedef int8_t i8x16 __attribute__((ext_vector_type(16)));
 typedef uint32_t u32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
