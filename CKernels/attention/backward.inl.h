@@ -189,8 +189,8 @@ QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, siz
 #endif
     panel_weights(call, sight, block, false, NULL);
     clear_unused_rows(call);
-    QATTN_FUNCTION(round_to_factors)(call->weights);
-    QATTN_FUNCTION(round_to_factors)(call->products);
+    QATTN_FUNCTION(round_to_factors)(call->weights, QATTN_LEAST_FACTOR);
+    QATTN_FUNCTION(round_to_factors)(call->products, QATTN_LEAST_GRADIENT_FACTOR);
 #if defined(QATTN_TILE_UNIT)
     QATTN_FUNCTION(turn_factors)(call->weights, call->pair_factors, NULL);
     QATTN_FUNCTION(turn_factors)
@@ -275,8 +275,10 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
     while (more) {
         const panel_place here = place;
         const size_t count = qattn_min(place.queries.end - place.queries.begin, call.layout.panel);
-        if (call.block_begin != here.block || call.block_end != here.block_end)
+        if (call.block_begin != here.block || call.block_end != here.block_end) {
+            end_group_sums(&call);
             take_group(&call, here.block, here.block_end);
+        }
         take_panel(&call, here.head, here.queries.begin, count);
         place.queries.begin += count;
         more = find_panel(args, &call.layout, &place);
@@ -284,7 +286,9 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
         if (more) ask_for_panel(&call, &place, blocks);
         else ask_for_rows(&call, args->upcoming, QATTN_GRADIENT_UPCOMING, blocks);
         panel_gradients(&call);
+        end_panel_sums(&call);
     }
+    end_group_sums(&call);
     end_call(&call);
 }
 

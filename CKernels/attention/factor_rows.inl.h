@@ -13,7 +13,7 @@ typedef struct factor_rows_task {
     ptrdiff_t stride;
     qattn_storage storage;
     size_t count, dim;
-    float scale;     /* a power of two that rows are multiplied by */
+    float scale, least; /* a power of two that rows are multiplied by, and the least factor */
     factor *factors; /* [66][dim rounded up to a segment]: six rows at a time */
     char *pairs;     /* as values of a block: [lanes / 16][32][16][2] */
     bool *finite;    /* whether all are */
@@ -32,13 +32,12 @@ QATTN_INLINE u32x16 take_factor_rows_of(const factor_rows_task *task, size_t i, 
     const size_t lanes = qattn_round_up(task->dim, QATTN_PAIR_SEGMENT);
     const char *const first = storage_at(task->rows, (ptrdiff_t)i * task->stride, storage);
     const char *const second = i + 1 < task->count ? storage_at(first, task->stride, storage) : first;
-    const f32x16 second_scale = f32x16_splat(i + 1 < task->count ? task->scale : 0);
     for (size_t d = 0; d < lanes; d += QATTN_LANES) {
         const size_t left = task->dim > d ? task->dim - d : 0;
         f32x16 x = f32x16_load_first(storage_at(first, (ptrdiff_t)d, storage), left, storage);
         f32x16 y = f32x16_load_first(storage_at(second, (ptrdiff_t)d, storage), left, storage);
-        x = bf16x16_factor(x * task->scale);
-        y = i + 1 < task->count ? bf16x16_factor(y * second_scale) : f32x16_splat(0);
+        x = bf16x16_factor_from(x * task->scale, task->least);
+        y = i + 1 < task->count ? bf16x16_factor_from(y * task->scale, task->least) : f32x16_splat(0);
         largest = u32x16_larger_magnitude(u32x16_larger_magnitude(largest, x), y);
         store_factors(task->factors + i * lanes + d, x);
         store_factors(task->factors + (i + 1) * lanes + d, y);
@@ -66,19 +65,22 @@ static __attribute__((noinline)) void QATTN_FUNCTION(take_factor_rows)(const fac
 }
 
 /* 64 rows of 64, rounded in place. */
-static __attribute__((noinline)) void QATTN_FUNCTION(round_to_factors)(float *rows) {
+static __attribute__((noinline)) void QATTN_FUNCTION(round_to_factors)(float *rows, float least) {
     for (size_t n = 0; n < QATTN_KEY_BLOCK * QATTN_KEY_BLOCK; n += QATTN_LANES)
-        f32x16_store(rows + n, bf16x16_factor(f32x16_load(rows + n)));
+        f32x16_store(rows + n, bf16x16_factor_from(f32x16_load(rows + n), least));
 }
 
 #if defined(QATTN_TILE_UNIT)
-/* The factors of 32 numbers. */
-QATTN_INLINE u16x32 bf16x32_factors(f32x16 first, f32x16 second) {
+/* The factors of 32 numbers; those below `least`, a power of two, are +0. */
+QATTN_INLINE u16x32 bf16x32_factors(f32x16 first, f32x16 second, float least) {
 #if defined(QATTN_AVX512)
+    uint32_t bits;
+    memcpy(&bits, &least, sizeof bits);
     const u16x32 nearest = (u16x32)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (nearest << 1) < 2 * 0x2380 ? (u16x32)0 : nearest; /* bits of 2^-56, and no sign */
+    return (nearest << 1) < (uint16_t)(bits >> 15) ? (u16x32)0 : nearest; /* without their signs */
 #else
-    const u16x16 a = bf16x16_round(bf16x16_factor(first)), b = bf16x16_round(bf16x16_factor(second));
+    const u16x16 a = bf16x16_round(bf16x16_factor_from(first, least));
+    const u16x16 b = bf16x16_round(bf16x16_factor_from(second, least));
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
                                    22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
 #endif
@@ -120,7 +122,7 @@ QATTN_INLINE void transpose_factor_pairs(const factor_pairs *pairs, factor *to) 
     }
 }
 
-/* columns[j][i] = factor of rows[i][j] of 64 rows and columns, and the same in by_rows if asked for. */
+/* columns[j][i] = rows[i][j] of 64 rows and columns of factors in Float, and the same in by_rows if asked for. */
 static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, factor *columns, factor *by_rows) {
     factor_pairs pairs;
     for (size_t i = 0; i < QATTN_KEY_BLOCK; i += SEGMENT) {
@@ -130,7 +132,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *
                 u16x32 x[2];
                 for (size_t r = 0; r < 2; r++) {
                     const float *const row = rows + at + r * QATTN_KEY_BLOCK;
-                    x[r] = bf16x32_factors(f32x16_load(row), f32x16_load(row + QATTN_LANES));
+                    x[r] = bf16x32_factors(f32x16_load(row), f32x16_load(row + QATTN_LANES), QATTN_LEAST_FACTOR);
                     if (by_rows) memcpy(by_rows + at + r * QATTN_KEY_BLOCK, &x[r], sizeof x[r]);
                 }
                 store_factor_pairs(&pairs, pair, j / 32, x[0], x[1]);

@@ -43,6 +43,9 @@ typedef struct gradient_call {
     factor *pair_factors;
     float factors[QATTN_KEY_BLOCK];
     bool queries_finite, gradients_finite;
+    /* Their sums, raised: [66][lanes] of the panel, and of the blocks of the group that some row has seen. */
+    float *query_sums, *key_sums, *value_sums;
+    bool has_query_sums, has_block_sums[GRADIENT_GROUP];
     qattn_upcoming_rows tensors[3]; /* of the next panel, asked for while this one is at work */
     prefetch_cursor upcoming;
     size_t upcoming_share; /* lines with each tile */
@@ -176,6 +179,7 @@ QATTN_INLINE void take_pair_panel(gradient_call *call, row_place place) {
         .count = call->count,
         .dim = args->head_dim,
         .scale = 1,
+        .least = QATTN_LEAST_FACTOR,
         .factors = (factor *)call->query_tiles,
         .pairs = call->query_pairs,
         .finite = &call->queries_finite};
@@ -188,6 +192,7 @@ QATTN_INLINE void take_pair_panel(gradient_call *call, row_place place) {
         .count = call->count,
         .dim = args->value_dim,
         .scale = QATTN_GRADIENT_RAISE,
+        .least = QATTN_LEAST_GRADIENT_FACTOR,
         .factors = (factor *)call->gradient_tiles,
         .pairs = call->gradient_pairs,
         .finite = &call->gradients_finite};
@@ -268,7 +273,10 @@ QATTN_INLINE gradient_call begin_call(const qattn_backward_args *args) {
                            .values = workspace + layout.values,
                            .query_pairs = (char *)(workspace + layout.query_rows),
                            .gradient_pairs = (char *)(workspace + layout.gradient_rows),
-                           .pair_factors = (factor *)(workspace + layout.factors)};
+                           .pair_factors = (factor *)(workspace + layout.factors),
+                           .query_sums = workspace + layout.query_sums,
+                           .key_sums = workspace + layout.key_sums,
+                           .value_sums = workspace + layout.value_sums};
 }
 
 /* What begin_call takes of the CPU, back to it. */

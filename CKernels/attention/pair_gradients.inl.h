@@ -22,15 +22,14 @@ QATTN_INLINE block_parts pair_values_as_keys(const gradient_call *call, size_t s
 QATTN_INLINE void pair_row_products(const gradient_call *call, const factor *rows, size_t lanes, const char *columns,
                                     float *out) {
     const factor_product product = {.a = {rows, lanes, 1},
+                                    .rows = call->count,
                                     .segments = lanes / SEGMENT,
                                     .b = columns,
                                     .b_vector = lanes / SEGMENT * SEGMENT_BYTES,
-                                    .vectors = BLOCK_VECTORS};
-    for (size_t r = 0; r < call->count; r += SUM_ROWS) {
-        for (size_t v = 0; v < BLOCK_VECTORS; v += SUM_VECTORS)
-            make_factor_products(&product, r, call->count, v, out + r * QATTN_KEY_BLOCK + v * QATTN_LANES,
-                                 QATTN_KEY_BLOCK);
-    }
+                                    .vectors = BLOCK_VECTORS,
+                                    .c = out,
+                                    .c_step = QATTN_KEY_BLOCK};
+    QATTN_FUNCTION(factor_products)(&product);
 }
 
 /* Both of them: q.k, and dout.v. */
@@ -42,29 +41,97 @@ static __attribute__((noinline)) void QATTN_FUNCTION(pair_block_products)(gradie
                       pair_values_as_keys(call, slot).keys, call->products);
 }
 
-/* 3. One of dq, dk, dv: weights are those of rows, [64][64], taken by rows or by columns. */
-typedef struct pair_sum_task {
-    const float *weights;
-    const factor *factors; /* the same, as tile instructions take them */
-    const char *pairs;     /* what they are summed with */
-    bool by_columns, finite;
-    factor_sums sums;
-} pair_sum_task;
+/* Sums of gradients between the caller's rows of `dim` and rows of `lanes` that tiles read and write. */
+typedef struct raised_sums {
+    float *rows;
+    ptrdiff_t stride;
+    size_t count, dim, lanes;
+    float *sums;
+} raised_sums;
 
-QATTN_INLINE void add_pair_sums(const gradient_call *call, block_sight sight, pair_sum_task *task) {
-    factor_product *const product = &task->sums.product;
-    product->segments = KEY_SEGMENTS;
-    product->b = task->pairs;
-    product->b_vector = VALUE_BYTES;
-    product->vectors = qattn_round_up(task->sums.columns, QATTN_LANES) / QATTN_LANES;
-#if defined(QATTN_TILE_UNIT)
-    product->a = (factor_matrix){task->factors, QATTN_KEY_BLOCK, 1};
-#else
-    product->a = (factor_matrix){task->weights, task->by_columns ? 1 : QATTN_KEY_BLOCK,
-                                 task->by_columns ? QATTN_KEY_BLOCK : 1};
-#endif
-    if (task->finite || sight == SEES_ALL) QATTN_FUNCTION(add_factor_sums)(&task->sums);
-    else QATTN_FUNCTION(add_seen_factor_sums)(&task->sums, task->weights, call->visible, task->by_columns);
+/* Raising is exact below 2^80. So is lowering: sums are multiples of 2^-101. */
+static __attribute__((noinline)) void QATTN_FUNCTION(raise_sums)(const raised_sums *x) {
+    for (size_t i = 0; i < x->count; i++) {
+        for (size_t d = 0; d < x->lanes; d += QATTN_LANES) {
+            const float *const row = x->rows + (ptrdiff_t)i * x->stride + d;
+            const f32x16 sum = f32x16_load_first(row, x->dim > d ? x->dim - d : 0, QATTN_FLOAT32);
+            f32x16_store(x->sums + i * x->lanes + d, sum * f32x16_splat(QATTN_GRADIENT_RAISE));
+        }
+    }
+    memset(x->sums + x->count * x->lanes, 0, (SUM_BLOCK_ROWS - x->count) * x->lanes * sizeof(float));
+}
+
+static __attribute__((noinline)) void QATTN_FUNCTION(lower_sums)(const raised_sums *x) {
+    for (size_t i = 0; i < x->count; i++) {
+        for (size_t d = 0; d < x->dim; d += QATTN_LANES) {
+            const f32x16 sum = f32x16_load(x->sums + i * x->lanes + d);
+            f32x16_store_first(x->rows + (ptrdiff_t)i * x->stride + d, x->dim - d,
+                               sum * f32x16_splat(QATTN_GRADIENT_LOWER), QATTN_FLOAT32);
+        }
+    }
+}
+
+QATTN_INLINE raised_sums query_sums_of(const gradient_call *call) {
+    const qattn_backward_args *const args = call->args;
+    return (raised_sums){.rows =
+                             args->query_gradients + row_offset(args->query_gradient_strides, call->rows[0].place),
+                         .stride = args->query_gradient_strides.query,
+                         .count = call->count,
+                         .dim = args->head_dim,
+                         .lanes = call->layout.head_lanes,
+                         .sums = call->query_sums};
+}
+
+QATTN_INLINE raised_sums key_sums_of(const gradient_call *call, size_t slot) {
+    const qattn_backward_args *const args = call->args;
+    const size_t key = (call->block_begin + slot) * QATTN_KEY_BLOCK;
+    return (raised_sums){.rows = args->key_gradients + (ptrdiff_t)key * args->key_gradient_stride,
+                         .stride = args->key_gradient_stride,
+                         .count = qattn_min(args->problem.seq_kv - key, QATTN_KEY_BLOCK),
+                         .dim = args->head_dim,
+                         .lanes = call->layout.head_lanes,
+                         .sums = call->key_sums + slot * SUM_BLOCK_ROWS * call->layout.head_lanes};
+}
+
+QATTN_INLINE raised_sums value_sums_of(const gradient_call *call, size_t slot) {
+    const qattn_backward_args *const args = call->args;
+    const size_t key = (call->block_begin + slot) * QATTN_KEY_BLOCK;
+    return (raised_sums){.rows = args->value_gradients + (ptrdiff_t)key * args->value_gradient_stride,
+                         .stride = args->value_gradient_stride,
+                         .count = qattn_min(args->problem.seq_kv - key, QATTN_KEY_BLOCK),
+                         .dim = args->value_dim,
+                         .lanes = call->layout.value_lanes,
+                         .sums = call->value_sums + slot * SUM_BLOCK_ROWS * call->layout.value_lanes};
+}
+
+/* Before the first sums of a panel, or of a block of the group, and behind the last. */
+QATTN_INLINE void begin_pair_sums(gradient_call *call, size_t slot) {
+    if (!call->has_query_sums) {
+        const raised_sums queries = query_sums_of(call);
+        QATTN_FUNCTION(raise_sums)(&queries);
+        call->has_query_sums = true;
+    }
+    if (call->has_block_sums[slot]) return;
+    const raised_sums keys = key_sums_of(call, slot), values = value_sums_of(call, slot);
+    QATTN_FUNCTION(raise_sums)(&keys);
+    QATTN_FUNCTION(raise_sums)(&values);
+    call->has_block_sums[slot] = true;
+}
+
+QATTN_INLINE void end_panel_sums(gradient_call *call) {
+    const raised_sums queries = query_sums_of(call);
+    if (call->has_query_sums) QATTN_FUNCTION(lower_sums)(&queries);
+    call->has_query_sums = false;
+}
+
+QATTN_INLINE void end_group_sums(gradient_call *call) {
+    for (size_t slot = 0; slot < GRADIENT_GROUP; slot++) {
+        if (!call->has_block_sums[slot]) continue;
+        const raised_sums keys = key_sums_of(call, slot), values = value_sums_of(call, slot);
+        QATTN_FUNCTION(lower_sums)(&keys);
+        QATTN_FUNCTION(lower_sums)(&values);
+        call->has_block_sums[slot] = false;
+    }
 }
 
 /* t from q.k. */
@@ -103,8 +170,8 @@ QATTN_INLINE void segment_gradients(const gradient_call *call, size_t first, boo
                     p[v] = seen_lanes(call->visible[i], 2 * h + v, p[v]);
                     w[v] = seen_lanes(call->visible[i], 2 * h + v, w[v]);
                 }
-                p_factors[r] = bf16x32_factors(p[0], p[1]);
-                w_factors[r] = bf16x32_factors(w[0], w[1]);
+                p_factors[r] = bf16x32_factors(p[0], p[1], QATTN_LEAST_FACTOR);
+                w_factors[r] = bf16x32_factors(w[0], w[1], QATTN_LEAST_GRADIENT_FACTOR);
                 memcpy(w_rows + i * QATTN_KEY_BLOCK + 2 * h * QATTN_LANES, &w_factors[r], sizeof w_factors[r]);
             }
             store_factor_pairs(&p_pairs, pair, h, p_factors[0], p_factors[1]);
@@ -139,41 +206,61 @@ QATTN_INLINE void pair_block_factors(gradient_call *call, block_sight sight, siz
 }
 #endif
 
-/* 3. of a block, from factors or, where some are not finite, from Floats that are factors. */
+/* 3. One of dq, dk, dv: weights are those of rows, [64][64], taken by rows or by columns. */
+typedef struct pair_sum_task {
+    const float *weights;
+    const factor *factors; /* the same, as tile instructions take them */
+    bool by_columns;
+    const char *pairs; /* what they are summed with */
+    bool finite;
+    raised_sums sums;
+} pair_sum_task;
+
+QATTN_INLINE void add_pair_sums(const gradient_call *call, block_sight sight, const pair_sum_task *task) {
+    const bool by_columns = task->by_columns;
+    const factor_product product = {
+#if defined(QATTN_TILE_UNIT)
+        .a = {task->factors, QATTN_KEY_BLOCK, 1},
+#else
+        .a = {task->weights, by_columns ? 1 : QATTN_KEY_BLOCK, by_columns ? QATTN_KEY_BLOCK : 1},
+#endif
+        .rows = task->sums.count,
+        .segments = KEY_SEGMENTS,
+        .b = task->pairs,
+        .b_vector = VALUE_BYTES,
+        .vectors = qattn_round_up(task->sums.dim, QATTN_LANES) / QATTN_LANES,
+        .c = task->sums.sums,
+        .c_step = task->sums.lanes,
+        .adds = true,
+    };
+    if (task->finite || sight == SEES_ALL) QATTN_FUNCTION(factor_products)(&product);
+    else QATTN_FUNCTION(seen_factor_products)(&product, task->weights, call->visible, by_columns);
+}
+
+/* 3. of a block, from factors or, where some of what they are summed with is not finite, from the same in Float. */
 QATTN_INLINE void pair_block_sums(gradient_call *call, block_sight sight, size_t block) {
-    const qattn_backward_args *const args = call->args;
-    const block_parts keys = pair_keys(call, block - call->block_begin);
-    const ptrdiff_t key = (ptrdiff_t)(block * QATTN_KEY_BLOCK);
-    const size_t key_count = qattn_min(args->problem.seq_kv - (size_t)key, QATTN_KEY_BLOCK);
+    const size_t slot = block - call->block_begin;
+    const block_parts keys = pair_keys(call, slot);
+    begin_pair_sums(call, slot);
     pair_sum_task task = {.weights = call->weights,
                           .factors = call->pair_factors,
-                          .pairs = call->gradient_pairs,
                           .by_columns = true,
+                          .pairs = call->gradient_pairs,
                           .finite = call->gradients_finite,
-                          .sums = {.rows = key_count,
-                                   .columns = args->value_dim,
-                                   .out = args->value_gradients + key * args->value_gradient_stride,
-                                   .out_stride = args->value_gradient_stride}};
+                          .sums = value_sums_of(call, slot)};
     add_pair_sums(call, sight, &task);
     task = (pair_sum_task){.weights = call->products,
                            .factors = call->pair_factors + FACTOR_MATRIX,
-                           .pairs = call->query_pairs,
                            .by_columns = true,
+                           .pairs = call->query_pairs,
                            .finite = call->queries_finite,
-                           .sums = {.rows = key_count,
-                                    .columns = args->head_dim,
-                                    .out = args->key_gradients + key * args->key_gradient_stride,
-                                    .out_stride = args->key_gradient_stride}};
+                           .sums = key_sums_of(call, slot)};
     add_pair_sums(call, sight, &task);
     task = (pair_sum_task){.weights = call->products,
                            .factors = call->pair_factors + 2 * FACTOR_MATRIX,
                            .pairs = keys.values,
                            .finite = !*not_finite(keys),
-                           .sums = {.rows = call->count,
-                                    .columns = args->head_dim,
-                                    .out = args->query_gradients +
-                                           row_offset(args->query_gradient_strides, call->rows[0].place),
-                                    .out_stride = args->query_gradient_strides.query}};
+                           .sums = query_sums_of(call)};
     add_pair_sums(call, sight, &task);
 }
 

@@ -22,13 +22,18 @@ QATTN_INLINE u16x16 bf16x16_round(f32x16 x) {
     return __builtin_convertvector(x == x ? rounded : quiet_nan, u16x16);
 }
 
-/* x as a factor of bfloat16: rounded, or 0 of its sign below 2^-56. The lower 16 bits are 0. */
-QATTN_INLINE f32x16 bf16x16_factor(f32x16 x) {
+/* x as a factor of bfloat16: rounded, or 0 of its sign below `least`. The lower 16 bits are 0. */
+QATTN_INLINE f32x16 bf16x16_factor_from(f32x16 x, float least) {
     const u32x16 bits = f32x16_bits(x);
     const u32x16 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u, nan = (bits & 0xffff0000u) | 0x400000u;
     const f32x16 rounded = f32x16_from_bits(x == x ? nearest : nan);
-    return f32x16_abs(rounded) < 0x1p-56f ? f32x16_from_bits(bits & 0x80000000u) : rounded;
+    return f32x16_abs(rounded) < least ? f32x16_from_bits(bits & 0x80000000u) : rounded;
 }
+
+#define QATTN_LEAST_FACTOR          0x1p-56f
+#define QATTN_LEAST_GRADIENT_FACTOR 0x1p-31f /* of what is raised by 2^48 */
+
+QATTN_INLINE f32x16 bf16x16_factor(f32x16 x) { return bf16x16_factor_from(x, QATTN_LEAST_FACTOR); }
 
 /* The first or the second numbers of 16 pairs. */
 QATTN_INLINE f32x16 bf16x32_widen_half(const void *p, bool second) {

@@ -16,7 +16,8 @@ enum {
     GRADIENT_ROW_FLOATS = 12, /* of a gradient_row */
     VISIBLE_FLOATS = sizeof(uint64_t) / sizeof(float),
     PANEL_BLOCKS = GRADIENT_PANEL / QATTN_KEY_BLOCK,
-    FACTOR_MATRICES = 3 /* of a block of rows and one of keys: p and w by keys, w by rows */
+    FACTOR_MATRICES = 3, /* of a block of rows and one of keys: p and w by keys, w by rows */
+    SUM_BLOCK_ROWS = (QATTN_KEY_BLOCK + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS /* a block in tiles of rows */
 };
 
 /* Sizes, and where the parts begin, in floats. Rows of queries and of output gradients stand in tiles of six; where
@@ -26,8 +27,8 @@ typedef struct gradient_layout {
     size_t head_lanes, value_lanes;
     size_t panel, group; /* rows, blocks */
     size_t query_tiles, gradient_tiles, query_rows, gradient_rows, weights, products, numbers, visible; /* of a panel */
-    size_t factors;                                                                                     /* of pairs */
     size_t keys, values, key_rows;                                                                      /* of a group */
+    size_t factors, query_sums, key_sums, value_sums; /* of products of bfloat16, the last two of a group */
     size_t floats;
 } gradient_layout;
 
@@ -66,7 +67,7 @@ static inline gradient_layout gradient_layout_for(size_t head_dim, size_t value_
 /* The same of products of bfloat16, for a panel of one block of rows. Factors have room for a float each: sets without tile
  * instructions multiply those. */
 static inline gradient_layout pair_gradient_layout_of(size_t head_dim, size_t value_dim, size_t group) {
-    const size_t rows = qattn_round_up(QATTN_KEY_BLOCK, TILE_ROWS);
+    const size_t rows = SUM_BLOCK_ROWS;
     gradient_layout layout = {.head_lanes = qattn_round_up(head_dim, QATTN_PAIR_SEGMENT),
                               .value_lanes = qattn_round_up(value_dim, QATTN_PAIR_SEGMENT),
                               .panel = QATTN_KEY_BLOCK,
@@ -84,6 +85,9 @@ static inline gradient_layout pair_gradient_layout_of(size_t head_dim, size_t va
         &layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, head_dim, head_dim) / sizeof(float));
     layout.values =
         qattn_take(&layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, value_dim, 0) / sizeof(float));
+    layout.query_sums = qattn_take(&layout.floats, rows * layout.head_lanes);
+    layout.key_sums = qattn_take(&layout.floats, group * rows * layout.head_lanes);
+    layout.value_sums = qattn_take(&layout.floats, group * rows * layout.value_lanes);
     return layout;
 }
 

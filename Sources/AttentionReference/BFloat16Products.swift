@@ -14,14 +14,16 @@ extension ReferenceProducts {
     /// What is multiplied in the place of x.
     func factor(_ x: Float) -> Float { self == .bfloat16 ? x.roundedForProducts : x }
 
+    /// The same of what is raised.
+    func raisedFactor(_ x: Float) -> Float { self == .bfloat16 ? x.roundedForProducts(least: 0x1p-31) : x }
+
     /// a.b of such factors.
     func dot(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, count: Int) -> Float {
         self == .bfloat16 ? pairDot(a, b, count: count) : AttentionReference.dot(a, b, count: count)
     }
 
-    /// What the gradients of outputs, and all that is proportional to them, are multiplied by until they are summed:
-    /// they are often small where queries, keys and weights are not, and 2^-56 would be too soon a 0. Dividing by it is
-    /// exact, but for subnormal results, which are rounded.
+    /// What the gradients of outputs, all that is proportional to them, and their sums are multiplied by: they are often small
+    /// where queries, keys and weights are not, and 2^-56 would be too soon a 0.
     var raise: Float { self == .bfloat16 ? 0x1p48 : 1 }
 }
 
@@ -31,11 +33,13 @@ private let segment = 32
 extension Float {
     /// The nearest bfloat16, ties to even; magnitudes below 2^-56 are zeros of their sign. So every product of two is a
     /// multiple of 2^-126, and no sum of products is subnormal.
-    var roundedForProducts: Float {
+    var roundedForProducts: Float { roundedForProducts(least: 0x1p-56) }
+
+    func roundedForProducts(least: Float) -> Float {
         if isNaN { return self }
         let tie = (bitPattern >> 16) & 1
         let rounded = Float(bitPattern: (bitPattern + 0x7fff + tie) & 0xffff_0000)
-        return rounded.magnitude < 0x1p-56
+        return rounded.magnitude < least
             ? Float(sign: rounded.sign, exponentBitPattern: 0, significandBitPattern: 0) : rounded
     }
 

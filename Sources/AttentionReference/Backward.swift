@@ -70,11 +70,11 @@ private struct GradientSums {
             let u = raised[j] / problem.products.raise
             slope.add(-u, times: problem.distance(row.position, j), at: j)
             if let biasStart = row.biasStart { gradients.bias[biasStart + j] += u }
-            raised[j] = productGradient(raised[j], gradient.scores.capped[j], row)
+            raised[j] = problem.products.raisedFactor(productGradient(raised[j], gradient.scores.capped[j], row))
             let place = query % queryBlock
             keyBlockSums.add(raised[j], times: row.query, width: dimension, toSumsFrom: j * dimension, at: place)
             valueBlockSums.add(
-                gradient.weight(j), times: gradient.raisedOutputGradient, width: width, toSumsFrom: j * width,
+                problem.products.factor(gradient.weight(j)), times: gradient.raisedOutputGradient, width: width, toSumsFrom: j * width,
                 at: place)
         }
         addQueryTerms(raised, row)
@@ -104,8 +104,8 @@ private struct GradientSums {
                 block.add(w[j], times: row.keys + j * dimension, width: dimension, toSumsFrom: 0, at: j - first)
             }
             for d in 0..<dimension {
-                total[d] += block.total(d)
-                gradients.queries[row.index * dimension + d] += block.total(d)
+                block.join(d, to: &total[d])
+                block.join(d, to: &gradients.queries[row.index * dimension + d])
             }
         }
         var logScale = LaneSums()

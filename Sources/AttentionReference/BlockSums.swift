@@ -18,26 +18,31 @@ struct BlockSums {
         chains = [Float](repeating: 0, count: (products == .bfloat16 ? 4 : 1) * count)
     }
 
-    /// Adds `a b[d]` at place n to the sum of index `first + d`. Products of bfloat16 round a; b is rounded already.
+    /// Adds `a b[d]` at place n to the sum of index `first + d`. Products of bfloat16 have factors for a and b, of which one is
+    /// raised.
     ///
     /// - Parameter b: [width].
     mutating func add(_ a: Float, times b: UnsafePointer<Float>, width: Int, toSumsFrom first: Int, at n: Int) {
         let chain = products == .bfloat16 ? n / 32 * 2 + n % 2 : 0
-        let (factor, start) = (products.factor(a), chain * count + first)
-        for d in 0..<width { chains[start + d] = fma(factor, b[d], chains[start + d]) }
+        let start = chain * count + first
+        for d in 0..<width { chains[start + d] = fma(a, b[d], chains[start + d]) }
     }
 
-    /// The sum of this index, without what ``ReferenceProducts/raise`` put into its terms.
-    func total(_ index: Int) -> Float {
-        if products == .float32 { return chains[index] }
-        let first = chains[index] + chains[count + index]
-        let second = chains[2 * count + index] + chains[3 * count + index]
-        return (first + second) / products.raise
+    /// Adds the sum of this index to a number: of bfloat16 segment by segment, while both are raised.
+    func join(_ index: Int, to number: inout Float) {
+        if products == .float32 {
+            number += chains[index]
+            return
+        }
+        number *= products.raise
+        number += chains[index] + chains[count + index]
+        number += chains[2 * count + index] + chains[3 * count + index]
+        number /= products.raise
     }
 
     /// Adds the sums to numbers, and begins anew: all +0.
     mutating func move(to numbers: inout [Float], from first: Int = 0) {
-        for index in 0..<count { numbers[first + index] += total(index) }
+        for index in 0..<count { join(index, to: &numbers[first + index]) }
         for index in chains.indices { chains[index] = 0 }
     }
 }

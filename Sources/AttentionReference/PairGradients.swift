@@ -25,7 +25,7 @@ struct RowGradient {
         outputGradient: UnsafePointer<Float>, logSumExpGradient: Float?, products: ReferenceProducts
     ) {
         (self.row, self.solved, self.scores, self.products) = (row, solved, scores, products)
-        let factors = output.indices.map { products.factor(outputGradient[$0] * products.raise) }
+        let factors = output.indices.map { products.raisedFactor(outputGradient[$0] * products.raise) }
         raisedOutputGradient = factors
         raisedProductGradients = scores.finished.indices.map { j in
             row.isVisible[j] ? products.dot(factors, row.values + j * output.count, count: output.count) : 0
