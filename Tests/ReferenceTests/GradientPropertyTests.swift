@@ -114,10 +114,10 @@ import Testing
     }
 
     /// Queries cut at a multiple of 64: sums over queries go on where they stood.
-    @Test(arguments: [64, 128])
-    func cutQueries(cut: Int) throws {
+    @Test(arguments: [64, 128], [ReferenceProducts.float32, .bfloat16])
+    func cutQueries(cut: Int, products: ReferenceProducts) throws {
         let shape = AttentionCase(queries: 150, keys: 70, headDimension: 3) {
-            ($0.sink, $0.geometry) = (.amid, .window(40))
+            ($0.sink, $0.geometry, $0.products) = (.amid, .window(40), products)
         }
         let (inputs, loss) = (shape.inputs, shape.loss)
         var uncut = shape.referenceProblem(inputs)

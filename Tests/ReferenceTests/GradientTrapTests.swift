@@ -9,9 +9,11 @@ import Testing
 @Suite struct GradientTrapTests {
     /// One query of 1 and keys that are its scores, with dp as values of one channel.
     private func gradients(
-        _ scores: [Float], sink: Float, dp: [Float], dL: Float = 0, biased: Bool = true
+        _ scores: [Float], sink: Float, dp: [Float], dL: Float = 0, biased: Bool = true,
+        products: ReferenceProducts = .float32
     ) -> (gradients: ReferenceGradients<Float>, forward: ForwardResult<Float>) {
         var problem = ReferenceProblem(queries: 1, keys: scores.count, headDimension: 1, scale: 1, sinks: [sink])
+        problem.products = products
         if biased {
             problem.bias = ReferenceBroadcast(
                 [Float](repeating: 0, count: scores.count), extents: [1, 1, 1, scores.count])
@@ -92,13 +94,17 @@ import Testing
     }
 
     /// "Rows of dS sum to 0" is false with a sink: sum_j dx_j = p_sink D + (1 - p_sink) dL, and with the sink's own dL.
-    @Test(arguments: [-Float.infinity, -2, 0, 1.5, 20], [Float(0), 0.75])
-    func sumOfScoreGradients(sink: Float, dL: Float) {
-        let (result, forward) = gradients(deep(1), sink: sink, dp: Self.dp, dL: dL)
-        let (share, mean) = (forward.sinkShare[0], forward.output[0])
-        let sum = result.bias.reduce(0, +)
-        #expect(abs(sum - (share * mean + (1 - share) * dL)) < 1e-6)
-        #expect(abs(sum + result.sinks[0] - dL) < 1e-6)
+    /// Forward rounds weights to factors of bfloat16, backward does not, before it takes the gradients of scores.
+    @Test(arguments: [-Float.infinity, -2, 0, 1.5, 20], [ReferenceProducts.float32, .bfloat16])
+    func sumOfScoreGradients(sink: Float, products: ReferenceProducts) {
+        let bound: Float = products == .bfloat16 ? 0x1p-8 : 1e-6
+        for dL in [0, 0.75] as [Float] {
+            let (result, forward) = gradients(deep(1), sink: sink, dp: Self.dp, dL: dL, products: products)
+            let (share, mean) = (forward.sinkShare[0], forward.output[0])
+            let sum = result.bias.reduce(0, +)
+            #expect(abs(sum - (share * mean + (1 - share) * dL)) < bound)
+            #expect(abs(sum + result.sinks[0] - dL) < bound)
+        }
     }
 
     /// Without a sink, softmax's gradients, worked out here.
@@ -129,12 +135,12 @@ import Testing
     // MARK: - Hidden places
 
     /// A key that no row sees has a gradient of exactly 0, whatever lies in it.
-    @Test(arguments: AttentionCase.NormaliserChoice.allCases)
-    func hiddenPlaces(normaliser: AttentionCase.NormaliserChoice) throws {
+    @Test(arguments: AttentionCase.NormaliserChoice.allCases, [ReferenceProducts.float32, .bfloat16])
+    func hiddenPlaces(normaliser: AttentionCase.NormaliserChoice, products: ReferenceProducts) throws {
         var shape = AttentionCase(queries: 90, keys: 70, headDimension: 4) {
             ($0.batch, $0.group, $0.geometry, $0.keyLengths, $0.sink) = (2, 2, .causal, .partial, .amid)
         }
-        shape.normaliser = normaliser
+        (shape.normaliser, shape.products) = (normaliser, products)
         let (inputs, loss) = (shape.inputs, shape.loss)
         let clean = shape.referenceGradients(inputs, loss)
         let spoiled = shape.spoiled(inputs, loss)
