@@ -92,6 +92,7 @@ extension PartwiseAttention {
         arguments.problem = problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: nil, bias: nil)
         arguments.row_end = shape.rowCount
         arguments.head_dim = shape.headDimension
+        arguments.in_pairs = products == .bfloat16
         arguments.queries = UnsafeRawPointer(queries.baseAddress)
         arguments.query_storage = Input.storage.kernelStorage
         arguments.query_strides = qattn_strides(
