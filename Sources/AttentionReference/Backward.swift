@@ -74,8 +74,8 @@ private struct GradientSums {
             let place = query % queryBlock
             keyBlockSums.add(raised[j], times: row.query, width: dimension, toSumsFrom: j * dimension, at: place)
             valueBlockSums.add(
-                problem.products.factor(gradient.weight(j)), times: gradient.raisedOutputGradient, width: width, toSumsFrom: j * width,
-                at: place)
+                problem.products.factor(gradient.weight(j)), times: gradient.raisedOutputGradient, width: width,
+                toSumsFrom: j * width, at: place)
         }
         addQueryTerms(raised, row)
         if problem.normaliser.hasSink { sinkSums.add(-(gradient.solved.sinkShare * gradient.delta), at: query) }

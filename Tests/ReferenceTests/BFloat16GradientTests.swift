@@ -35,8 +35,8 @@ import Testing
         ([33: 0x1p24, 35: 1, 63: 1], 0x1p24), ([33: 0x1p24, 34: 1, 62: 1], 0x1p24 + 2),
         // Of two segments the first is rounded before the second is added.
         ([0: 0x1p24, 1: 1, 32: 1], 0x1p24), ([0: 0x1p24, 32: 1, 33: 1], 0x1p24 + 2),
-        // A block is summed by itself, and rounded before the next one is added.
-        ([0: 0x1p24, 64: 1, 96: 1], 0x1p24 + 2), ([64: 0x1p24, 65: 1, 128: 1], 0x1p24),
+        // A block has no sum of its own: its segments, too, are added one by one.
+        ([0: 0x1p24, 64: 1, 96: 1], 0x1p24), ([0: 0x1p24, 64: 1, 65: 1], 0x1p24 + 2), ([64: 0x1p24, 65: 1, 128: 1], 0x1p24),
         // Blocks and segments count from the first place of all, not from the first that is seen.
         ([40: 0x1p24, 64: 1, 66: 1], 0x1p24 + 2), ([72: 0x1p24, 96: 1, 97: 1], 0x1p24 + 2),
         // The last block is shorter.
@@ -75,32 +75,32 @@ import Testing
         #expect(problem.backward(queries: [0], keys: [1], values: values, loss).bias == [sum / 2])
     }
 
-    /// A sum is freed of its 2^48 first, and rounded there if it is subnormal, and only then added.
-    @Test func sumsAreLoweredBeforeTheyAreAdded() {
+    /// The least products, 2^-149, and the least number of a buffer keep every bit while they are raised, and from 2^80 on
+    /// there is no room.
+    @Test func buffersAreRaised() {
         let smallest = Float.leastNonzeroMagnitude
-        var start = ReferenceGradients<Float>(zerosFor: sigmoid())
-        (start.queries, start.keys) = ([smallest], [smallest])
-        func gradients(dO: Float, _ start: ReferenceGradients<Float>?) -> (query: Float, key: Float) {
+        func gradients(dO: Float, _ start: Float) -> (query: Float, key: Float) {
+            var sums = ReferenceGradients<Float>(zerosFor: sigmoid())
+            (sums.queries, sums.keys) = ([start], [start])
             let loss = ReferenceLoss(outputGradient: [dO])
-            let query = sigmoid().backward(queries: [0], keys: [0x1p-46], values: [1], loss, addedTo: start)
-            let key = sigmoid().backward(queries: [0x1p-46], keys: [0], values: [1], loss, addedTo: start)
+            let query = sigmoid().backward(queries: [0], keys: [0x1p-56], values: [1], loss, addedTo: sums)
+            let key = sigmoid().backward(queries: [0x1p-56], keys: [0], values: [1], loss, addedTo: sums)
             return (query.queries[0], key.keys[0])
         }
-        // Half of the smallest number goes to 0, which is even; added to an odd one at once it would go up.
-        #expect(gradients(dO: 0x1p-103, start) == (smallest, smallest))
-        #expect(gradients(dO: 0x1p-102, start) == (2 * smallest, 2 * smallest))
-        // -2^-150 is -0, and a gradient of 0 is +0.
-        let negative = gradients(dO: -0x1p-103, nil)
-        #expect(negative.query.bitPattern == 0 && negative.key.bitPattern == 0)
+        let least: Float = 0x1p-135
+        #expect(gradients(dO: 0x1p-78, smallest) == (least + smallest, least + smallest))
+        #expect(gradients(dO: -0x1p-78, least) == (0, 0))
+        #expect(gradients(dO: 1, 0x1.fffffep79) == (0x1.fffffep79, 0x1.fffffep79))
+        #expect(gradients(dO: 1, 0x1p80) == (.infinity, .infinity))
     }
 
     // MARK: - Factors
 
-    /// Gradients of outputs are cut 2^48 below other factors, and rounded like them.
+    /// Gradients of outputs are cut at 2^-79, not at 2^-56, and rounded like them.
     @Test func outputGradientsAreFactors() {
         for (dO, expected) in [
-            (1, 1), (0x1.01p0, 1), (0x1.0100_02p0, 0x1.02p0), (-0x1.03p-90, -0x1.04p-90), (0x1p-104, 0x1p-104),
-            (0x1.ffp-105, 0x1p-104), (0x1.fep-105, 0), (-0x1p-105, 0), (0x1.fep79, 0x1.fep79), (0x1p80, .infinity),
+            (1, 1), (0x1.01p0, 1), (0x1.0100_02p0, 0x1.02p0), (-0x1.03p-70, -0x1.04p-70), (0x1p-79, 0x1p-79),
+            (0x1.ffp-80, 0x1p-79), (0x1.fep-80, 0), (-0x1p-80, 0), (0x1.fep79, 0x1.fep79), (0x1p80, .infinity),
         ] as [(Float, Float)] {
             // The only key has the weight 1.
             let result = problem().backward(
@@ -129,17 +129,17 @@ import Testing
         #expect(abs(Double(result.bias[0]) - exact * (1 - exact)) < 0x1p-23)
     }
 
-    /// A gradient of q.k below 2^-104 counts as 0 in those of queries and keys; that of the score keeps all its bits.
+    /// A gradient of q.k below 2^-79 counts as 0 in those of queries and keys; that of the score keeps all its bits.
     @Test func gradientsOfScoresAreFactors() {
         let squares = problem(.reluSquared) { $0.rowConstants = [1] }
         func gradients(_ q: Float, dO: Float) -> ReferenceGradients<Float> {
             squares.backward(queries: [q], keys: [1], values: [1], ReferenceLoss(outputGradient: [dO]))
         }
         // u = dO 2 q.
-        let smallest = gradients(0.5, dO: 0x1p-104)
-        #expect(smallest.queries == [0x1p-104] && smallest.keys == [0x1p-105] && smallest.bias == [0x1p-104])
-        let smaller = gradients(0.25, dO: 0x1p-104)
-        #expect(smaller.queries == [0] && smaller.keys == [0] && smaller.bias == [0x1p-105])
+        let smallest = gradients(0.5, dO: 0x1p-79)
+        #expect(smallest.queries == [0x1p-79] && smallest.keys == [0x1p-80] && smallest.bias == [0x1p-79])
+        let smaller = gradients(0.25, dO: 0x1p-79)
+        #expect(smaller.queries == [0] && smaller.keys == [0] && smaller.bias == [0x1p-80])
         // 1.0234375 * 1.0078125 has more bits than a factor.
         let rounded = gradients(0x1.02p0, dO: 0x1.06p0)
         #expect(rounded.bias == [0x1.080cp1] && rounded.queries == [0x1.08p1] && rounded.keys == [0x1.0a1p1])
@@ -184,7 +184,7 @@ import Testing
         let shape = shape(normaliser, option)
         let (inputs, loss) = (shape.inputs, shape.loss)
         let once = shape.referenceGradients(inputs, loss)
-        for exponent in [-60, -17, 30] {
+        for exponent in [-30, -17, 30] {
             let factor = Float(sign: .plus, exponent: exponent, significand: 1)
             let scaled = ReferenceLoss(
                 outputGradient: loss.outputGradient.map { factor * $0 },
