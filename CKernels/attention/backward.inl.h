@@ -88,10 +88,7 @@ QATTN_INLINE void tile_gradients(const gradient_call *call, block_sight sight, s
 QATTN_INLINE void panel_weights(gradient_call *call, block_sight sight, size_t block, bool finished, float *lanes) {
     const qattn_backward_args *const args = call->args;
     const size_t slot = (block - call->block_begin) * QATTN_KEY_BLOCK, block_first = block * QATTN_KEY_BLOCK;
-    if (args->in_pairs) {
-        QATTN_FUNCTION(pair_block_products)(call, block - call->block_begin);
-        scale_panel_scores(call);
-    }
+    if (args->in_pairs) panel_pair_products(call, block - call->block_begin);
     for (size_t begin = 0; begin < call->count; begin += STRIP_ROWS) {
         const size_t end = qattn_min(begin + STRIP_ROWS, call->count);
         if (!args->in_pairs) {

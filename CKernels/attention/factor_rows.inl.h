@@ -14,14 +14,14 @@ typedef struct factor_rows_task {
     qattn_storage storage;
     size_t count, dim;
     float scale, least; /* a power of two that rows are multiplied by, and the least factor */
-    factor *factors; /* [66][dim rounded up to a segment]: six rows at a time */
-    char *pairs;     /* as values of a block: [lanes / 16][32][16][2] */
-    bool *finite;    /* whether all are */
+    factor *factors;    /* [66][dim rounded up to a segment]: six rows at a time */
+    char *pairs;        /* as values of a block: [lanes / 16][32][16][2] */
+    bool *finite;       /* whether all are */
 } factor_rows_task;
 
 QATTN_INLINE void store_factors(factor *to, f32x16 x) {
 #if defined(QATTN_TILE_UNIT)
-    f32x16_store_storage(to, x, QATTN_BFLOAT16_PAIRS);
+    *(u16x16_unaligned *)to = __builtin_convertvector(f32x16_bits(x) >> 16, u16x16);
 #else
     f32x16_store(to, x);
 #endif
@@ -47,7 +47,8 @@ QATTN_INLINE u32x16 take_factor_rows_of(const factor_rows_task *task, size_t i, 
 }
 
 static __attribute__((noinline)) void QATTN_FUNCTION(take_factor_rows)(const factor_rows_task *task) {
-    const size_t lanes = qattn_round_up(task->dim, QATTN_PAIR_SEGMENT), rows = qattn_round_up(QATTN_KEY_BLOCK, TILE_ROWS);
+    const size_t lanes = qattn_round_up(task->dim, QATTN_PAIR_SEGMENT),
+                 rows = qattn_round_up(QATTN_KEY_BLOCK, TILE_ROWS);
     const size_t taken = qattn_round_up(task->count, 2);
     u32x16 largest = {0};
     for (size_t i = 0; i < task->count; i += 2) {
@@ -123,7 +124,8 @@ QATTN_INLINE void transpose_factor_pairs(const factor_pairs *pairs, factor *to) 
 }
 
 /* columns[j][i] = rows[i][j] of 64 rows and columns of factors in Float, and the same in by_rows if asked for. */
-static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, factor *columns, factor *by_rows) {
+static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, factor *columns,
+                                                                   factor *by_rows) {
     factor_pairs pairs;
     for (size_t i = 0; i < QATTN_KEY_BLOCK; i += SEGMENT) {
         for (size_t pair = 0; pair < SEGMENT / 2; pair++) {

@@ -120,8 +120,7 @@ QATTN_INLINE void transpose_rows(const void *rows, ptrdiff_t stride, qattn_stora
 
 /* Rows of keys, or of values, as blocks of pairs: as keys, and as values as far as value_dim goes. */
 QATTN_INLINE qattn_blocks pair_blocks(float *blocks, size_t dim, size_t value_dim) {
-    return (qattn_blocks){
-        .base = blocks, .storage = QATTN_BFLOAT16_PAIRS, .head_dim = dim, .value_dim = value_dim};
+    return (qattn_blocks){.base = blocks, .storage = QATTN_BFLOAT16_PAIRS, .head_dim = dim, .value_dim = value_dim};
 }
 
 QATTN_INLINE size_t block_bytes(const qattn_blocks *blocks) {
@@ -172,30 +171,29 @@ QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t blo
 /* The rows of a panel as factors. */
 QATTN_INLINE void take_pair_panel(gradient_call *call, row_place place) {
     const qattn_backward_args *const args = call->args;
-    factor_rows_task task = {
-        .rows = storage_at(args->queries, row_offset(args->query_strides, place), args->query_storage),
-        .stride = args->query_strides.query,
-        .storage = args->query_storage,
-        .count = call->count,
-        .dim = args->head_dim,
-        .scale = 1,
-        .least = QATTN_LEAST_FACTOR,
-        .factors = (factor *)call->query_tiles,
-        .pairs = call->query_pairs,
-        .finite = &call->queries_finite};
+    factor_rows_task task = {.rows =
+                                 storage_at(args->queries, row_offset(args->query_strides, place), args->query_storage),
+                             .stride = args->query_strides.query,
+                             .storage = args->query_storage,
+                             .count = call->count,
+                             .dim = args->head_dim,
+                             .scale = 1,
+                             .least = QATTN_LEAST_FACTOR,
+                             .factors = (factor *)call->query_tiles,
+                             .pairs = call->query_pairs,
+                             .finite = &call->queries_finite};
     QATTN_FUNCTION(take_factor_rows)(&task);
-    task = (factor_rows_task){
-        .rows =
-            storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place), args->out_gradient_storage),
-        .stride = args->out_gradient_strides.query,
-        .storage = args->out_gradient_storage,
-        .count = call->count,
-        .dim = args->value_dim,
-        .scale = QATTN_GRADIENT_RAISE,
-        .least = QATTN_LEAST_GRADIENT_FACTOR,
-        .factors = (factor *)call->gradient_tiles,
-        .pairs = call->gradient_pairs,
-        .finite = &call->gradients_finite};
+    task = (factor_rows_task){.rows = storage_at(args->out_gradients, row_offset(args->out_gradient_strides, place),
+                                                 args->out_gradient_storage),
+                              .stride = args->out_gradient_strides.query,
+                              .storage = args->out_gradient_storage,
+                              .count = call->count,
+                              .dim = args->value_dim,
+                              .scale = QATTN_GRADIENT_RAISE,
+                              .least = QATTN_LEAST_GRADIENT_FACTOR,
+                              .factors = (factor *)call->gradient_tiles,
+                              .pairs = call->gradient_pairs,
+                              .finite = &call->gradients_finite};
     QATTN_FUNCTION(take_factor_rows)(&task);
 }
 

@@ -25,9 +25,9 @@ _Static_assert(sizeof(gradient_row) <= GRADIENT_ROW_FLOATS * sizeof(float), "wha
 /* And the rows of a call. */
 typedef struct gradient_rule {
     score_finish finish;
-    float inverse_cap; /* 1 / (cap * unit) */
-    float raise, lower;  /* what is proportional to dout stands so much higher, and times so much as it is */
-    bool plain;        /* softmax of scores that need nothing but a mask */
+    float inverse_cap;  /* 1 / (cap * unit) */
+    float raise, lower; /* what is proportional to dout stands so much higher, and times so much as it is */
+    bool plain;         /* softmax of scores that need nothing but a mask */
 } gradient_rule;
 
 QATTN_INLINE gradient_rule begin_gradients(const qattn_backward_args *args) {

@@ -18,11 +18,10 @@ QATTN_INLINE block_parts pair_values_as_keys(const gradient_call *call, size_t s
     return block_cut(&blocks, block_at(&blocks, slot, block_bytes(&blocks)), QATTN_BFLOAT16_PAIRS);
 }
 
-/* 1. out[row][64] = rows.columns of the panel against one operand of a block. */
-QATTN_INLINE void pair_row_products(const gradient_call *call, const factor *rows, size_t lanes, const char *columns,
-                                    float *out) {
+/* 1. out[row][64] = rows.columns of rows of the panel against one operand of a block. */
+QATTN_INLINE void pair_row_products(const factor *rows, size_t count, size_t lanes, const char *columns, float *out) {
     const factor_product product = {.a = {rows, lanes, 1},
-                                    .rows = call->count,
+                                    .rows = count,
                                     .segments = lanes / SEGMENT,
                                     .b = columns,
                                     .b_vector = lanes / SEGMENT * SEGMENT_BYTES,
@@ -32,12 +31,12 @@ QATTN_INLINE void pair_row_products(const gradient_call *call, const factor *row
     QATTN_FUNCTION(factor_products)(&product);
 }
 
-/* Both of them: q.k, and dout.v. */
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_block_products)(gradient_call *call, size_t slot) {
-    prefetch_lines(&call->upcoming, call->upcoming_share);
-    pair_row_products(call, (const factor *)call->query_tiles, call->layout.head_lanes, pair_keys(call, slot).keys,
-                      call->weights);
-    pair_row_products(call, (const factor *)call->gradient_tiles, call->layout.value_lanes,
+/* q.k and dout.v of rows [first, end), into the first rows of weights and products. */
+QATTN_INLINE void pair_block_products(const gradient_call *call, size_t slot, size_t first, size_t end) {
+    const size_t head_lanes = call->layout.head_lanes, value_lanes = call->layout.value_lanes;
+    pair_row_products((const factor *)call->query_tiles + first * head_lanes, end - first, head_lanes,
+                      pair_keys(call, slot).keys, call->weights);
+    pair_row_products((const factor *)call->gradient_tiles + first * value_lanes, end - first, value_lanes,
                       pair_values_as_keys(call, slot).keys, call->products);
 }
 
@@ -73,8 +72,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(lower_sums)(const raised_su
 
 QATTN_INLINE raised_sums query_sums_of(const gradient_call *call) {
     const qattn_backward_args *const args = call->args;
-    return (raised_sums){.rows =
-                             args->query_gradients + row_offset(args->query_gradient_strides, call->rows[0].place),
+    return (raised_sums){.rows = args->query_gradients + row_offset(args->query_gradient_strides, call->rows[0].place),
                          .stride = args->query_gradient_strides.query,
                          .count = call->count,
                          .dim = args->head_dim,
@@ -134,8 +132,9 @@ QATTN_INLINE void end_group_sums(gradient_call *call) {
     }
 }
 
-/* t from q.k. */
-QATTN_INLINE void scale_panel_scores(gradient_call *call) {
+/* t and dout.v of the panel. */
+QATTN_INLINE void panel_pair_products(gradient_call *call, size_t slot) {
+    pair_block_products(call, slot, 0, call->count);
     for (size_t i = 0; i < call->count; i++) {
         float *const row = call->weights + i * QATTN_KEY_BLOCK;
         scale_pair_scores(row, row, call->factors[i]);
@@ -145,7 +144,8 @@ QATTN_INLINE void scale_panel_scores(gradient_call *call) {
 enum { FACTOR_MATRIX = QATTN_KEY_BLOCK * QATTN_KEY_BLOCK };
 
 #if defined(QATTN_TILE_UNIT)
-/* 2. of 32 rows from row `first` on, of softmax alone: from q.k and dout.v to factors. */
+/* 2. of 32 rows from row `first` on, of softmax alone: from q.k and dout.v, the first rows of weights and products, to
+ * factors. */
 QATTN_INLINE void segment_gradients(const gradient_call *call, size_t first, bool masked) {
     factor_pairs p_pairs, w_pairs;
     factor *const w_rows = call->pair_factors + 2 * FACTOR_MATRIX;
@@ -161,7 +161,7 @@ QATTN_INLINE void segment_gradients(const gradient_call *call, size_t first, boo
                 f32x16 p[2], w[2];
                 QATTN_UNROLL
                 for (size_t v = 0; v < 2; v++) {
-                    const size_t at = i * QATTN_KEY_BLOCK + (2 * h + v) * QATTN_LANES;
+                    const size_t at = (2 * pair + r) * QATTN_KEY_BLOCK + (2 * h + v) * QATTN_LANES;
                     const f32x16 t = f32x16_load(call->weights + at) * call->factors[i];
                     const pair_gradient g = softmax_gradient(row, t, f32x16_load(call->products + at));
                     p[v] = g.p;
@@ -193,13 +193,16 @@ static __attribute__((noinline)) void QATTN_FUNCTION(masked_segment_gradients)(c
 
 /* 1. and 2. of a block. */
 QATTN_INLINE void pair_block_factors(gradient_call *call, block_sight sight, size_t block) {
-    QATTN_FUNCTION(pair_block_products)(call, block - call->block_begin);
     const bool whole = sight == SEES_ALL && call->count == QATTN_KEY_BLOCK;
     for (size_t i = 0; i < QATTN_KEY_BLOCK && !whole; i++) {
         if (i >= call->count) call->visible[i] = 0;
         else if (sight == SEES_ALL) call->visible[i] = ~UINT64_C(0);
     }
+    prefetch_lines(&call->upcoming, call->upcoming_share);
+    /* A segment at a time, whose scores stay in L1. */
     for (size_t first = 0; first < QATTN_KEY_BLOCK; first += SEGMENT) {
+        if (first < call->count)
+            pair_block_products(call, block - call->block_begin, first, qattn_min(first + SEGMENT, call->count));
         if (whole) QATTN_FUNCTION(whole_segment_gradients)(call, first);
         else QATTN_FUNCTION(masked_segment_gradients)(call, first);
     }

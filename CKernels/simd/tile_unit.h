@@ -31,7 +31,7 @@ enum {
 #if defined(QATTN_EMULATED_TILES)
 /* The state of a thread, and what would be a fault of the CPU: tiles that are used without being configured. */
 static _Thread_local struct {
-    size_t rows; /* of sums; 0 before */
+    size_t rows;     /* of sums; 0 before */
     size_t products; /* so far */
     uint8_t bytes[UNIT_TILES][16][UNIT_ROW_BYTES];
 } QATTN_FUNCTION(tiles);

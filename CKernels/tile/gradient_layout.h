@@ -81,8 +81,8 @@ static inline gradient_layout pair_gradient_layout_of(size_t head_dim, size_t va
     layout.factors = qattn_take(&layout.floats, FACTOR_MATRICES * QATTN_KEY_BLOCK * QATTN_KEY_BLOCK / 2);
     layout.numbers = qattn_take(&layout.floats, rows * GRADIENT_ROW_FLOATS);
     layout.visible = qattn_take(&layout.floats, rows * VISIBLE_FLOATS);
-    layout.keys = qattn_take(
-        &layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, head_dim, head_dim) / sizeof(float));
+    layout.keys =
+        qattn_take(&layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, head_dim, head_dim) / sizeof(float));
     layout.values =
         qattn_take(&layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, value_dim, 0) / sizeof(float));
     layout.query_sums = qattn_take(&layout.floats, rows * layout.head_lanes);

@@ -84,7 +84,8 @@ QATTN_INLINE void pair_chains(const pair_product *x, size_t rows, size_t s, size
             QATTN_UNROLL
             for (size_t i = 0; i < rows; i++) {
                 if (sees_some && !(x->visible[i] >> (s * SEGMENT + n + half) & 1)) continue;
-                part[half][i] = f32x16_fma(f32x16_splat(a[i * x->a_step + (n + half) * x->a_element]), column, part[half][i]);
+                part[half][i] =
+                    f32x16_fma(f32x16_splat(a[i * x->a_step + (n + half) * x->a_element]), column, part[half][i]);
             }
         }
     }
