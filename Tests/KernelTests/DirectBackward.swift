@@ -22,8 +22,8 @@ extension DirectBackward {
     {
         let rows = heads * problem.queryCount
         let numbers = WeightNumbers(rows: problem.queryCount)
-        let output = try call.run(problem, kernels, keeping: numbers).output
-        let tensors = Tensors(problem, self, output, loss)
+        let outputs = try call.run(problem, kernels, keeping: numbers)
+        let tensors = Tensors(problem, self, outputs.output, loss)
         let sums = [numbers.references.array, numbers.factors.array].map { call.floats(repeated($0)) }
         let lseGradients = loss.logSumExpGradient.map { call.floats($0) }
         let deltas = call.floats([Float](repeating: .nan, count: rows))
@@ -50,8 +50,11 @@ extension DirectBackward {
         var result = tensors.gradients(problem, heads: heads)
         if heads == 1, problem.bias != nil { result.bias = scoreGradients(problem, arguments, kernels) }
         let functions = kernels.functions.pointee
-        result.slopes = sumsOfHeads(problem, arguments, functions.slope_gradients)
-        result.logScales = sumsOfHeads(problem, arguments, functions.log_scale_gradients)
+        if problem.normaliser.kernelNormaliser.hasSink {
+            result.sinks = sumsOfHeads(problem, zip(repeated(outputs.sinkShare), deltas.array).map { -($0 * $1) })
+        }
+        result.slopes = sumsOfHeads(problem, rowTerms(problem, arguments, functions.slope_gradients))
+        result.logScales = sumsOfHeads(problem, rowTerms(problem, arguments, functions.log_scale_gradients))
         withExtendedLifetime(direct) {}
         guard tensors.areIntact, deltas.slackIsIntact, workspace.slackIsIntact else {
             throw TestFailure("\(kernels) wrote beside the gradients")
@@ -95,23 +98,26 @@ extension DirectBackward {
         return result
     }
 
-    /// What a kernel gives for each row, in two calls and beside guard pages, summed for each head as the contract has it.
-    private func sumsOfHeads(
+    /// What a kernel gives for each row, in two calls and beside guard pages.
+    private func rowTerms(
         _ problem: HeadProblem, _ arguments: qattn_backward_args,
         _ kernel: (@convention(c) (UnsafePointer<qattn_backward_args>?, UnsafeMutablePointer<Float>?) -> Void)?
     ) -> [Float] {
         var arguments = arguments
         let rows = heads * problem.queryCount
-        let parts = [0..<rows / 3, rows / 3..<rows].map { part in
+        return [0..<rows / 3, rows / 3..<rows].flatMap { part in
             let sums = call.floats([Float](repeating: .nan, count: part.count))
             (arguments.row_begin, arguments.row_end) = (part.lowerBound, part.upperBound)
             kernel?(&arguments, sums.start)
             return sums.array
         }
-        let all = parts[0] + parts[1]
-        return (0..<heads).map { head in
+    }
+
+    /// What rows have, summed for each head as the contract has it.
+    private func sumsOfHeads(_ problem: HeadProblem, _ terms: [Float]) -> [Float] {
+        (0..<heads).map { head in
             var lanes = [Float](repeating: 0, count: 16)
-            for query in 0..<problem.queryCount { lanes[query % 16] += all[head * problem.queryCount + query] }
+            for query in 0..<problem.queryCount { lanes[query % 16] += terms[head * problem.queryCount + query] }
             for half in [8, 4, 2, 1] { for lane in 0..<half { lanes[lane] += lanes[lane + half] } }
             return lanes[0]
         }
@@ -159,6 +165,7 @@ private struct Tensors {
         (arguments.query_storage, arguments.key_storage, arguments.value_storage) = (storage, storage, storage)
         (arguments.out_gradient_storage, arguments.out_storage) = (storage, call.outStorage.kernelStorage)
         (arguments.head_dim, arguments.value_dim) = (headDimension, valueDimension)
+        arguments.in_pairs = problem.products == .bfloat16
         arguments.query_gradients = queryGradients.start.assumingMemoryBound(to: Float.self)
         arguments.query_gradient_strides = strides(queryGradients)
         arguments.key_gradients = keyGradients.start.assumingMemoryBound(to: Float.self)
