@@ -20,8 +20,9 @@ import Testing
     }
 
     /// The gradients of the prepared rows, taken back row by row.
-    private func expected(_ positions: PositionCase, _ inputs: AttentionInputs, _ loss: ReferenceLoss) -> Expected {
-        let shape = Self.shape
+    private func expected(
+        _ shape: AttentionCase, _ positions: PositionCase, _ inputs: AttentionInputs, _ loss: ReferenceLoss
+    ) -> Expected {
         let d = shape.headDimension
         func places(_ rows: Int) -> [Int] { (0..<rows).map { $0 + shape.keys - rows } }
         func perHead(_ tensor: [Float], _ rows: Int, _ body: ([Float]) -> [Float]) -> [Float] {
@@ -69,38 +70,54 @@ import Testing
             parameters: [queries.gain, queries.bias, keys.gain, keys.bias])
     }
 
-    @Test(arguments: PositionCase.all(headDimension: 12), KernelSet.available)
-    func positionsAndNorms(positions: PositionCase, kernels: KernelSet) throws {
-        let (inputs, loss) = (Self.shape.inputs, Self.shape.loss)
-        let expected = expected(positions, inputs, loss)
-        for threads in [1, 3] {
-            let attention = try Self.shape.attention(
-                inputs, positions: positions.positions, queryKeyNorm: positions.norm, kernels: kernels,
-                threads: threads)
-            var record = ForwardRecord()
-            let result = try attention.forward(
-                queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
-            let actual = try attention.backward(
-                outputGradient: loss.outputGradient, logSumExpGradient: loss.logSumExpGradient,
-                queries: inputs.queries, keys: inputs.keys, values: inputs.values, output: result.output,
-                record: record)
-            let context = "\(positions), \(kernels), \(threads) threads"
-            try requireSameBits("dq", actual.queries, expected.queries, context)
-            try requireSameBits("dk", actual.keys, expected.keys, context)
-            try requireSameBits("dv", actual.values, expected.values, context)
-            try requireSameBits("dsink", actual.sinks, expected.sinks, context)
-            for (index, found) in [actual.queryGain, actual.queryBias, actual.keyGain, actual.keyBias].enumerated() {
-                try requireSameBits("gain or bias \(index)", found, expected.parameters[index], context)
+    @Test(arguments: PositionCase.all(headDimension: 12), ReferenceProducts.all)
+    func positionsAndNorms(positions: PositionCase, products: ReferenceProducts) throws {
+        var shape = Self.shape
+        shape.products = products
+        let (inputs, loss) = (shape.inputs, shape.loss)
+        let expected = expected(shape, positions, inputs, loss)
+        for kernels in products.kernelSets {
+            for threads in [1, 3] {
+                let attention = try shape.attention(
+                    inputs, positions: positions.positions, queryKeyNorm: positions.norm, kernels: kernels,
+                    threads: threads)
+                try requireSame(
+                    gradients(attention, inputs, loss), expected,
+                    "\(positions), products \(products), \(kernels), \(threads) threads")
             }
         }
     }
 
+    private func gradients(
+        _ attention: Attention, _ inputs: AttentionInputs, _ loss: ReferenceLoss
+    ) throws -> AttentionGradients {
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
+        return try attention.backward(
+            outputGradient: loss.outputGradient, logSumExpGradient: loss.logSumExpGradient,
+            queries: inputs.queries, keys: inputs.keys, values: inputs.values, output: result.output,
+            record: record)
+    }
+
+    private func requireSame(_ actual: AttentionGradients, _ expected: Expected, _ context: String) throws {
+        try requireSameBits("dq", actual.queries, expected.queries, context)
+        try requireSameBits("dk", actual.keys, expected.keys, context)
+        try requireSameBits("dv", actual.values, expected.values, context)
+        try requireSameBits("dsink", actual.sinks, expected.sinks, context)
+        for (index, found) in [actual.queryGain, actual.queryBias, actual.keyGain, actual.keyBias].enumerated() {
+            try requireSameBits("gain or bias \(index)", found, expected.parameters[index], context)
+        }
+    }
+
     /// Sums are in Float: gradients of 16 bits are those of Float, rounded, and added to what is there before that.
-    @Test(arguments: [AttentionPositions.none, .rotary()], [1, 3])
-    func gradientsOf16Bits(positions: AttentionPositions, threads: Int) throws {
-        let (inputs, loss) = (Self.shape.inputs, Self.shape.loss)
-        let attention = try Self.shape.attention(
-            inputs, positions: positions, kernels: KernelSet.available[0], threads: threads)
+    @Test(arguments: [(AttentionPositions.none, 1), (.none, 3), (.rotary(), 1), (.rotary(), 3)], ReferenceProducts.all)
+    func gradientsOf16Bits(_ way: (positions: AttentionPositions, threads: Int), products: ReferenceProducts) throws {
+        var shape = Self.shape
+        shape.products = products
+        let (inputs, loss) = (shape.inputs, shape.loss)
+        let attention = try shape.attention(
+            inputs, positions: way.positions, kernels: KernelSet.available[0], threads: way.threads)
         var record = ForwardRecord()
         let result = try attention.forward(
             queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
