@@ -4,7 +4,7 @@
     Benchmarks/Peers/run --backward [--check]
 
 --check computes small problems in float64 with PyTorch's autograd, sinks included, and compares dq, dk, dv and dsink of
-`quiet attend --gradients`. Otherwise the shapes below are timed: a ratio is the median over the rounds of PyTorch's time
+`quiet attend --gradients`; and of products of bfloat16 that their error is at most that of PyTorch's bfloat16. Otherwise the shapes below are timed: a ratio is the median over the rounds of PyTorch's time
 over ours of the same round. PyTorch has no backward pass with a sink on a CPU: it computes plain softmax there.
 """
 
@@ -31,6 +31,7 @@ CASES = [
     Case("one head, 4096 x 4096, d 64", 1, 4096, 64),
     Case("64/8 heads, 4096 x 4096, d 64, window 128, learned sinks", 64, 4096, 64, keyValueHeads=8, mask="window=128", sink="learned"),
 ]
+KINDS = [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")]  # storage, products
 TOLERANCE = 3e-6
 # Of PyTorch: a pass that takes longer is timed once, beside the first round, and not in every round.
 LONGEST_SECONDS = 10
@@ -77,6 +78,32 @@ def check(torch, quiet, folder):
         print(f"{case.name}: " + ", ".join(f"{n} {e:.1e}" for n, e in errors.items()), flush=True)
     if failed:
         sys.exit(f"a gradient differs by more than {TOLERANCE} of its largest element")
+    for length in (256, 2048):
+        check_products(torch, quiet, folder, Case(f"bfloat16, {length} x {length}", 2, length, 64, mask="causal"))
+
+
+def check_products(torch, quiet, folder, case):
+    """Our products of bfloat16 and PyTorch's, of softmax, in the 2-norm against float64 over the rounded tensors."""
+    rounded = {n: torch.from_numpy(x).bfloat16() for n, x in case.inputs().items() if n in "qkv"}
+    rounded["dout"] = torch.from_numpy(np.random.default_rng(2).standard_normal(rounded["q"].shape, dtype=np.float32)).bfloat16()
+    source, result = str(folder / "in.safetensors"), str(folder / "out.safetensors")
+    save_file({n: x.float().numpy() for n, x in rounded.items()}, source)
+    options = ["--sink", "softmax", "--mask", case.mask, "--products", "bf16", "--gradients", "--json"]
+    quiet.run("attend", source, "--output", result, *options)
+    ours = load_file(result)
+
+    def gradients(kind):
+        with torch.enable_grad():
+            leaves = [rounded[n].to(kind).requires_grad_() for n in "qkv"]
+            out = scaled_dot_product(torch, case, leaves)
+            return [g.double().numpy() for g in torch.autograd.grad(out, leaves, rounded["dout"].to(kind))]
+
+    norm = lambda x, y: float(np.linalg.norm(x - y) / np.linalg.norm(y))
+    rows = list(zip(("dq", "dk", "dv"), gradients(torch.bfloat16), gradients(torch.float64)))
+    errors = [(n, norm(ours[n], exact), norm(theirs, exact)) for n, theirs, exact in rows]
+    print(f"{case.name}: " + ", ".join(f"{n} {a:.1e} (PyTorch {b:.1e})" for n, a, b in errors), flush=True)
+    if any(a > b for _, a, b in errors):
+        sys.exit("products of bfloat16 have a larger error than PyTorch's")
 
 
 def prepared(torch, case, storage):
@@ -99,12 +126,13 @@ def seconds_of(run, limit):
     return statistics.median(times)
 
 
-def compare(torch, case, storage, quiet, options):
+def compare(torch, case, storage, products, quiet, options):
     theirs = prepared(torch, case, storage)
     first = seconds_of(theirs, 0)
-    row = {"case": dataclasses.asdict(case), "storage": storage, "ours": [], "torch_ms": []}
+    row = {"case": dataclasses.asdict(case), "storage": storage, "products": products, "ours": [], "torch_ms": []}
+    words = ["--storage", storage, "--products", products]
     for _ in range(options.rounds):
-        row["ours"].append(quiet.bench(case, options.seconds, "--storage", storage, of="backward"))
+        row["ours"].append(quiet.bench(case, options.seconds, *words, of="backward"))
         row["torch_ms"].append((first if first > LONGEST_SECONDS else seconds_of(theirs, options.seconds)) * 1e3)
     middle = lambda name: statistics.median(r[name] for r in row["ours"])
     row.update({n: middle(n) for n in ("median_ms", "forward_ms", "gflops", "fraction_of_peak")})
@@ -119,16 +147,17 @@ def markdown(results):
         *described(results["machine"], results["threads"]),
         f"Written by `Benchmarks/Peers/run --backward`; PyTorch {results['version']}. Ours is with the sink, PyTorch's plain "
         "softmax. GFLOP/s count 10 operations for each pair of query and key and channel, of half the pairs where a causal "
-        "mask is square, of the visible ones under a window; of peak: over fused multiply-adds at best, in the same process. "
+        "mask is square, of the visible ones under a window; of peak: over the peak of what multiplies in the same process, "
+        "tiles where there are such for products of bfloat16, else fused multiply-adds. "
         "A ratio is PyTorch's time over ours, median over rounds that take turns: above 1 we are faster. Where one pass of "
         f"PyTorch takes more than {LONGEST_SECONDS} s it ran once. A step is forward and backward; GFLOP/s, share and ratio are those of backward.",
         "",
-        "| shape | storage | kernels | backward, ms | forward, ms | a step, ms | GFLOP/s | of peak | PyTorch |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        "| shape | storage | products | kernels | backward, ms | forward, ms | a step, ms | GFLOP/s | of peak | PyTorch |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["rows"]:
         lines.append(
-            f"| {row['case']['name']} | {row['storage']} | {row['ours'][0]['kernels']} | {row['median_ms']:.4g} | "
+            f"| {row['case']['name']} | {row['storage']} | {row['products']} | {row['ours'][0]['kernels']} | {row['median_ms']:.4g} | "
             f"{row['forward_ms']:.4g} | {row['median_ms'] + row['forward_ms']:.4g} | {row['gflops']:.1f} | {row['fraction_of_peak']:.2f} | {row['ratio']:.2f} |"
         )
     return "\n".join(lines) + "\n"
@@ -161,9 +190,9 @@ def main():
     for case in CASES:
         if options.only and options.only not in case.name:
             continue
-        for storage in ("f32", "bf16"):
-            print(f"{case.name}, {storage} ...", file=sys.stderr, flush=True)
-            results["rows"].append(compare(torch, case, storage, quiet, options))
+        for storage, products in KINDS:
+            print(f"{case.name}, {storage}, products {products} ...", file=sys.stderr, flush=True)
+            results["rows"].append(compare(torch, case, storage, products, quiet, options))
             for row in results["rows"][-1:]:
                 row["ours"] = [{n: r[n] for n in ("kernels", "median_ms", "fraction_of_peak", "digest")} for r in row["ours"]]
             stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
