@@ -35,8 +35,10 @@ import Testing
         ([33: 0x1p24, 35: 1, 63: 1], 0x1p24), ([33: 0x1p24, 34: 1, 62: 1], 0x1p24 + 2),
         // Of two segments the first is rounded before the second is added.
         ([0: 0x1p24, 1: 1, 32: 1], 0x1p24), ([0: 0x1p24, 32: 1, 33: 1], 0x1p24 + 2),
+        ([30: 0x1p24, 31: 1, 32: 1], 0x1p24), ([31: 0x1p24, 62: 1, 63: 1], 0x1p24 + 2),
         // A block has no sum of its own: its segments, too, are added one by one.
-        ([0: 0x1p24, 64: 1, 96: 1], 0x1p24), ([0: 0x1p24, 64: 1, 65: 1], 0x1p24 + 2), ([64: 0x1p24, 65: 1, 128: 1], 0x1p24),
+        ([0: 0x1p24, 64: 1, 96: 1], 0x1p24), ([0: 0x1p24, 64: 1, 65: 1], 0x1p24 + 2),
+        ([64: 0x1p24, 65: 1, 128: 1], 0x1p24),
         // Blocks and segments count from the first place of all, not from the first that is seen.
         ([40: 0x1p24, 64: 1, 66: 1], 0x1p24 + 2), ([72: 0x1p24, 96: 1, 97: 1], 0x1p24 + 2),
         // The last block is shorter.
