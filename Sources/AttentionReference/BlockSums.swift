@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// BlockSums.swift - the sums that gradients take of a block of 64 queries or keys: step B3 of Documentation/Numerics.md.
+// BlockSums.swift - sums over a block of 64 queries or keys, of which gradients are made: step B3 of
+// Documentation/Numerics.md.
 
 /// Many sums over a block, each of `a[n] b[n]`; n, from 0 to 63, is the place in the block and ascends.
 ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// BFloat16GradientErrorTests.swift - how far gradients from products of bfloat16 are from those in Double: as far as rounding
-// the factors takes them, at every length and with every option.
+// BFloat16GradientErrorTests.swift - how far gradients from products of bfloat16 are from those in Double: as far as
+// rounding the factors takes them, at every length and with every option.
 
 import Foundation
 import TestSupport
@@ -64,8 +64,8 @@ import Testing
 
     // MARK: - Any length, any option
 
-    /// Unit normal tensors in Float, so that gradients of outputs are rounded as well. Short heads are several, because the
-    /// error of one depends on chance.
+    /// Unit normal tensors in Float, so that gradients of outputs are rounded as well. Short heads are several, because
+    /// the error of one depends on chance.
     @Test func errorDoesNotGrowWithLength() {
         var first: [Double]?
         for length in Self.isExhaustive ? [64, 256, 1024, 2048] : [64, 160, 400] {
@@ -82,8 +82,8 @@ import Testing
         }
     }
 
-    /// Every option meets every normaliser; sizes pass the ends of blocks and segments. The other normalisers have rows in
-    /// which one key has all the weight: its gradient is a difference of equals, of which only one is rounded.
+    /// Every option meets every normaliser; sizes pass the ends of blocks and segments. The other normalisers have rows
+    /// in which one key has all the weight: its gradient is a difference of equals, of which only one is rounded.
     @Test(arguments: AttentionCase.NormaliserChoice.allCases, FiniteDifferenceTests.options.indices)
     func everyOption(normaliser: AttentionCase.NormaliserChoice, option: Int) throws {
         var shape = Self.shape(67, 131, 9) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// BFloat16GradientTests.swift - gradients from products of bfloat16: factors, sums and powers of two by hand, and what holds
-// for every loss.
+// BFloat16GradientTests.swift - gradients from products of bfloat16: factors, sums and powers of two by hand, and what
+// holds for every loss.
 
 import TestSupport
 import Testing
@@ -226,8 +226,8 @@ import Testing
         }
     }
 
-    /// NaN in the gradient of one output: all of the row's query, its sink, the keys that it sees, and the channel of their
-    /// values. Everything else keeps its bits.
+    /// NaN in the gradient of one output: all of the row's query, its sink, the keys that it sees, and the channel of
+    /// their values. Everything else keeps its bits.
     @Test(arguments: [ReferenceProducts.float32, .bfloat16])
     func nanInAnOutputGradient(products: ReferenceProducts) {
         var shape = AttentionCase(queries: 70, keys: 70, headDimension: 3, valueDimension: 4) {
