@@ -59,6 +59,37 @@ import Testing
         }
     }
 
+    /// The micro-batches of a step: sums go on from those of the one before, and from -0 as from +0.
+    @Test func sumsGoOn() throws {
+        try forAll(AttentionCase.self, cases: 12) { shape in
+            var (shape, generator) = (shape, SeededGenerator(seed: shape.seed))
+            shape.layout = .headsFirst
+            func numbers(_ count: Int) -> [Float] { generator.normals(count).map { $0 < -1 ? -0.0 : $0 } }
+            let (inputs, loss) = (shape.inputs, shape.loss)
+            var start = ReferenceGradients<Float>(zerosFor: shape.referenceProblem(inputs))
+            for tensor in [\ReferenceGradients<Float>.queries, \.keys, \.values, \.sinks, \.bias] {
+                start[keyPath: tensor] = numbers(start[keyPath: tensor].count)
+            }
+            for products in ReferenceProducts.all {
+                shape.products = products
+                let expected = shape.referenceGradients(inputs, loss, addedTo: start)
+                for (index, kernels) in products.kernelSets.enumerated() {
+                    var actual = AttentionGradients(
+                        queries: start.queries, keys: start.keys, values: start.values, sinks: start.sinks)
+                    actual.bias = start.bias
+                    try shape.addGradients(
+                        inputs, loss, to: &actual, kernels: kernels, threads: index % 2 == 0 ? 3 : 1)
+                    let context = "\(shape), \(kernels)"
+                    try requireSameBits("dq", actual.queries, expected.queries, context)
+                    try requireSameBits("dk", actual.keys, expected.keys, context)
+                    try requireSameBits("dv", actual.values, expected.values, context)
+                    try requireSameBits("dsink", actual.sinks, expected.sinks, context)
+                    try requireSameBits("dbias", actual.bias, expected.bias, context)
+                }
+            }
+        }
+    }
+
     /// Tensors of every type in every layout, for spans: gradients in Float have the bits of the reference over what is stored, and
     /// those of 16 bits are the same, rounded once.
     private func requireStored(

@@ -37,44 +37,47 @@ extension AttentionGradients {
     /// With work spread over all threads, however little it is.
     private func attention(
         _ shape: AttentionShape, mask: AttentionMask = .causal, sink: AttentionSink = .softmax1,
-        bias: BroadcastTensor<Float>? = nil, layout: AttentionLayout? = nil, threads: Int = 1,
-        kernels: KernelSet? = nil
+        bias: BroadcastTensor<Float>? = nil, products: AttentionProducts = .float32, layout: AttentionLayout? = nil,
+        threads: Int = 1
     ) throws -> Attention {
         try Attention(
-            shape, rules: ScoreRules(sink: sink), mask: mask, bias: bias, layout: layout, threads: threads,
-            kernels: kernels,
-            nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
+            shape, rules: ScoreRules(sink: sink), mask: mask, bias: bias, products: products, layout: layout,
+            threads: threads, nanosecondsPerWorker: threads > 1 ? 1e-9 : 1e9)
     }
 
     /// One head is shared by all threads, span by span; many are taken whole.
-    @Test(arguments: [
-        (1, 1, 1, 700, 1300), (1, 4, 2, 450, 1200), (3, 6, 6, 70, 90), (1, 2, 1, 1, 2000), (2, 2, 1, 400, 0),
-    ])
-    func threadsChangeNoBit(_ batch: Int, _ heads: Int, _ keyHeads: Int, _ queries: Int, _ keys: Int) throws {
+    @Test(
+        arguments: [
+            (1, 1, 1, 700, 1300), (1, 4, 2, 450, 1200), (3, 6, 6, 70, 90), (1, 2, 1, 1, 2000), (2, 2, 1, 400, 0),
+        ], AttentionProducts.allCases)
+    func threadsChangeNoBit(
+        _ size: (batch: Int, heads: Int, keyHeads: Int, queries: Int, keys: Int), _ products: AttentionProducts
+    ) throws {
         let shape = try AttentionShape(
-            batch: batch, queryHeads: heads, keyValueHeads: keyHeads, queries: queries, keys: keys, headDimension: 20,
-            valueDimension: 12)
+            batch: size.batch, queryHeads: size.heads, keyValueHeads: size.keyHeads, queries: size.queries,
+            keys: size.keys, headDimension: 20, valueDimension: 12)
         let problem = BackwardProblem(shape)
         for mask in [AttentionMask.none, .causal, .window(before: 100, after: 30)] {
-            let expected = try problem.run(attention(shape, mask: mask))
+            let expected = try problem.run(attention(shape, mask: mask, products: products))
             for threads in [2, 3, 5] {
-                let found = try problem.run(attention(shape, mask: mask, threads: threads))
+                let found = try problem.run(attention(shape, mask: mask, products: products, threads: threads))
                 #expect(found.bits == expected.bits, "\(threads) threads, \(mask)")
             }
         }
     }
 
-    @Test func layoutsChangeNoBit() throws {
+    @Test(arguments: AttentionProducts.allCases)
+    func layoutsChangeNoBit(_ products: AttentionProducts) throws {
         let shape = try AttentionShape(
             batch: 2, queryHeads: 4, keyValueHeads: 2, queries: 70, keys: 90, headDimension: 9, valueDimension: 17)
         var problem = BackwardProblem(shape)
-        let expected = try problem.run(attention(shape))
+        let expected = try problem.run(attention(shape, products: products))
         let inner = problem.problem
         problem.problem.queries = inner.exchanged(inner.queries, heads: 4, sequence: 70)
         problem.problem.keys = inner.exchanged(inner.keys, heads: 2, sequence: 90)
         problem.problem.values = inner.exchanged(inner.values, heads: 2, sequence: 90)
         problem.outputGradient = inner.exchanged(problem.outputGradient, heads: 4, sequence: 70)
-        let found = try problem.run(attention(shape, layout: .batchSequenceHeads))
+        let found = try problem.run(attention(shape, products: products, layout: .batchSequenceHeads))
         #expect(bits(found.queries) == bits(inner.exchanged(expected.queries, heads: 4, sequence: 70)))
         #expect(bits(found.keys) == bits(inner.exchanged(expected.keys, heads: 2, sequence: 90)))
         #expect(bits(found.values) == bits(inner.exchanged(expected.values, heads: 2, sequence: 90)))
@@ -82,12 +85,13 @@ extension AttentionGradients {
     }
 
     /// Each sequence of a packed batch has the gradients it has alone, and keys of a sequence without queries have 0.
-    @Test func packedSequencesAreAlone() throws {
+    @Test(arguments: AttentionProducts.allCases)
+    func packedSequencesAreAlone(_ products: AttentionProducts) throws {
         let (queryOffsets, keyOffsets) = ([0, 5, 5, 75], [0, 40, 47, 177])
         let packed = try AttentionShape(
             packed: queryOffsets, keyOffsets: keyOffsets, queryHeads: 2, keyValueHeads: 1, headDimension: 8)
         let problem = BackwardProblem(packed)
-        let found = try problem.run(attention(packed, threads: 3), logSumExp: false)
+        let found = try problem.run(attention(packed, products: products, threads: 3), logSumExp: false)
         var sinks = [Float](repeating: 0, count: 2)
         for item in 0..<3 {
             let (rows, keys) = (queryOffsets[item]..<queryOffsets[item + 1], keyOffsets[item]..<keyOffsets[item + 1])
@@ -104,7 +108,8 @@ extension AttentionGradients {
             alone.problem.keys = Array(problem.problem.keys[keyPart])
             alone.problem.values = Array(problem.problem.values[keyPart])
             alone.outputGradient = Array(problem.outputGradient[queryPart])
-            let expected = try alone.run(attention(shape, layout: .batchSequenceHeads), logSumExp: false)
+            let expected = try alone.run(
+                attention(shape, products: products, layout: .batchSequenceHeads), logSumExp: false)
             #expect(bits(Array(found.queries[queryPart])) == bits(expected.queries))
             #expect(bits(Array(found.keys[keyPart])) == bits(expected.keys))
             #expect(bits(Array(found.values[keyPart])) == bits(expected.values))
@@ -114,20 +119,21 @@ extension AttentionGradients {
     }
 
     /// A pass over rows cut at a multiple of 64, each part with its own record, goes on with the sums of keys and values.
-    @Test func sumsGoOn() throws {
+    @Test(arguments: AttentionProducts.allCases, [[0..<128, 128..<200], [0..<64, 64..<128, 128..<192, 192..<200]])
+    func sumsGoOn(_ products: AttentionProducts, _ cut: [Range<Int>]) throws {
         let whole = try AttentionShape(queryHeads: 1, queries: 200, keys: 200, headDimension: 16)
         let problem = BackwardProblem(whole)
-        let expected = try problem.run(attention(whole), logSumExp: false)
+        let expected = try problem.run(attention(whole, products: products), logSumExp: false)
         var gradients = AttentionGradients(
             queries: [], keys: [Float](repeating: 0, count: whole.keyCount),
             values: [Float](repeating: 0, count: whole.valueCount), sinks: [0])
         var queries: [Float] = []
-        for rows in [0..<128, 128..<200] {
+        for rows in cut {
             // The keys of the first rows are a prefix of all; the mask is causal.
             let shape = try AttentionShape(
                 queryHeads: 1, queries: rows.count, keys: rows.upperBound, headDimension: 16)
             let (part, keys) = (rows.lowerBound * 16..<rows.upperBound * 16, 0..<rows.upperBound * 16)
-            let attention = try attention(shape)
+            let attention = try attention(shape, products: products)
             let (q, k, v) = (
                 Array(problem.problem.queries[part]), Array(problem.problem.keys[keys]),
                 Array(problem.problem.values[keys])
@@ -151,12 +157,15 @@ extension AttentionGradients {
         #expect(abs(gradients.sinks[0] - expected.sinks[0]) < 1e-5)
     }
 
-    /// A -0 in a buffer that is added to counts as +0, whatever blocks are skipped.
-    @Test func negativeZerosDoNotLast() throws {
+    /// A -0 in a buffer that is added to counts as +0, whatever blocks are skipped, and even if the sum that is added is
+    /// itself a -0: one that is too small for a subnormal number.
+    @Test(arguments: AttentionProducts.allCases, [1, 0x1p-104, 0x1p-149] as [Float])
+    func negativeZerosDoNotLast(_ products: AttentionProducts, _ unit: Float) throws {
         let shape = try AttentionShape(queryHeads: 2, keyValueHeads: 1, queries: 70, keys: 300, headDimension: 6)
-        let problem = BackwardProblem(shape)
+        var problem = BackwardProblem(shape)
+        for index in problem.outputGradient.indices { problem.outputGradient[index] *= unit }
         for mask in [AttentionMask.none, .window(before: 3, after: 0)] {
-            let attention = try attention(shape, mask: mask, threads: 3)
+            let attention = try attention(shape, mask: mask, products: products, threads: 3)
             let expected = try problem.run(attention, logSumExp: false)
             var record = ForwardRecord()
             let inner = problem.problem
@@ -174,9 +183,10 @@ extension AttentionGradients {
     }
 
     /// Buffers are written whole, and sizes beyond memory are errors.
-    @Test func nothingAndTooMuch() throws {
+    @Test(arguments: AttentionProducts.allCases)
+    func nothingAndTooMuch(_ products: AttentionProducts) throws {
         let shape = try AttentionShape(packed: [0, 3], queryHeads: 0, keyValueHeads: 2, headDimension: 4)
-        let attention = try attention(shape)
+        let attention = try attention(shape, products: products)
         var record = ForwardRecord()
         let (keys, nothing) = ([Float](repeating: 1, count: shape.keyCount), [Float]())
         _ = try attention.forward(queries: nothing, keys: keys, values: keys, recording: &record)
@@ -195,7 +205,8 @@ extension AttentionGradients {
         }
         #expect(gradient.allSatisfy { $0 == 0 })
         let large = try Attention(
-            AttentionShape(queryHeads: 1, queries: 1 << 36, keys: 1 << 36, headDimension: 64), sink: .softmax)
+            AttentionShape(queryHeads: 1, queries: 1 << 36, keys: 1 << 36, headDimension: 64), sink: .softmax,
+            products: products)
         expectRefusal(.elementCount, "queries") {
             _ = try large.backward(
                 outputGradient: [], queries: [], keys: [], values: [], output: [], record: ForwardRecord())
@@ -204,12 +215,13 @@ extension AttentionGradients {
 
     /// The published slopes are no parameters; given ones are. Where scales are asked for, queries are summed apart and then
     /// added; an s of 0 can have no gradient by a division.
-    @Test func slopesAndScales() throws {
+    @Test(arguments: AttentionProducts.allCases)
+    func slopesAndScales(_ products: AttentionProducts) throws {
         let shape = try AttentionShape(
             batch: 2, queryHeads: 2, keyValueHeads: 1, queries: 70, keys: 90, headDimension: 6)
         let problem = BackwardProblem(shape)
         func attention(_ alibi: ALiBi?, _ scaling: ScoreScaling = .constant) throws -> Attention {
-            try Attention(shape, sink: .softmax1, mask: .causal, scaling: scaling, alibi: alibi)
+            try Attention(shape, sink: .softmax1, mask: .causal, scaling: scaling, alibi: alibi, products: products)
         }
         #expect(try problem.run(attention(.standard)).slopes.isEmpty)
         let given = try attention(.slopes(ALiBi.slopes(queryHeads: 2)), .scalableSoftmax([0.5, -0.25]))
@@ -247,7 +259,8 @@ extension AttentionGradients {
     }
 
     /// Spans give what arrays give, log-sum-exp and sums that go on included, and refuse sinks where there are none.
-    @Test func spans() throws {
+    @Test(arguments: AttentionProducts.allCases)
+    func spans(_ products: AttentionProducts) throws {
         let shape = try AttentionShape(queryHeads: 4, keyValueHeads: 2, queries: 20, keys: 70, headDimension: 6)
         let problem = BackwardProblem(shape)
         let (q, k, v) = (problem.problem.queries, problem.problem.keys, problem.problem.values)
@@ -280,7 +293,7 @@ extension AttentionGradients {
             }
             return (bits(dq + dk + dv + ds), sums)
         }
-        let attention = try attention(shape, sink: .logits([0, 1, -1, 3]))
+        let attention = try attention(shape, sink: .logits([0, 1, -1, 3]), products: products)
         let expected = try problem.run(attention, logSumExp: false)
         let found = try run(attention, sinks: 4, logSumExp: shape.rowCount)
         #expect(found.bits == expected.bits)
@@ -290,20 +303,22 @@ extension AttentionGradients {
         #expect(twice.bits.suffix(4) == bits(expected.sinks.map { $0 + $0 })[...])
         expectRefusal(.elementCount, "gradients.sinks") { _ = try run(attention, sinks: 3) }
         expectRefusal(.elementCount, "logSumExp") { _ = try run(attention, sinks: 4, logSumExp: 1) }
-        let sigmoid = try Attention(shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(0)))
+        let sigmoid = try Attention(
+            shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(0)), products: products)
         #expect(try run(sigmoid, sinks: 0).bits == problem.run(sigmoid, logSumExp: false).bits)
         expectRefusal(.composition, "gradients.sinks") { _ = try run(sigmoid, sinks: 4) }
         expectRefusal(.composition, "logSumExp") { _ = try run(sigmoid, sinks: 0, logSumExp: shape.rowCount) }
     }
 
     /// Another sink in a problem that is ready gives what a problem of its own would give, and refuses alike.
-    @Test func anotherSink() throws {
+    @Test(arguments: AttentionProducts.allCases)
+    func anotherSink(_ products: AttentionProducts) throws {
         let shape = try AttentionShape(queryHeads: 2, queries: 9, keys: 70, headDimension: 6)
         let problem = BackwardProblem(shape)
         func own(_ sink: AttentionSink, _ normaliser: AttentionNormaliser = .softmax) throws -> Attention {
             try Attention(
                 shape, sink: sink, mask: .causal, scaling: .logKeys(base: 20), normaliser: normaliser,
-                positions: .rotary(), queryKeyNorm: .rms())
+                positions: .rotary(), queryKeyNorm: .rms(), products: products)
         }
         let sinks: [AttentionSink] = [
             .softmax, .softmax1, .softmaxN(3), .logits([1, -.infinity]), .logKeys(offset: 1),

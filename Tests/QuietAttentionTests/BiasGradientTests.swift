@@ -8,11 +8,12 @@ import Testing
 
 @Suite struct BiasGradientTests {
     private func attention(
-        _ shape: AttentionShape, _ bias: BroadcastTensor<Float>?, threads: Int = 1
+        _ shape: AttentionShape, _ bias: BroadcastTensor<Float>?, products: AttentionProducts = .float32,
+        threads: Int = 1
     ) throws -> Attention {
         try Attention(
-            shape, rules: ScoreRules(sink: .softmax1), mask: .causal, bias: bias, layout: .batchSequenceHeads,
-            threads: threads, nanosecondsPerWorker: 1e-9)
+            shape, rules: ScoreRules(sink: .softmax1), mask: .causal, bias: bias, products: products,
+            layout: .batchSequenceHeads, threads: threads, nanosecondsPerWorker: 1e-9)
     }
 
     private func numbers(_ count: Int, seed: UInt64) -> [Float] {
@@ -33,8 +34,9 @@ import Testing
     }
 
     /// Rows and keys count from the start of each sequence; a bias that sequences share has the sum over them in order.
-    @Test(arguments: [1, 3], [1, 2])
-    func packedSequences(items: Int, heads: Int) throws {
+    @Test(arguments: [(1, 1), (1, 2), (3, 1), (3, 2)], AttentionProducts.allCases)
+    func packedSequences(_ sharing: (items: Int, heads: Int), _ products: AttentionProducts) throws {
+        let (items, heads) = sharing
         let (queryOffsets, keyOffsets) = ([0, 5, 5, 75], [0, 40, 47, 177])
         let packed = try AttentionShape(
             packed: queryOffsets, keyOffsets: keyOffsets, queryHeads: 2, keyValueHeads: 1, headDimension: 8)
@@ -42,7 +44,8 @@ import Testing
         let bias = numbers(items * heads * 70 * 130, seed: 3)
         let problem = BackwardProblem(packed)
         let tensor = try BroadcastTensor(bias, batch: items, heads: heads, queries: 70, keys: 130)
-        let found = try problem.run(attention(packed, tensor, threads: 3), logSumExp: false)
+        let found = try problem.run(
+            attention(packed, tensor, products: products, threads: 3), logSumExp: false)
         var sums = [Float](repeating: 0, count: bias.count)
         for item in [0, 2] {
             let (rows, keys) = (queryOffsets[item]..<queryOffsets[item + 1], keyOffsets[item]..<keyOffsets[item + 1])
@@ -56,7 +59,7 @@ import Testing
                 Array(problem.problem.keys[keys.lowerBound * 8..<keys.upperBound * 8]),
                 Array(problem.problem.values[keys.lowerBound * 8..<keys.upperBound * 8])
             )
-            let attention = try attention(shape, own)
+            let attention = try attention(shape, own, products: products)
             var record = ForwardRecord()
             let result = try attention.forward(queries: q, keys: k, values: v, recording: &record)
             var gradients = AttentionGradients(

@@ -34,6 +34,13 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         for index in problem.values.indices { problem.values[index] *= 0x1p-127 }
         return problem
     }()
+    /// Queries and keys so small that with ``faintGradient`` some gradients by products of bfloat16 are.
+    private static let faint: Problem = {
+        var problem = Problem(shape)
+        for index in problem.queries.indices { problem.queries[index] *= 0x1p-30 }
+        for index in problem.keys.indices { problem.keys[index] *= 0x1p-30 }
+        return problem
+    }()
     private static let tokens: CacheProblem = {
         CacheProblem(tokens: 1100) { ($0.headDimension, $0.group) = (6, 2) }
     }()
@@ -68,11 +75,14 @@ struct ModeEntry: Sendable, CustomStringConvertible {
     }
 
     /// The gradients of a step, computed and then added to themselves with those of scales.
-    private static func backward(_ name: String, _ attention: @escaping @Sendable () throws -> Attention) -> ModeEntry {
+    private static func backward(
+        _ name: String, _ problem: Problem = tensors, _ outputGradient: [Float] = outputGradient,
+        _ attention: @escaping @Sendable () throws -> Attention
+    ) -> ModeEntry {
         ModeEntry("backward, \(name)") {
             let attention = try attention()
             var record = ForwardRecord()
-            let (q, k, v) = (tensors.queries, tensors.keys, tensors.values)
+            let (q, k, v) = (problem.queries, problem.keys, problem.values)
             let output = try attention.forward(queries: q, keys: k, values: v, recording: &record).output
             let dlse = attention.normaliser.hasSink ? Array(outputGradient.prefix(shape.rowCount)) : nil
             var gradients = try attention.backward(
@@ -93,6 +103,7 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         var generator = SeededGenerator(seed: 3)
         return generator.normals(shape.outputCount)
     }()
+    private static let faintGradient = outputGradient.map { $0 * 0x1p-90 }
     private static let bias = try! BroadcastTensor(
         (0..<20 * 70).map { Float($0 % 9) / 7 }, batch: 1, heads: 1, queries: 20, keys: 70)
 
@@ -115,6 +126,11 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         },
         backward("sigmoid") { try Attention(shape, sink: .softmax, normaliser: .sigmoid(bias: .fixed(-1))) },
         backward("softpick") { try Attention(shape, sink: .softmax, normaliser: .softpick(epsilon: 1e-6)) },
+        backward("products of bfloat16", faint, faintGradient) {
+            try Attention(
+                shape, sink: .softmax1, mask: .causal, softcap: 5, alibi: .slopes([0.3, 0.1, 0.7, 0]), bias: bias,
+                products: .bfloat16)
+        },
         ModeEntry("backward, 16 bits") {
             let attention = try Attention(shape, sink: .softmax1, mask: .causal, positions: .rotary())
             let (q, k, v) = (halves[0], halves[1], halves[2])
@@ -298,6 +314,13 @@ struct ModeEntry: Sendable, CustomStringConvertible {
             #expect(bits == expected, "\(mode)")
             #expect(isKept, "\(mode)")
         }
+    }
+
+    /// Or modes without them would change nothing anyway.
+    @Test(arguments: ["forward", "backward, products of bfloat16"])
+    func someNumbersAreSubnormal(_ name: String) throws {
+        let entry = try #require(ModeEntry.all.first { $0.description == name })
+        #expect(try entry.bits().contains { Float(bitPattern: UInt32($0)).isSubnormal })
     }
 
     /// In a process of its own: a signal would end it.

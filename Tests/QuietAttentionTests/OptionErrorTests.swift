@@ -65,23 +65,6 @@ import Testing
         }
     }
 
-    /// What forward keeps of products of bfloat16 would not be what backward multiplies.
-    @Test func gradientsOfBFloat16Products() throws {
-        let attention = try Attention(shape, sink: .softmax1, products: .bfloat16)
-        func zeros(_ count: Int) -> [Float] { [Float](repeating: 0, count: count) }
-        let (q, k, v) = (zeros(shape.queryCount), zeros(shape.keyCount), zeros(shape.valueCount))
-        var record = ForwardRecord()
-        expectRefusal(.composition, "products") {
-            _ = try attention.forward(queries: q, keys: k, values: v, recording: &record)
-        }
-        _ = try Attention(shape, sink: .softmax1).forward(queries: q, keys: k, values: v, recording: &record)
-        expectRefusal(.composition, "products") {
-            _ = try attention.backward(
-                outputGradient: zeros(shape.outputCount), queries: q, keys: k, values: v,
-                output: zeros(shape.outputCount), record: record)
-        }
-    }
-
     /// The weights are those that are multiplied: of rounded queries and keys, themselves rounded to 8 bits.
     @Test func weightsAreOfTheProductsAskedFor() throws {
         func numbers(_ count: Int, _ step: Int) -> [Float] { (0..<count).map { Float($0 * step % 19) / 7 - 1.3 } }

@@ -245,27 +245,6 @@ import Testing
         #expect(poisoned.bits == clean.bits)
     }
 
-    @Test func productsOfBFloat16HaveNoGradients() throws {
-        let attention = try Whole(Self.bfloat16Products[0], queries: 3, keys: 0).partwise([0, 1, 2], threads: 1)
-        let running = try attention.begin()
-        let floats = UnsafeMutableBufferPointer<Float>.allocate(capacity: attention.shape.outputCount)
-        defer { floats.deallocate() }
-        let (all, none) = (UnsafeBufferPointer(floats), UnsafeMutableBufferPointer<Float>(start: nil, count: 0))
-        var record = ForwardRecord()
-        expectRefusal(.composition, "products") { try attention.finish(running, into: floats, recording: &record) }
-        expectRefusal(.composition, "products") {
-            try attention.deltas(output: all, outputGradient: all, record: record, into: floats)
-        }
-        let empty = UnsafeBufferPointer(none)
-        expectRefusal(.composition, "products") {
-            try attention.addGradients(
-                of: .init(
-                    queries: empty, outputGradient: empty, references: empty, factors: empty, deltas: empty,
-                    queryGradient: none), groupHead: 0,
-                against: .init(keys: empty, values: empty, keyGradient: none, valueGradient: none, range: 0..<0))
-        }
-    }
-
     @Test func noRowsAndNoKeys() throws {
         let whole = try Whole(Self.rules[0], queries: 3, keys: 0)
         let none = try whole.results(whole.partwise([0, 1, 2]), [0, 1, 2], cut: [0, 0]) { $0 }

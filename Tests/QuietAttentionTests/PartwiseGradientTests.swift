@@ -2,6 +2,7 @@
 // PartwiseGradientTests.swift - gradients of rows against keys, a part of each at a time: the bits of the backward pass.
 
 import SeededInputs
+import TestSupport
 import Testing
 
 @testable import QuietAttention
@@ -54,6 +55,16 @@ private final class Memory {
                 norm: .layer(
                     queryGain: vectors.keys, queryBias: vectors.rows, keyGain: vectors.keys, keyBias: vectors.keys)),
         ]
+
+    private static let bfloat16Products = [
+        Rules(
+            name: "products", scaling: .scalableSoftmax(factors.scales), softcap: 3, alibi: .slopes(factors.slopes),
+            products: .bfloat16),
+        Rules(
+            name: "products of turned rows", mask: .window(before: 900, after: 70),
+            positions: .rotary(RotaryEmbedding(base: 500)),
+            norm: .rms(queryGain: vectors.rows, keyGain: vectors.keys), products: .bfloat16),
+    ]
 
     /// A forward pass, its gradients, and the problem of all rows whose keys come a part at a time.
     private struct Pass {
@@ -167,6 +178,15 @@ private final class Memory {
 
     @Test(arguments: rules, KernelSet.available)
     private func panelsAndChunksGiveTheWhole(_ rules: Rules, _ kernels: KernelSet) throws {
+        try requireWhole(rules, kernels)
+    }
+
+    @Test(arguments: bfloat16Products, [KernelSet.available[0], .emulatedTiles])
+    private func productsOfBFloat16GiveTheWhole(_ rules: Rules, _ kernels: KernelSet) throws {
+        try requireWhole(rules, kernels)
+    }
+
+    private func requireWhole(_ rules: Rules, _ kernels: KernelSet) throws {
         let pass = try Pass(rules, kernels)
         let own = try Self.record(pass.all, pass.whole)
         #expect(own.references.map(\.bitPattern) == pass.record.references.map(\.bitPattern))

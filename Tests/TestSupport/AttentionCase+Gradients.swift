@@ -41,10 +41,6 @@ extension AttentionCase {
     public func allGradients(
         _ inputs: AttentionInputs, _ loss: ReferenceLoss, kernels: KernelSet, threads: Int = 1
     ) throws -> AttentionGradients {
-        let attention = try attention(inputs, kernels: kernels, threads: threads)
-        var record = ForwardRecord()
-        let result = try attention.forward(
-            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
         func zeros(_ count: Int) -> [Float] { [Float](repeating: 0, count: count) }
         var gradients = AttentionGradients(
             queries: zeros(inputs.queries.count), keys: zeros(inputs.keys.count), values: zeros(inputs.values.count),
@@ -52,10 +48,22 @@ extension AttentionCase {
         gradients.logScales = zeros(queryHeads)
         if hasALiBi { gradients.slopes = gradients.logScales }
         if scaling == .scalableSoftmax { gradients.scalableSoftmax = gradients.logScales }
+        try addGradients(inputs, loss, to: &gradients, kernels: kernels, threads: threads)
+        return gradients
+    }
+
+    /// Added to what is there.
+    public func addGradients(
+        _ inputs: AttentionInputs, _ loss: ReferenceLoss, to gradients: inout AttentionGradients, kernels: KernelSet,
+        threads: Int = 1
+    ) throws {
+        let attention = try attention(inputs, kernels: kernels, threads: threads)
+        var record = ForwardRecord()
+        let result = try attention.forward(
+            queries: inputs.queries, keys: inputs.keys, values: inputs.values, recording: &record)
         try attention.addGradients(
             outputGradient: loss.outputGradient, logSumExpGradient: loss.logSumExpGradient, queries: inputs.queries,
             keys: inputs.keys, values: inputs.values, output: result.output, record: record, to: &gradients)
-        return gradients
     }
 
     /// What is true.
