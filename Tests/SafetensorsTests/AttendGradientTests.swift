@@ -36,9 +36,11 @@ extension CommandLineTests {
         #expect(values.contains { $0 != 0 }, "\(name)", sourceLocation: sourceLocation)
     }
 
-    @Test func gradientsOfTheTensors() throws {
-        let (file, library) = try gradients(["--lse-gradient", "dlse", "--mask", "causal"]) {
-            try Attention($0.shape, sink: .softmax1, mask: .causal)
+    @Test(arguments: AttentionProducts.allCases)
+    func gradientsOfTheTensors(products: AttentionProducts) throws {
+        let option = products == .float32 ? "f32" : "bf16"
+        let (file, library) = try gradients(["--lse-gradient", "dlse", "--mask", "causal", "--products", option]) {
+            try Attention($0.shape, sink: .softmax1, mask: .causal, products: products)
         }
         try expect("dq", [2, 4, 3, 8], library.queries, in: file)
         try expect("dk", [2, 2, 7, 8], library.keys, in: file)
@@ -47,11 +49,13 @@ extension CommandLineTests {
         #expect(!file.contains("dbias"))
     }
 
-    @Test func gradientsOfSlopesAndScales() throws {
-        let (file, library) = try gradients(["--alibi-slopes", "heads", "--ssmax", "heads"]) {
+    @Test(arguments: AttentionProducts.allCases)
+    func gradientsOfSlopesAndScales(products: AttentionProducts) throws {
+        let option = products == .float32 ? "f32" : "bf16"
+        let (file, library) = try gradients(["--alibi-slopes", "heads", "--ssmax", "heads", "--products", option]) {
             try Attention(
                 $0.shape, sink: .softmax1, scaling: .scalableSoftmax(TensorProblem.factors(4).map(Double.init)),
-                alibi: .slopes(TensorProblem.factors(4)))
+                alibi: .slopes(TensorProblem.factors(4)), products: products)
         }
         try expect("dslope", [4], library.slopes, in: file)
         try expect("dssmax", [4], library.scalableSoftmax, in: file)

@@ -59,7 +59,8 @@ extension CommandLineTests {
         #expect(out == (try problem.output(attention)))
         #expect(out != (try self.out(problem.path, ["--sink", "softmax1", "--mask", "causal"])))
         let refused = try QuietProcess([
-            "attend", problem.path, "--output", folder("none.safetensors"), "--products", "bf16", "--gradients",
+            "attend", problem.path, "--output", folder("none.safetensors"), "--products", "bf16", "--recurrent",
+            "linear",
         ])
         #expect(refused.status != 0 && refused.diagnostics.contains("--products"))
     }

@@ -260,7 +260,6 @@ import Testing
         ["bench", "--seed=-1"], ["bench", "--products", "f16"],
         ["bench", "--products", "bf16", "--pass", "decode", "--storage", "f32"],
         ["bench", "--products", "bf16", "--pass", "decode", "--storage", "int8"],
-        ["bench", "--products", "bf16", "--pass", "backward"],
         ["info", "more"],
     ])
     func usageErrors(arguments: [String]) throws {
@@ -366,6 +365,18 @@ import Testing
         for storage in [[], ["--storage", "bf16"]] {
             #expect(try digest(["--products", "bf16", "--pass", "decode", "--mask", "none"] + storage) == products)
         }
+    }
+
+    @Test func digestsOfGradientsDependOnTheProblemAlone() throws {
+        func digest(_ products: String, _ arguments: String...) throws -> String {
+            let options = ["--pass", "backward", "--mask", "causal", "--sink", "learned", "--products", products]
+            let json = try QuietProcess(Self.small + options + arguments).json
+            #expect(json["products"] as? String == (products == "f32" ? "float32" : "bfloat16"))
+            return try #require(json["digest"] as? String)
+        }
+        let expected = try digest("bf16", "--threads", "2", "--layout", "bshd")
+        for kernels in try Self.kernelSets() { #expect(try digest("bf16", "--kernels", kernels) == expected) }
+        #expect(try digest("f32") != expected)
     }
 
     @Test func benchRefusesMoreMemoryThanThereIs() throws {
