@@ -290,9 +290,9 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
 }
 
 /* delta = sum of dout out, less the gradient of lse: B1. */
-QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes, float lower) {
+QATTN_INLINE void store_delta(const qattn_backward_args *args, row_place place, f32x16 lanes) {
     const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
-    const float sum = f32x16_sum(lanes) * lower;
+    const float sum = args->in_pairs ? f32x16_sum(lanes) * QATTN_GRADIENT_LOWER : f32x16_sum(lanes);
     args->deltas[at] = args->lse_gradients ? sum - args->lse_gradients[at] : sum;
 }
 
@@ -306,8 +306,8 @@ QATTN_INLINE f32x16 delta_lanes(const qattn_backward_args *args, row_place place
     const void *const out = storage_at(args->out, row_offset(args->out_strides, place), storage);
     for (size_t c = 0; c < args->value_dim; c += QATTN_LANES) {
         const size_t left = args->value_dim - c;
-        const f32x16 x =
-            f32x16_load_first(storage_at(gradient, (ptrdiff_t)c, gradient_storage), left, gradient_storage);
+        f32x16 x = f32x16_load_first(storage_at(gradient, (ptrdiff_t)c, gradient_storage), left, gradient_storage);
+        if (args->in_pairs) x = bf16x16_factor_from(x * QATTN_GRADIENT_RAISE, QATTN_LEAST_GRADIENT_FACTOR);
         const f32x16 y = f32x16_load_first(storage_at(out, (ptrdiff_t)c, storage), left, storage);
         lanes = f32x16_fma(x, y, lanes);
     }
@@ -319,7 +319,7 @@ QATTN_INLINE void rows_deltas(const qattn_backward_args *args, qattn_storage gra
         row_place place = {.head = row / args->problem.queries};
         const query_range queries = queries_of_head(args, place.head);
         for (place.query = row - place.head * args->problem.queries; place.query < queries.end; place.query++, row++)
-            store_delta(args, place, delta_lanes(args, place, gradient_storage, storage), 1);
+            store_delta(args, place, delta_lanes(args, place, gradient_storage, storage));
     }
 }
 
@@ -338,7 +338,7 @@ QATTN_INLINE void panel_clipped_deltas(gradient_call *call) {
         }
     }
     for (size_t i = 0; i < call->count; i++)
-        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES), call->rule.lower);
+        store_delta(call->args, call->rows[i].place, f32x16_load(lanes + i * QATTN_LANES));
 }
 
 static void QATTN_FUNCTION(deltas)(const qattn_backward_args *args) {

@@ -30,25 +30,23 @@ struct RowGradient {
         raisedProductGradients = scores.finished.indices.map { j in
             row.isVisible[j] ? products.dot(factors, row.values + j * output.count, count: output.count) : 0
         }
-        let mean = meanOfProductGradients(output, outputGradient)
+        let mean = meanOfProductGradients(output)
         delta = logSumExpGradient.map { mean - $0 } ?? mean
     }
 
     /// D: what dp[j] is on the average over the weights. 0 where the factor is 0: then the output is 0 whatever its gradient,
     /// which is not read.
-    private func meanOfProductGradients(_ output: [Float], _ outputGradient: UnsafePointer<Float>) -> Float {
+    private func meanOfProductGradients(_ output: [Float]) -> Float {
         var sums = LaneSums()
         if case .clippedSoftmax = solved.normaliser {
             for j in scores.finished.indices where row.isVisible[j] {
                 let (share, gradient) = clipped(j)
                 sums.add(gradient, times: share, at: j)
             }
-            return sums.total / products.raise
+        } else if solved.factor != 0 {
+            for c in output.indices { sums.add(raisedOutputGradient[c], times: output[c], at: c) }
         }
-        if solved.factor != 0 {
-            for c in output.indices { sums.add(outputGradient[c], times: output[c], at: c) }
-        }
-        return sums.total
+        return sums.total / products.raise
     }
 
     /// p of step B2: the weight with which forward took the value of a key that the row sees.

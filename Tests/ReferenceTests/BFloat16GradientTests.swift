@@ -155,15 +155,20 @@ import Testing
         #expect(result.logScales == [2])
     }
 
-    /// delta is made of dO as given: p = share = 1/2, so delta = dO / 2 and u = (1 - dO / 2) / 2.
-    @Test func deltaTakesGivenOutputGradients() {
+    /// delta is made of dO as it is multiplied, here 1: p = share = 1/2, so delta = 1/2 and u = (1 - 1/2) / 2. A weight of 1 has
+    /// no gradient of its score.
+    @Test func deltaTakesRoundedOutputGradients() {
         let quiet = problem { $0.sinks = [0] }
-        let dO: Float = 0x1.004p0
-        let result = quiet.backward(queries: [0], keys: [0], values: [1], ReferenceLoss(outputGradient: [dO]))
-        #expect(result.values == [0.5] && result.sinks == [-dO / 4] && result.bias == [(1 - dO / 2) / 2])
-        let withLogSumExp = quiet.backward(
-            queries: [0], keys: [0], values: [1], ReferenceLoss(outputGradient: [dO], logSumExpGradient: [dO / 2]))
+        func gradients(_ problem: ReferenceProblem, dL: Float? = nil) -> ReferenceGradients<Float> {
+            problem.backward(
+                queries: [0], keys: [0], values: [1],
+                ReferenceLoss(outputGradient: [0x1.004p0], logSumExpGradient: dL.map { [$0] }))
+        }
+        let result = gradients(quiet)
+        #expect(result.values == [0.5] && result.sinks == [-0.25] && result.bias == [0.25])
+        let withLogSumExp = gradients(quiet, dL: 0.5)
         #expect(withLogSumExp.sinks == [0] && withLogSumExp.bias == [0.5])
+        #expect(gradients(problem()).bias == [0])
     }
 
     // MARK: - Powers of two

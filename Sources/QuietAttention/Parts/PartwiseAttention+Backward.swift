@@ -88,6 +88,7 @@ extension PartwiseAttention {
             arguments.problem = problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: nil, bias: nil)
             arguments.row_end = shape.rowCount
             (arguments.head_dim, arguments.value_dim) = (shape.headDimension, shape.valueDimension)
+            arguments.in_pairs = products == .bfloat16
             arguments.out = UnsafeRawPointer(output.baseAddress)
             arguments.out_storage = Output.storage.kernelStorage
             arguments.out_strides = qattn_strides(
