@@ -30,7 +30,7 @@ typedef struct pair_product {
     float *c;
     size_t c_step;
     bool adds;       /* to what is in c, or to 0 */
-    tile_task *task; /* whose blocks to come are asked for where few rows wait for memory */
+    tile_task *task; /* whose blocks to come are asked for where few rows wait for memory; NULL where rows are many */
 } pair_product;
 
 /* sum[v][i]: the chain of the even or the odd elements of segment s, for `count` vectors from vector `first` on. */
@@ -47,7 +47,7 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
     const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = rows <= STREAMING_ROWS && !odd};
     QATTN_UNROLL_2
     for (size_t n = 0; n < SEGMENT; n += 2) {
-        tile_prefetch(x->task, kind, &x->task->next, n / 2, count * CACHE_LINE);
+        if (kind.streams) tile_prefetch(x->task, kind, &x->task->next, n / 2, count * CACHE_LINE);
         f32x16 column[PANEL_VECTORS];
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++)
