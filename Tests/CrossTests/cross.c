@@ -404,8 +404,9 @@ static qattn_problem gradient_problem(int variant, const double *factors, const 
 }
 
 /* Digest of the gradients of two query heads on one key/value head, by every normaliser, with rules of scores for every
- * other one, and of what their scores have against the second block; or of the gradients of numbers of the heads. */
-static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads) {
+ * other one, and of what their scores have against the second block; or of the gradients of numbers of the heads. By
+ * products of float32 or of bfloat16. */
+static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads, bool in_pairs) {
     enum { ROWS = GRADIENT_HEADS * GRADIENT_QUERIES, DIM = GRADIENT_DIM, VALUE_DIM = GRADIENT_VALUE_DIM };
     static const float constants[] = {0, -0.03125f, -3, 0x1p-20f, 100, 1};
     float *queries = normals(17, 0, ROWS * DIM), *keys = normals(17, 1, GRADIENT_KEYS * DIM);
@@ -414,7 +415,8 @@ static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads) {
     float *out = allocate(ROWS * VALUE_DIM, sizeof *out), *sums = allocate(3 * ROWS, sizeof *sums);
     float *dq = allocate(ROWS * DIM, sizeof *dq), *dk = allocate(GRADIENT_KEYS * DIM, sizeof *dk);
     float *dv = allocate(GRADIENT_KEYS * VALUE_DIM, sizeof *dv);
-    void *packed = allocate(3, qattn_block_bytes(QATTN_FLOAT32, DIM, VALUE_DIM));
+    const qattn_storage packed_storage = in_pairs ? QATTN_BFLOAT16_PAIRS : QATTN_FLOAT32;
+    void *packed = allocate(3, qattn_block_bytes(packed_storage, DIM, VALUE_DIM));
     float *forward_workspace = allocate(qattn_forward_workspace(DIM, VALUE_DIM), 1);
     float *workspace = allocate(qattn_backward_workspace(kernels, DIM, VALUE_DIM), 1);
     double factors[ROWS];
@@ -426,7 +428,10 @@ static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads) {
                                   .key_stride = DIM,
                                   .value_stride = VALUE_DIM,
                                   .key_end = GRADIENT_KEYS,
-                                  .blocks = {.base = packed, .head_dim = DIM, .value_dim = VALUE_DIM}};
+                                  .blocks = {.base = packed,
+                                             .storage = packed_storage,
+                                             .head_dim = DIM,
+                                             .value_dim = VALUE_DIM}};
     CALL(kernels->pack(&pack));
     uint64_t hash = EMPTY_DIGEST;
     for (int variant = 0; variant < 6; variant++) {
@@ -465,6 +470,7 @@ static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads) {
             .out_strides = value_rows,
             .head_dim = DIM,
             .value_dim = VALUE_DIM,
+            .in_pairs = in_pairs,
             .lse_gradients = variant < 2 ? lse_gradients : NULL, /* the softmaxes have one */
             .references = sums,
             .factors = sums + ROWS,
@@ -537,11 +543,12 @@ static int run_line(const char *line, const qattn_kernels *const *available, siz
     int wrong = 0;
     if (sscanf(line, "function %31s %31s", c.name, c.expected) == 2) {
         const bool is_prepare = !strcmp(c.name, "prepare"), is_prepare_backward = !strcmp(c.name, "prepare_backward");
-        const bool is_backward = !strcmp(c.name, "backward"), is_of_heads = !strcmp(c.name, "head_gradients");
+        const bool in_pairs = strstr(c.name, "_pairs") != NULL;
+        const bool is_backward = !strncmp(c.name, "backward", 8), is_of_heads = !strncmp(c.name, "head_gradients", 14);
         for (size_t i = 0; i < sets; i++) {
             const uint64_t hash = is_prepare                   ? run_prepare(available[i])
                                   : is_prepare_backward        ? run_prepare_backward(available[i])
-                                  : is_backward || is_of_heads ? run_backward(available[i], is_of_heads)
+                                  : is_backward || is_of_heads ? run_backward(available[i], is_of_heads, in_pairs)
                                                                : run_function(c.name, available[i]);
             wrong += !report(c.name, available[i], hash, c.expected);
         }

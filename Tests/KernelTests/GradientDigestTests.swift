@@ -24,14 +24,14 @@ import Testing
             return generator.normals(count)
         }
 
-        static func gradients(_ variant: Int) -> ReferenceGradients<Float> {
+        static func gradients(_ variant: Int, _ products: ReferenceProducts) -> ReferenceGradients<Float> {
             let (normaliser, constant) = normalisers[variant]
             var problem = ReferenceProblem(
                 queryHeads: heads, keyValueHeads: 1, queries: queries, keys: keys, headDimension: dimension,
                 valueDimension: valueDimension, scale: 0.25, sinks: [0.5, -1]
             ).window(keys)
             if variant % 3 != 0 { problem = problem.window(40) }
-            problem.normaliser = normaliser
+            (problem.normaliser, problem.products) = (normaliser, products)
             problem.rowConstants = [Float](repeating: constant, count: rows)
             problem.bias = ReferenceBroadcast(
                 [Float](repeating: 0, count: rows * keys), extents: [1, heads, queries, keys])
@@ -48,11 +48,12 @@ import Testing
         }
     }
 
-    @Test func attention() {
+    @Test(arguments: ReferenceProducts.all)
+    func attention(products: ReferenceProducts) {
         var (digest, ofHeads) = (BitDigest(), BitDigest())
         let (rows, keys) = (Variants.rows, Variants.keys)
         for variant in Variants.normalisers.indices {
-            let gradients = Variants.gradients(variant)
+            let gradients = Variants.gradients(variant, products)
             digest.add(gradients.queries)
             digest.add(gradients.keys)
             digest.add(gradients.values)
@@ -60,8 +61,11 @@ import Testing
             ofHeads.add(Variants.hasRules(variant) ? gradients.slopes : [0, 0])
             ofHeads.add(gradients.logScales)
         }
-        #expect(digest.hexadecimal == DigestCase.functionDigest("backward"), "digest \(digest.hexadecimal)")
-        #expect(ofHeads.hexadecimal == DigestCase.functionDigest("head_gradients"), "digest \(ofHeads.hexadecimal)")
+        for (name, digest) in [("backward", digest), ("head_gradients", ofHeads)] {
+            let line = products == .float32 ? name : name + "_pairs"
+            #expect(
+                digest.hexadecimal == DigestCase.functionDigest(line), "function \(line) \(digest.hexadecimal)")
+        }
     }
 
     /// The variants of `run_prepare_backward` in cross.c.
