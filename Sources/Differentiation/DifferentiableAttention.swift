@@ -8,7 +8,7 @@
     /// An attention problem as a differentiable function of its queries, keys, values and sinks, for programs whose gradients Swift
     /// derives: forward and backward of ``Attention`` with their bits.
     ///
-    ///     let attention = try DifferentiableAttention(Attention(shape, sink: .softmax1, mask: .causal))
+    ///     let attention = DifferentiableAttention(try Attention(shape, sink: .softmax1, mask: .causal))
     ///     let gradients = gradient(at: inputs) { loss(attention($0.q, $0.k, $0.v, $0.sinks)) }
     ///
     /// where `inputs` is a `Differentiable` structure of arrays, as a model's parameters are.
