@@ -42,6 +42,15 @@ import Testing
         #expect(runs[0] == runs[2])
     }
 
+    /// Attention by products of bfloat16: other losses, and nearly the same.
+    @Test func productsOfBFloat16TrainAlike() throws {
+        let losses = try [ModelConfiguration.Products.float32, .bfloat16].map { products in
+            try finished(smallTrainer(smallModel { $0.products = products })).losses
+        }
+        #expect(losses[0] != losses[1])
+        for (plain, rounded) in zip(losses[0], losses[1]) { #expect(abs(plain - rounded) < 0.01 * plain) }
+    }
+
     /// Gradients of slices sum to those of the whole batch, but for rounding.
     @Test func slicesAreAccumulation() throws {
         func gradients(_ model: Transformer, _ batch: Batch) throws -> [Float] {

@@ -124,6 +124,7 @@ struct SelfAttention: Sendable {
             alibi: c.positions == .alibi ? .standard : nil,
             normaliser: c.clipGamma.map { .clippedSoftmax(gamma: .fixed($0)) } ?? .softmax, positions: c.rotation,
             queryKeyNorm: queryGain.map { .rms(queryGain: parameters[$0], keyGain: parameters[keyGain!]) },
+            products: c.products == .float32 ? .float32 : .bfloat16,
             layout: .batchSequenceHeads, threads: 1, workspace: workspace)
     }
 }

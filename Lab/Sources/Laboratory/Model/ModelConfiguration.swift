@@ -12,6 +12,7 @@ public struct ModelConfiguration: Codable, Sendable, Equatable {
     public enum Scaling: String, Codable, Sendable { case constant, logKeys, clippedLogKeys, scalable }
     public enum Positions: String, Codable, Sendable { case none, rotary, collinearStrict, collinearSlack, alibi }
     public enum Initialisation: String, Codable, Sendable { case normal, xavier }
+    public enum Products: String, Codable, Sendable { case float32, bfloat16 }
 
     public var vocabulary = 256
     public var dimension = 64
@@ -38,6 +39,8 @@ public struct ModelConfiguration: Codable, Sendable, Equatable {
     /// The base of log n, and the length beyond which dynamic NTK sets in.
     public var trainedLength = 64
     public var queryKeyNorm = false
+    /// Which numbers attention multiplies, forward and backward; all other products are of Float.
+    public var products = Products.float32
     public var initialisation = Initialisation.normal
     /// The standard deviation of normal weights; for Xavier the gain.
     public var deviation = 0.02
@@ -114,13 +117,14 @@ extension ModelConfiguration {
         scale = try c.decodeIfPresent(Double.self, forKey: .scale)
         try read(.trainedLength, &trainedLength)
         try read(.queryKeyNorm, &queryKeyNorm)
+        try read(.products, &products)
         try read(.initialisation, &initialisation)
         try read(.deviation, &deviation)
     }
 
     enum CodingKeys: String, CodingKey, CaseIterable {
         case vocabulary, dimension, layers, heads, keyValueHeads, hidden, activation, norm, placement, causal, sink
-        case clipGamma, gate, positions, ntkFactor, scaling, scale, trainedLength, queryKeyNorm, initialisation
+        case clipGamma, gate, positions, ntkFactor, scaling, scale, trainedLength, queryKeyNorm, products, initialisation
         case deviation
     }
 
