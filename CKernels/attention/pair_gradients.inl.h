@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pair_gradients.inl.h - backward.inl.h by products of bfloat16: "Products of bfloat16" of "The backward pass" in
- * Documentation/Numerics.md. A panel is one block of queries. What is proportional to dout stands 2^48 higher until it is
- * summed. */
+ * Documentation/Numerics.md. A panel is one block of queries. What is proportional to dout, and its sums, stand 2^48
+ * higher. */
 #ifndef QATTN_PAIR_GRADIENTS_INL_H
 #define QATTN_PAIR_GRADIENTS_INL_H
 
@@ -198,7 +198,6 @@ QATTN_INLINE void pair_block_factors(gradient_call *call, block_sight sight, siz
         if (i >= call->count) call->visible[i] = 0;
         else if (sight == SEES_ALL) call->visible[i] = ~UINT64_C(0);
     }
-    prefetch_lines(&call->upcoming, call->upcoming_share);
     /* A segment at a time, whose scores stay in L1. */
     for (size_t first = 0; first < QATTN_KEY_BLOCK; first += SEGMENT) {
         if (first < call->count)
