@@ -176,7 +176,6 @@ QATTN_INLINE void take_deltas(gradient_call *call) {
 
 /* 1. and 2. of products of bfloat16. */
 QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, size_t block) {
-    prefetch_lines(&call->upcoming, call->upcoming_share);
 #if defined(QATTN_TILE_UNIT)
     const block_parts keys = pair_keys(call, block - call->block_begin);
     const bool finite = call->queries_finite && call->gradients_finite && !*not_finite(keys);
@@ -238,10 +237,9 @@ QATTN_INLINE bool find_panel(const qattn_backward_args *args, const gradient_lay
 
 /* While the panel is at work against so many blocks, rows of tensors come nearer. */
 QATTN_INLINE void ask_for_rows(gradient_call *call, const qattn_upcoming_rows *tensors, size_t count, size_t blocks) {
-    const size_t tiles = 2 * BLOCK_VECTORS * ((call->count + TILE_ROWS - 1) / TILE_ROWS);
-    const size_t times = call->args->in_pairs ? blocks : blocks * tiles;
+    const size_t tiles = 2 * BLOCK_VECTORS * blocks * ((call->count + TILE_ROWS - 1) / TILE_ROWS);
     call->upcoming = prefetch_begin(tensors, count);
-    call->upcoming_share = (prefetch_line_count(tensors, count) + times - 1) / times;
+    call->upcoming_share = (prefetch_line_count(tensors, count) + tiles - 1) / tiles;
 }
 
 /* Those of the next panel. */
@@ -282,8 +280,9 @@ static void QATTN_FUNCTION(backward)(const qattn_backward_args *args) {
         place.queries.begin += count;
         more = find_panel(args, &call.layout, &place);
         const size_t blocks = here.block_end - here.block;
-        if (more) ask_for_panel(&call, &place, blocks);
-        else ask_for_rows(&call, args->upcoming, QATTN_GRADIENT_UPCOMING, blocks);
+        /* Products of bfloat16 gain nothing by hints, and with many short heads they lose. */
+        if (!args->in_pairs && more) ask_for_panel(&call, &place, blocks);
+        else if (!args->in_pairs) ask_for_rows(&call, args->upcoming, QATTN_GRADIENT_UPCOMING, blocks);
         panel_gradients(&call);
         end_panel_sums(&call);
     }

@@ -48,7 +48,7 @@ typedef struct gradient_call {
     bool has_query_sums, has_block_sums[GRADIENT_GROUP];
     qattn_upcoming_rows tensors[3]; /* of the next panel, asked for while this one is at work */
     prefetch_cursor upcoming;
-    size_t upcoming_share; /* lines with each tile, or each block of products of bfloat16 */
+    size_t upcoming_share; /* lines with each tile */
 } gradient_call;
 
 /* Whether a tensor is float_rows of one panel as it stands. Rows with gaps between them are not: at a stride of a power

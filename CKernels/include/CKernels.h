@@ -265,7 +265,7 @@ typedef struct qattn_backward_args {
     qattn_strides query_gradient_strides;
     float *key_gradients, *value_gradients; /* dk, dv: rows of key 0 */
     ptrdiff_t key_gradient_stride, value_gradient_stride;
-    qattn_upcoming_rows upcoming[QATTN_GRADIENT_UPCOMING];
+    qattn_upcoming_rows upcoming[QATTN_GRADIENT_UPCOMING]; /* of products of float32 */
     float *workspace; /* qattn_backward_workspace() bytes, contents irrelevant, one per concurrent call */
 } qattn_backward_args;
 
