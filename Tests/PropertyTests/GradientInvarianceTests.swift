@@ -33,18 +33,18 @@ import Testing
             inputs.queries = inputs.queries.map { $0 * 32 }
             inputs.keys = inputs.keys.map { $0 / 4 }
             inputs.values = inputs.values.map { $0 * -16 }
-            loss.outputGradient = loss.outputGradient.map { $0 * 0x1p-20 }
-            loss.logSumExpGradient = loss.logSumExpGradient?.map { $0 * -0x1p-16 }
+            loss.outputGradient = loss.outputGradient.map { $0 * 0x1p10 }
+            loss.logSumExpGradient = loss.logSumExpGradient?.map { $0 * -0x1p14 }
             let actual = try shape.gradients(inputs, loss, kernels: kernels)
             // Zeros change their sign.
             func require(_ name: String, _ actual: [Float], _ expected: [Float], times power: Float) throws {
                 try requireSameBits(name, actual.map { $0 / power + 0 }, expected.map { $0 + 0 }, "\(kernels), \(shape)")
             }
-            try require("dq", actual.queries, expected.queries, times: -0x1p-16 / 32)
-            try require("dk", actual.keys, expected.keys, times: -0x1p-16 * 4)
-            try require("dv", actual.values, expected.values, times: 0x1p-20)
-            try require("dsink", actual.sinks, expected.sinks, times: -0x1p-16)
-            try require("dbias", actual.bias, expected.bias, times: -0x1p-16)
+            try require("dq", actual.queries, expected.queries, times: -0x1p14 / 32)
+            try require("dk", actual.keys, expected.keys, times: -0x1p14 * 4)
+            try require("dv", actual.values, expected.values, times: 0x1p10)
+            try require("dsink", actual.sinks, expected.sinks, times: -0x1p14)
+            try require("dbias", actual.bias, expected.bias, times: -0x1p14)
         }
     }
 

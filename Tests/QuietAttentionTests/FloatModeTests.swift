@@ -37,8 +37,8 @@ struct ModeEntry: Sendable, CustomStringConvertible {
     /// Queries and keys so small that with ``faintGradient`` some gradients by products of bfloat16 are.
     private static let faint: Problem = {
         var problem = Problem(shape)
-        for index in problem.queries.indices { problem.queries[index] *= 0x1p-30 }
-        for index in problem.keys.indices { problem.keys[index] *= 0x1p-30 }
+        for index in problem.queries.indices { problem.queries[index] *= 0x1p-50 }
+        for index in problem.keys.indices { problem.keys[index] *= 0x1p-50 }
         return problem
     }()
     private static let tokens: CacheProblem = {
@@ -103,7 +103,7 @@ struct ModeEntry: Sendable, CustomStringConvertible {
         var generator = SeededGenerator(seed: 3)
         return generator.normals(shape.outputCount)
     }()
-    private static let faintGradient = outputGradient.map { $0 * 0x1p-90 }
+    private static let faintGradient = outputGradient.map { $0 * 0x1p-70 }
     private static let bias = try! BroadcastTensor(
         (0..<20 * 70).map { Float($0 % 9) / 7 }, batch: 1, heads: 1, queries: 20, keys: 70)
 
