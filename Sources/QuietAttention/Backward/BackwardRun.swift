@@ -207,8 +207,8 @@ struct BackwardRun: @unchecked Sendable {
         }
     }
 
-    /// Sums begin at +0, or at what is there. A -0 there counts as +0: otherwise bits would depend on whether a block adds
-    /// its 0 or is skipped.
+    /// Sums begin at +0, or at what is there. A -0 there counts as +0, and from 2^80 on, where products of bfloat16 cannot
+    /// raise it, a number counts as infinite: otherwise bits would depend on whether a block adds its 0 or is skipped.
     private func begin(
         _ tensor: BackwardSchedule.FloatTensor, _ first: UnsafeMutablePointer<Float>, rows: Int, stride: Int,
         dimension: Int
@@ -221,6 +221,8 @@ struct BackwardRun: @unchecked Sendable {
                 continue
             }
             Self.clearNegativeZeros(start, count: length)
+            guard attention.products == .bfloat16 else { continue }
+            for index in 0..<length where start[index].magnitude >= 0x1p80 { start[index] *= .infinity }
         }
     }
 
