@@ -38,7 +38,8 @@ import Testing
             let actual = try shape.gradients(inputs, loss, kernels: kernels)
             // Zeros change their sign.
             func require(_ name: String, _ actual: [Float], _ expected: [Float], times power: Float) throws {
-                try requireSameBits(name, actual.map { $0 / power + 0 }, expected.map { $0 + 0 }, "\(kernels), \(shape)")
+                try requireSameBits(
+                    name, actual.map { $0 / power + 0 }, expected.map { $0 + 0 }, "\(kernels), \(shape)")
             }
             try require("dq", actual.queries, expected.queries, times: -0x1p14 / 32)
             try require("dk", actual.keys, expected.keys, times: -0x1p14 * 4)

@@ -13,8 +13,8 @@ public enum AttentionProducts: String, Sendable, Hashable, CaseIterable {
     /// Queries, keys (after norms and positions), values and weights, each rounded to bfloat16, to nearest even; magnitudes
     /// below 2^-56 count as 0. Made for CPUs whose tile instructions (AMX) multiply bfloat16 by themselves; other kernel sets
     /// give the same bits, no faster than those of Float. The error is that of weights rounded to 8 bits, some 1e-3 of the
-    /// output, and some 3e-3 of the gradients, where magnitudes below 2^-79 of the output's gradients and of those of scores count as 0. Caches are made for it
-    /// (``KeyValueCache/products``).
+    /// output and 2e-3 of the gradients. Gradients of outputs and of scores below 2^-79 count as 0, and sums of gradients
+    /// from 2^80 on as infinite. Caches are made for it (``KeyValueCache/products``).
     case bfloat16
 
     /// What keys and values are packed in.

@@ -124,8 +124,8 @@ extension ModelConfiguration {
 
     enum CodingKeys: String, CodingKey, CaseIterable {
         case vocabulary, dimension, layers, heads, keyValueHeads, hidden, activation, norm, placement, causal, sink
-        case clipGamma, gate, positions, ntkFactor, scaling, scale, trainedLength, queryKeyNorm, products, initialisation
-        case deviation
+        case clipGamma, gate, positions, ntkFactor, scaling, scale, trainedLength, queryKeyNorm, products
+        case initialisation, deviation
     }
 
     private struct AnyKey: CodingKey {
