@@ -423,15 +423,13 @@ static uint64_t run_backward(const qattn_kernels *kernels, bool of_heads, bool i
     for (size_t i = 0; i < ROWS; i++) factors[i] = 0.5 + (double)(i % 7) / 4;
     const qattn_strides query_rows = {.head = GRADIENT_QUERIES * DIM, .query = DIM};
     const qattn_strides value_rows = {.head = GRADIENT_QUERIES * VALUE_DIM, .query = VALUE_DIM};
-    const qattn_pack_args pack = {.keys = keys,
-                                  .values = values,
-                                  .key_stride = DIM,
-                                  .value_stride = VALUE_DIM,
-                                  .key_end = GRADIENT_KEYS,
-                                  .blocks = {.base = packed,
-                                             .storage = packed_storage,
-                                             .head_dim = DIM,
-                                             .value_dim = VALUE_DIM}};
+    const qattn_pack_args pack = {
+        .keys = keys,
+        .values = values,
+        .key_stride = DIM,
+        .value_stride = VALUE_DIM,
+        .key_end = GRADIENT_KEYS,
+        .blocks = {.base = packed, .storage = packed_storage, .head_dim = DIM, .value_dim = VALUE_DIM}};
     CALL(kernels->pack(&pack));
     uint64_t hash = EMPTY_DIGEST;
     for (int variant = 0; variant < 6; variant++) {
