@@ -86,6 +86,18 @@ import Testing
             })
     }
 
+    /// More keys than are at work at a time, eight blocks: sums of queries go on from one group to the next.
+    @Test("groups of blocks", arguments: ReferenceProducts.all)
+    func groups(products: ReferenceProducts) throws {
+        for geometry in [AttentionCase.Geometry.none, .window(400)] {
+            let shape = AttentionCase(queries: 130, keys: 1090, headDimension: 3, valueDimension: 2) {
+                $0.geometry = geometry
+            }
+            try requireReferenceGradients(
+                shape, products, [DirectBackward(heads: 2), DirectBackward(keysPerCall: 576)])
+        }
+    }
+
     private static let normalisers: [(ReferenceNormaliser, Float)] = [
         (.softmax, 0), (.clippedSoftmax(zeta: 1.0625), -0.03125), (.sigmoid, -3), (.softpick, 0x1p-20),
         (.reluSquared, 100), (.normalisedReluSquared, 1),
