@@ -6,6 +6,7 @@
 
 #include "memory/pack.inl.h"
 #include "tile/factor_products.inl.h"
+#include "tile/gradient_layout.h"
 
 /* At most 64 rows of a tensor, and where they go, 0 beyond the last row and channel. */
 typedef struct factor_rows_task {
@@ -47,8 +48,7 @@ QATTN_INLINE u32x16 take_factor_rows_of(const factor_rows_task *task, size_t i, 
 }
 
 static __attribute__((noinline)) void QATTN_FUNCTION(take_factor_rows)(const factor_rows_task *task) {
-    const size_t lanes = qattn_round_up(task->dim, QATTN_PAIR_SEGMENT),
-                 rows = qattn_round_up(QATTN_KEY_BLOCK, TILE_ROWS);
+    const size_t lanes = qattn_round_up(task->dim, QATTN_PAIR_SEGMENT);
     const size_t taken = qattn_round_up(task->count, 2);
     u32x16 largest = {0};
     for (size_t i = 0; i < task->count; i += 2) {
@@ -58,7 +58,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(take_factor_rows)(const fac
         default: largest = take_factor_rows_of(task, i, QATTN_BFLOAT16, largest); break;
         }
     }
-    memset(task->factors + taken * lanes, 0, (rows - taken) * lanes * sizeof(factor));
+    memset(task->factors + taken * lanes, 0, (SUM_BLOCK_ROWS - taken) * lanes * sizeof(factor));
     for (size_t d = 0; d < lanes && taken < QATTN_KEY_BLOCK; d += QATTN_LANES)
         memset(task->pairs + d / QATTN_LANES * VALUE_BYTES + taken / 2 * UNIT_PAIR_BYTES, 0,
                (QATTN_KEY_BLOCK - taken) / 2 * UNIT_PAIR_BYTES);

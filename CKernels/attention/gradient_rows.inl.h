@@ -30,6 +30,7 @@ typedef struct gradient_call {
     float *query_tiles, *gradient_tiles; /* q' and dout, [tiles][lanes / 4][6][4] */
     float_rows queries, out_gradients;
     gradient_row *rows;
+    float factors[GRADIENT_PANEL];                 /* of queries, or by products of bfloat16 of scores */
     uint64_t *visible;                             /* of the block at hand, unless all is seen */
     tile_sight sights[GRADIENT_PANEL / TILE_ROWS]; /* of the block at hand */
     /* Of a panel and a block, by row [64]: scores, then weights; dout.v, then w. */
@@ -38,10 +39,9 @@ typedef struct gradient_call {
     size_t block_begin, block_end;
     float *keys, *values;
     float_rows key_rows;
-    /* Of products of bfloat16: rows of the panel in pairs, weights as factors, and what scores are multiplied by. */
+    /* Of products of bfloat16: rows of the panel in pairs, and weights as factors. */
     char *query_pairs, *gradient_pairs;
     factor *pair_factors;
-    float factors[QATTN_KEY_BLOCK];
     bool queries_finite, gradients_finite;
     /* Their sums, raised: [66][lanes] of the panel, and of the blocks of the group that some row has seen. */
     float *query_sums, *key_sums, *value_sums;
@@ -105,39 +105,32 @@ static __attribute__((noinline)) void QATTN_FUNCTION(take_gradient_rows)(const r
     }
 }
 
-/* Rows of keys, or of values, as 16 beside each other: pack.inl.h with no values. */
-QATTN_INLINE void transpose_rows(const void *rows, ptrdiff_t stride, qattn_storage storage, size_t count, size_t dim,
-                                 float *blocks) {
+/* Rows of keys, or of values, as pack.inl.h lays out keys, and as values as far as the blocks have any. */
+QATTN_INLINE void pack_group_rows(const void *rows, ptrdiff_t stride, qattn_storage storage, size_t count,
+                                  qattn_blocks blocks) {
     const qattn_pack_args pack = {.keys = rows,
                                   .values = rows,
                                   .key_stride = stride,
+                                  .value_stride = blocks.value_dim ? stride : 0,
                                   .key_storage = storage,
                                   .value_storage = storage,
                                   .key_end = count,
-                                  .blocks = {.base = blocks, .storage = QATTN_FLOAT32, .head_dim = dim}};
+                                  .blocks = blocks};
     QATTN_FUNCTION(pack)(&pack);
 }
 
-/* Rows of keys, or of values, as blocks of pairs: as keys, and as values as far as value_dim goes. */
+/* Blocks of Float, as keys alone: 16 rows beside each other. */
+QATTN_INLINE qattn_blocks float_blocks(float *blocks, size_t dim) {
+    return (qattn_blocks){.base = blocks, .storage = QATTN_FLOAT32, .head_dim = dim};
+}
+
+/* Blocks of pairs: as keys, and as values unless value_dim is 0. */
 QATTN_INLINE qattn_blocks pair_blocks(float *blocks, size_t dim, size_t value_dim) {
     return (qattn_blocks){.base = blocks, .storage = QATTN_BFLOAT16_PAIRS, .head_dim = dim, .value_dim = value_dim};
 }
 
 QATTN_INLINE size_t block_bytes(const qattn_blocks *blocks) {
     return qattn_block_bytes(blocks->storage, blocks->head_dim, blocks->value_dim);
-}
-
-QATTN_INLINE void pack_pair_rows(const void *rows, ptrdiff_t stride, qattn_storage storage, size_t count,
-                                 qattn_blocks blocks) {
-    const qattn_pack_args pack = {.keys = rows,
-                                  .values = rows,
-                                  .key_stride = stride,
-                                  .value_stride = stride,
-                                  .key_storage = storage,
-                                  .value_storage = storage,
-                                  .key_end = count,
-                                  .blocks = blocks};
-    QATTN_FUNCTION(pack)(&pack);
 }
 
 QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t block_end) {
@@ -149,14 +142,15 @@ QATTN_INLINE void take_group(gradient_call *call, size_t block_begin, size_t blo
     call->block_begin = block_begin;
     call->block_end = block_end;
     if (args->in_pairs) {
-        pack_pair_rows(keys, args->key_stride, args->key_storage, count,
-                       pair_blocks(call->keys, args->head_dim, args->head_dim));
-        pack_pair_rows(values, args->value_stride, args->value_storage, count,
-                       pair_blocks(call->values, args->value_dim, 0));
+        pack_group_rows(keys, args->key_stride, args->key_storage, count,
+                        pair_blocks(call->keys, args->head_dim, args->head_dim));
+        pack_group_rows(values, args->value_stride, args->value_storage, count,
+                        pair_blocks(call->values, args->value_dim, 0));
         return;
     }
-    transpose_rows(keys, args->key_stride, args->key_storage, count, args->head_dim, call->keys);
-    transpose_rows(values, args->value_stride, args->value_storage, count, args->value_dim, call->values);
+    pack_group_rows(keys, args->key_stride, args->key_storage, count, float_blocks(call->keys, args->head_dim));
+    pack_group_rows(values, args->value_stride, args->value_storage, count,
+                    float_blocks(call->values, args->value_dim));
     const rows_task task = {.rows = keys,
                             .stride = args->key_stride,
                             .storage = args->key_storage,
@@ -200,15 +194,13 @@ QATTN_INLINE void take_pair_panel(gradient_call *call, row_place place) {
 /* Rows [first, first + count) of a head. */
 QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, size_t count) {
     const qattn_backward_args *const args = call->args;
-    float factors[GRADIENT_PANEL];
     call->head = head;
     call->first = first;
     call->count = count;
     const row_place place = {.head = head, .query = first};
-    begin_gradient_rows(args, place, count, call->rows, factors);
+    begin_gradient_rows(args, place, count, call->rows, call->factors);
     for (size_t i = count; i < qattn_round_up(count, TILE_ROWS); i++) call->rows[i] = call->rows[count - 1];
     if (args->in_pairs) {
-        memcpy(call->factors, factors, count * sizeof *factors);
         take_pair_panel(call, place);
         return;
     }
@@ -221,7 +213,7 @@ QATTN_INLINE void take_panel(gradient_call *call, size_t head, size_t first, siz
         .tiles = call->query_tiles,
         .copies = call->in_place ? NULL : args->workspace + call->layout.query_rows,
         .height = call->layout.panel,
-        .factors = factors,
+        .factors = call->factors,
         .result = &call->queries,
     };
     QATTN_FUNCTION(take_gradient_rows)(&task);

@@ -8,14 +8,16 @@
 #include "attention/gradient_rows.inl.h"
 
 /* Block `slot` of the group. */
-QATTN_INLINE block_parts pair_keys(const gradient_call *call, size_t slot) {
-    const qattn_blocks blocks = pair_blocks(call->keys, call->args->head_dim, call->args->head_dim);
+QATTN_INLINE block_parts pair_block(qattn_blocks blocks, size_t slot) {
     return block_cut(&blocks, block_at(&blocks, slot, block_bytes(&blocks)), QATTN_BFLOAT16_PAIRS);
 }
 
+QATTN_INLINE block_parts pair_keys(const gradient_call *call, size_t slot) {
+    return pair_block(pair_blocks(call->keys, call->args->head_dim, call->args->head_dim), slot);
+}
+
 QATTN_INLINE block_parts pair_values_as_keys(const gradient_call *call, size_t slot) {
-    const qattn_blocks blocks = pair_blocks(call->values, call->args->value_dim, 0);
-    return block_cut(&blocks, block_at(&blocks, slot, block_bytes(&blocks)), QATTN_BFLOAT16_PAIRS);
+    return pair_block(pair_blocks(call->values, call->args->value_dim, 0), slot);
 }
 
 /* 1. out[row][64] = rows.columns of rows of the panel against one operand of a block. */
@@ -80,26 +82,33 @@ QATTN_INLINE raised_sums query_sums_of(const gradient_call *call) {
                          .sums = call->query_sums};
 }
 
+/* Those of one block, out of those of all keys, or values, and of the group. */
+QATTN_INLINE raised_sums block_sums_of(const gradient_call *call, size_t slot, raised_sums group) {
+    const size_t key = (call->block_begin + slot) * QATTN_KEY_BLOCK;
+    group.rows += (ptrdiff_t)key * group.stride;
+    group.sums += slot * SUM_BLOCK_ROWS * group.lanes;
+    group.count = qattn_min(call->args->problem.seq_kv - key, QATTN_KEY_BLOCK);
+    return group;
+}
+
 QATTN_INLINE raised_sums key_sums_of(const gradient_call *call, size_t slot) {
     const qattn_backward_args *const args = call->args;
-    const size_t key = (call->block_begin + slot) * QATTN_KEY_BLOCK;
-    return (raised_sums){.rows = args->key_gradients + (ptrdiff_t)key * args->key_gradient_stride,
-                         .stride = args->key_gradient_stride,
-                         .count = qattn_min(args->problem.seq_kv - key, QATTN_KEY_BLOCK),
-                         .dim = args->head_dim,
-                         .lanes = call->layout.head_lanes,
-                         .sums = call->key_sums + slot * SUM_BLOCK_ROWS * call->layout.head_lanes};
+    return block_sums_of(call, slot,
+                         (raised_sums){.rows = args->key_gradients,
+                                       .stride = args->key_gradient_stride,
+                                       .dim = args->head_dim,
+                                       .lanes = call->layout.head_lanes,
+                                       .sums = call->key_sums});
 }
 
 QATTN_INLINE raised_sums value_sums_of(const gradient_call *call, size_t slot) {
     const qattn_backward_args *const args = call->args;
-    const size_t key = (call->block_begin + slot) * QATTN_KEY_BLOCK;
-    return (raised_sums){.rows = args->value_gradients + (ptrdiff_t)key * args->value_gradient_stride,
-                         .stride = args->value_gradient_stride,
-                         .count = qattn_min(args->problem.seq_kv - key, QATTN_KEY_BLOCK),
-                         .dim = args->value_dim,
-                         .lanes = call->layout.value_lanes,
-                         .sums = call->value_sums + slot * SUM_BLOCK_ROWS * call->layout.value_lanes};
+    return block_sums_of(call, slot,
+                         (raised_sums){.rows = args->value_gradients,
+                                       .stride = args->value_gradient_stride,
+                                       .dim = args->value_dim,
+                                       .lanes = call->layout.value_lanes,
+                                       .sums = call->value_sums});
 }
 
 /* Before the first sums of a panel, or of a block of the group, and behind the last. */

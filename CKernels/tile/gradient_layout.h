@@ -32,22 +32,27 @@ typedef struct gradient_layout {
     size_t floats;
 } gradient_layout;
 
+/* The parts of a panel of so many rows in whole tiles; `copies` rows of floats are what its rows take beside their tiles. */
+static inline void qattn_take_panel(gradient_layout *layout, size_t rows, size_t copies) {
+    layout->query_tiles = qattn_take(&layout->floats, rows * layout->head_lanes);
+    layout->gradient_tiles = qattn_take(&layout->floats, rows * layout->value_lanes);
+    layout->query_rows = qattn_take(&layout->floats, copies * layout->head_lanes);
+    layout->gradient_rows = qattn_take(&layout->floats, copies * layout->value_lanes);
+    layout->weights = qattn_take(&layout->floats, rows * QATTN_KEY_BLOCK);
+    layout->products = qattn_take(&layout->floats, rows * QATTN_KEY_BLOCK);
+    layout->numbers = qattn_take(&layout->floats, rows * GRADIENT_ROW_FLOATS);
+    layout->visible = qattn_take(&layout->floats, rows * VISIBLE_FLOATS);
+}
+
 /* For a panel of so many rows and a group of so many blocks. */
 static inline gradient_layout gradient_layout_of(size_t head_dim, size_t value_dim, bool in_place, size_t panel,
                                                  size_t group) {
-    const size_t rows = qattn_round_up(panel, TILE_ROWS), keys = group * QATTN_KEY_BLOCK;
+    const size_t keys = group * QATTN_KEY_BLOCK;
     gradient_layout layout = {.head_lanes = qattn_round_up(head_dim, QATTN_LANES),
                               .value_lanes = qattn_round_up(value_dim, QATTN_LANES),
                               .panel = panel,
                               .group = group};
-    layout.query_tiles = qattn_take(&layout.floats, rows * layout.head_lanes);
-    layout.gradient_tiles = qattn_take(&layout.floats, rows * layout.value_lanes);
-    layout.query_rows = qattn_take(&layout.floats, in_place ? 0 : panel * layout.head_lanes);
-    layout.gradient_rows = qattn_take(&layout.floats, in_place ? 0 : panel * layout.value_lanes);
-    layout.weights = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
-    layout.products = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
-    layout.numbers = qattn_take(&layout.floats, rows * GRADIENT_ROW_FLOATS);
-    layout.visible = qattn_take(&layout.floats, rows * VISIBLE_FLOATS);
+    qattn_take_panel(&layout, qattn_round_up(panel, TILE_ROWS), in_place ? 0 : panel);
     layout.keys = qattn_take(&layout.floats, keys * head_dim);
     layout.values = qattn_take(&layout.floats, keys * value_dim);
     layout.key_rows = qattn_take(&layout.floats, in_place ? 0 : keys * layout.head_lanes);
@@ -72,15 +77,8 @@ static inline gradient_layout pair_gradient_layout_of(size_t head_dim, size_t va
                               .value_lanes = qattn_round_up(value_dim, QATTN_PAIR_SEGMENT),
                               .panel = QATTN_KEY_BLOCK,
                               .group = group};
-    layout.query_tiles = qattn_take(&layout.floats, rows * layout.head_lanes);
-    layout.gradient_tiles = qattn_take(&layout.floats, rows * layout.value_lanes);
-    layout.query_rows = qattn_take(&layout.floats, QATTN_KEY_BLOCK / 2 * layout.head_lanes);
-    layout.gradient_rows = qattn_take(&layout.floats, QATTN_KEY_BLOCK / 2 * layout.value_lanes);
-    layout.weights = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
-    layout.products = qattn_take(&layout.floats, rows * QATTN_KEY_BLOCK);
+    qattn_take_panel(&layout, rows, QATTN_KEY_BLOCK / 2);
     layout.factors = qattn_take(&layout.floats, FACTOR_MATRICES * QATTN_KEY_BLOCK * QATTN_KEY_BLOCK / 2);
-    layout.numbers = qattn_take(&layout.floats, rows * GRADIENT_ROW_FLOATS);
-    layout.visible = qattn_take(&layout.floats, rows * VISIBLE_FLOATS);
     layout.keys =
         qattn_take(&layout.floats, group * qattn_block_bytes(QATTN_BFLOAT16_PAIRS, head_dim, head_dim) / sizeof(float));
     layout.values =
