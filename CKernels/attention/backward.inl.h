@@ -186,13 +186,14 @@ QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, siz
 #endif
     panel_weights(call, sight, block, false, NULL);
     clear_unused_rows(call);
+#if defined(QATTN_TILE_UNIT)
+    factor *const w_factors = call->pair_factors + FACTOR_MATRIX;
+    QATTN_FUNCTION(turn_factors)(call->weights, QATTN_LEAST_FACTOR, call->pair_factors, NULL);
+    QATTN_FUNCTION(turn_factors)(call->products, QATTN_LEAST_GRADIENT_FACTOR, w_factors, w_factors + FACTOR_MATRIX);
+    if (sight == SEES_ALL || finite) return; /* tile instructions take all of them */
+#endif
     QATTN_FUNCTION(round_to_factors)(call->weights, QATTN_LEAST_FACTOR);
     QATTN_FUNCTION(round_to_factors)(call->products, QATTN_LEAST_GRADIENT_FACTOR);
-#if defined(QATTN_TILE_UNIT)
-    QATTN_FUNCTION(turn_factors)(call->weights, call->pair_factors, NULL);
-    QATTN_FUNCTION(turn_factors)
-    (call->products, call->pair_factors + FACTOR_MATRIX, call->pair_factors + 2 * FACTOR_MATRIX);
-#endif
 }
 
 /* A panel against the blocks of the group. */

@@ -123,8 +123,8 @@ QATTN_INLINE void transpose_factor_pairs(const factor_pairs *pairs, factor *to) 
     }
 }
 
-/* columns[j][i] = rows[i][j] of 64 rows and columns of factors in Float, and the same in by_rows if asked for. */
-static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, factor *columns,
+/* columns[j][i] = factor of rows[i][j] of 64 rows and columns, and the same in by_rows if asked for. */
+static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, float least, factor *columns,
                                                                    factor *by_rows) {
     factor_pairs pairs;
     for (size_t i = 0; i < QATTN_KEY_BLOCK; i += SEGMENT) {
@@ -134,7 +134,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *
                 u16x32 x[2];
                 for (size_t r = 0; r < 2; r++) {
                     const float *const row = rows + at + r * QATTN_KEY_BLOCK;
-                    x[r] = bf16x32_factors(f32x16_load(row), f32x16_load(row + QATTN_LANES), QATTN_LEAST_FACTOR);
+                    x[r] = bf16x32_factors(f32x16_load(row), f32x16_load(row + QATTN_LANES), least);
                     if (by_rows) memcpy(by_rows + at + r * QATTN_KEY_BLOCK, &x[r], sizeof x[r]);
                 }
                 store_factor_pairs(&pairs, pair, j / 32, x[0], x[1]);
