@@ -8,6 +8,7 @@
 Writes CKernels/simd/coefficients.h and Sources/AttentionReference/Coefficients.swift. Needs numpy and mpmath.
 
     exp2   2^f ~ (((((c6 f + c5) f + c4) f + c3) f + c2) f + c1) f + 1     f in [-1/2, 1/2]
+           2^f ~ ((c3 f + c2) f + c1) f + 1, for what is rounded to bfloat16
     log2   log2(1 + u) ~ u (((... (c8 u + c7) u ...) u + c1) u + c0)       u in [sqrt(1/2) - 1, sqrt(2) - 1]
     tanh   tanh(x) ~ x S(x^2), S = (((s4 z + s3) z + s2) z + s1) z + 1     x^2 <= 25/64
            tanh(y) ~ y k P(y^2) / Q(y^2), P and Q = z^4 + ...              y in [-9, 9]
@@ -16,7 +17,7 @@ all by Horner's rule with one fused multiply-add in binary32 per coefficient. A 
 real coefficients. Rounding them costs more than the polynomial's own error, so for exp2 and log2 pairs of the rounded
 coefficients are then moved by a few units in the last place, as long as the largest error of the binary32 evaluation
 falls. The search looks at some arguments; every round then goes through all of them and adds the worst to those looked
-at. Those of tanh are rounded and left so, but for the last one of P, which makes the quotient k P / Q 1 at 0.
+at. Those of the short exp2 and of tanh are rounded and left so, but for the last one of P, which makes the quotient k P / Q 1 at 0.
 """
 
 import argparse
@@ -122,6 +123,18 @@ class Exp2:
         exact = np.exp2(f)
         unit = np.where(exact < 1, 2.0**-24, 2.0**-23)
         return np.abs(horner(coefficients, f) - exact) / unit
+
+
+class ShortExp2:
+    """2^f where the result is rounded to eight bits: an error of 2^-12 is a sixteenth of that rounding's."""
+
+    def __init__(self):
+        real, _ = remez(
+            lambda f: mpmath.expm1(f * mpmath.ln(2)) / f if f else mpmath.ln(2), mpmath.mpf(-0.5), mpmath.mpf(0.5), 2
+        )
+        self.coefficients = [np.float32(float(c)) for c in real] + [np.float32(1)]
+        f = np.linspace(-0.5, 0.5, 100001)
+        self.error = float(np.abs(horner(self.coefficients, to_float32(f)) / np.exp2(to_float32(f)) - 1).max())
 
 
 class Log2:
@@ -303,13 +316,14 @@ def swift_constants(coefficients, name="c"):
 
 
 def generate():
-    exp2_problem, log2_problem, tanh = Exp2(), Log2(), Tanh()
+    exp2_problem, short, log2_problem, tanh = Exp2(), ShortExp2(), Log2(), Tanh()
     near_error, far_error = tanh.largest_errors()
     exp2, exp2_error = search(exp2_problem)
     log2, log2_error = search(log2_problem)
     facts = {
         "exp2_error": f"{exp2_error:.2f}",
         "exp2_polynomial": mpmath.nstr(exp2_problem.polynomial_error, 2),
+        "short_error": f"{short.error:.1e}",
         "log2_error": f"{log2_error:.2f}",
         "log2_absolute": f"{Log2.absolute_error(log2):.1e}",
         "log2_polynomial": mpmath.nstr(log2_problem.polynomial_error, 2),
@@ -325,6 +339,7 @@ def generate():
         log2e_float=hexadecimal(np.float32(LOG2E)),
         ln2_float=hexadecimal(np.float32(LN2)),
         exp2=c_array("qattn_exp2_coefficients", exp2),
+        short=c_array("qattn_short_exp2_coefficients", short.coefficients),
         log2=c_array("qattn_log2_coefficients", log2),
         tanh_factor=hexadecimal(tanh.factor),
         tanh_s=c_array("qattn_near_tanh", tanh.near),
@@ -337,6 +352,7 @@ def generate():
         log2e_float=hexadecimal(np.float32(LOG2E)),
         ln2_float=hexadecimal(np.float32(LN2)),
         exp2=swift_constants(exp2),
+        short=swift_constants(short.coefficients),
         log2=swift_constants(log2),
         tanh_factor=hexadecimal(tanh.factor),
         tanh_s=swift_constants(tanh.near, "s"),
@@ -359,6 +375,9 @@ C_TEMPLATE = """\
 /* 2^f = (((((c[0] f + c[1]) f + c[2]) f + c[3]) f + c[4]) f + c[5]) f + c[6], f in [-1/2, 1/2].
  * Largest error: {exp2_polynomial} in real numbers, {exp2_error} ulp by Horner's rule with fma in float32. */
 {exp2}
+/* 2^f = ((c[0] f + c[1]) f + c[2]) f + c[3], f in [-1/2, 1/2], for what is rounded to bfloat16.
+ * Largest error: {short_error} of the value. */
+{short}
 /* log2(1 + u) = u P(u), P(u) = (... (c[0] u + c[1]) u + ...) u + c[8], u in [sqrt(1/2) - 1, sqrt(2) - 1].
  * Largest error: {log2_polynomial} in real numbers, {log2_error} ulp by Horner's rule with fma in float32, and
  * {log2_absolute} max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e. */
@@ -391,6 +410,11 @@ let ln2Float: Float = {ln2_float}
 /// Largest error: {exp2_polynomial} in real numbers, {exp2_error} ulp by Horner's rule with fma in Float.
 enum Exp2Coefficients {{
 {exp2}}}
+
+/// 2^f = ((c3 f + c2) f + c1) f + c0 for f in [-1/2, 1/2], for what is rounded to bfloat16.
+/// Largest error: {short_error} of the value.
+enum ShortExp2Coefficients {{
+{short}}}
 
 /// log2(1 + u) = u P(u), P(u) = (... (c8 u + c7) u + ...) u + c0, for u in [sqrt(1/2) - 1, sqrt(2) - 1].
 /// Largest error: {log2_polynomial} in real numbers, {log2_error} ulp by Horner's rule with fma in Float, and

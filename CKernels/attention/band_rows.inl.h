@@ -1,28 +1,99 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* band_rows.inl.h - which rows form bands: what tile instructions multiply at once. */
+/* band_rows.inl.h - forward by tile instructions: up to 32 rows, a band, meet a block at once, as two tiles of 16 rows. Here is
+ * what they see of a block, and their softmax; the bits are those of tiles of six. */
 #ifndef QATTN_BAND_ROWS_INL_H
 #define QATTN_BAND_ROWS_INL_H
 
-#include "attention/rows.inl.h"
+#include "attention/steps.inl.h"
 
-/* The tile behind the band that begins with tile `first`. */
-QATTN_INLINE size_t band_end(const forward_workspace *ws, size_t first) {
-    return qattn_min(first + BAND_TILES, ws->tiles);
+/* The rows [first, first + count) of a call, and the keys that they see. */
+typedef struct band {
+    size_t first, count;
+    run_keys keys;
+} band;
+
+/* What they have in memory between the steps for one block. */
+typedef struct band_block {
+    size_t first_key;
+    block_parts parts;
+    float (*scores)[QATTN_KEY_BLOCK]; /* of its rows, or weights */
+    float references[BAND_ROWS], rescale[BAND_ROWS];
+    uint64_t visible[BAND_ROWS]; /* after mask.inl.h */
+    uint64_t any, all;           /* of them */
+} band_block;
+
+QATTN_INLINE band band_at(const qattn_forward_args *args, const forward_workspace *ws, size_t first) {
+    const size_t count = qattn_min(ws->rows - first, BAND_ROWS);
+    return (band){first, count, keys_of_run(&args->problem, ws->places[first], ws->places[first + count - 1])};
 }
 
-/* The keys that some row of it may see. */
-QATTN_INLINE key_range band_keys(const qattn_forward_args *args, const forward_workspace *ws, size_t first) {
-    const size_t last = qattn_min(band_end(ws, first) * TILE_ROWS, ws->rows) - 1;
-    return keys_of_run(&args->problem, ws->places[first * TILE_ROWS], ws->places[last]).any;
-}
-
-/* The first tile of the first band from tile `first` on that may see a key of the block, or ws->tiles. */
-QATTN_INLINE size_t next_band(const qattn_forward_args *args, const forward_workspace *ws, size_t first,
-                              size_t block_first) {
-    for (; first < ws->tiles; first += BAND_TILES) {
-        if (range_bits(band_keys(args, ws, first), block_first)) return first;
+/* Whether its rows see some key of the block, and which. x->all tells what x->visible holds. */
+QATTN_INLINE bool band_sees(const qattn_forward_args *args, const forward_workspace *ws, const band *band,
+                            band_block *x) {
+    const bool whole = ws->ranges_only && range_covers(band->keys.all, x->first_key);
+    if (whole && x->all == ~UINT64_C(0)) return true;
+    x->any = 0;
+    x->all = ~UINT64_C(0);
+    for (size_t r = 0; r < band->count; r++) {
+        const size_t i = band->first + r;
+        const uint64_t visible = whole ? ~UINT64_C(0) : visible_bits(&args->problem, ws->places[i], x->first_key);
+        x->visible[r] = visible;
+        x->any |= visible;
+        x->all &= visible;
+        ws->chunk.started[i] |= visible != 0;
     }
-    return ws->tiles;
+    return x->any != 0;
+}
+
+/* Between products and weights, of scores that are multiplied out. */
+QATTN_INLINE void finish_band_scores(const qattn_forward_args *args, const forward_workspace *ws, const band *band,
+                                     band_block *x) {
+    const bool plain = scores_are_plain(&args->problem);
+    if (plain && x->all == ~UINT64_C(0)) return;
+    const score_finish finish = begin_finish(&args->problem);
+    for (size_t r = 0; r < band->count; r++) {
+        if (plain && x->visible[r] == ~UINT64_C(0)) continue;
+        f32x16 t[1][BLOCK_VECTORS];
+        tile_load(t, x->scores[r], 1, BLOCK_VECTORS);
+        finish_scores(&finish, begin_row_finish(&finish, ws->places[band->first + r], x->visible[r], x->first_key),
+                      BLOCK_VECTORS, t[0]);
+        tile_store(x->scores[r], t, 1);
+    }
+}
+
+/* The first half of 2. of 16 rows from row `first` of the band on, by the normalisers with a running maximum: of scores times
+ * `factors`, which are positive. */
+QATTN_INLINE void unit_compared(const forward_workspace *ws, const band *band, size_t first, f32x16 factors,
+                                band_block *x) {
+    f32x16 largest[UNIT_ROWS];
+    QATTN_UNROLL
+    for (size_t r = 0; r < UNIT_ROWS; r++) {
+        largest[r] = f32x16_splat(-__builtin_inff());
+        QATTN_UNROLL
+        for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES)
+            largest[r] = f32x16_max(f32x16_load(x->scores[first + r] + j), largest[r]);
+    }
+    f32x16_store(x->references + first, tile_maximum(sixteen_rows_max(largest) * factors,
+                                                     ws->chunk.maximum + band->first + first, x->rescale + first));
+}
+
+/* 2., of finished scores, in their place. */
+static __attribute__((noinline)) void QATTN_FUNCTION(band_weights)(const qattn_forward_args *args,
+                                                                   const forward_workspace *ws, const band *band,
+                                                                   bool rounds, band_block *x) {
+    const bool has_maximum = ws->normaliser == QATTN_SOFTMAX || ws->normaliser == QATTN_SOFTPICK;
+    for (size_t r = 0; r < band->count; r++) {
+        float *const row = x->scores[r], *const sum = ws->chunk.sum + (band->first + r) * QATTN_LANES;
+        if (has_maximum && r % UNIT_ROWS == 0) unit_compared(ws, band, r, f32x16_splat(1), x);
+        if (ws->normaliser == QATTN_SOFTMAX)
+            row_softmax(row, BLOCK_VECTORS, x->references[r], x->rescale[r], rounds, sum);
+        else if (ws->normaliser == QATTN_SOFTPICK)
+            softpick_weights(row, sum, x->visible[r], x->references[r], x->rescale[r], rounds);
+        else {
+            x->rescale[r] = 1;
+            unscaled_row_weights(args, ws, band->first + r, row, rounds);
+        }
+    }
 }
 
 #endif

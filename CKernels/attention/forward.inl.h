@@ -147,8 +147,8 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
 #if defined(QATTN_TILE_UNIT)
     if (ws->bands) {
         if (args->blocks.storage == QATTN_INT8)
-            QATTN_FUNCTION(integer_bands)(task, args, ws, block_first, &next, share);
-        else QATTN_FUNCTION(pair_bands)(task, args, ws, block, block + 1);
+            QATTN_FUNCTION(integer_bands)(args, ws, task->block, block_first, &next, 2 * share);
+        else QATTN_FUNCTION(pair_bands)(args, ws, block, block + 1, false);
         return;
     }
 #endif
@@ -203,13 +203,14 @@ static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *t
  */
 QATTN_INLINE void forward_chunk(tile_task *task, const qattn_forward_args *args, forward_workspace *ws, size_t begin,
                                 size_t end, size_t block_end) {
-    reset_state(ws->chunk, ws);
 #if defined(QATTN_TILE_UNIT)
     if (ws->bands && args->blocks.storage == QATTN_BFLOAT16_PAIRS && !args->unpacked) {
-        QATTN_FUNCTION(pair_bands)(task, args, ws, begin, end);
+        reset_state(ws->chunk, ws, false);
+        QATTN_FUNCTION(pair_bands)(args, ws, begin, end, true);
         return;
     }
 #endif
+    reset_state(ws->chunk, ws, true);
     size_t first = end, last = end; /* of the blocks that streaming rows see whole */
     if (ws->streams) {
         const key_range all = ws->keys.all;
@@ -229,7 +230,7 @@ QATTN_INLINE void forward_chunk(tile_task *task, const qattn_forward_args *args,
 QATTN_INLINE row_state forward_blocks(tile_task *task, const qattn_forward_args *args, forward_workspace *ws,
                                       size_t begin, size_t end) {
     const bool one_chunk = end <= (begin / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS;
-    if (!one_chunk) reset_state(ws->state, ws);
+    if (!one_chunk) reset_state(ws->state, ws, true);
     size_t block = begin;
     do {
         const size_t chunk_end = qattn_min(end, (block / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS);
@@ -259,7 +260,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
     if (args->row_end == args->row_begin) return;
     assert(args->problem.normaliser != QATTN_CLIPPED_SOFTMAX || !args->states);
     forward_workspace ws;
-    cut_workspace(args, &ws);
+    cut_workspace(args, &ws, true);
     scale_all_queries(args, &ws);
 
     /* The keys that some row may see. */
@@ -304,8 +305,8 @@ static void QATTN_FUNCTION(finish)(const qattn_forward_args *args) {
     assert(args->row_begin <= args->row_end && args->row_end - args->row_begin <= QATTN_QUERY_BLOCK);
     if (args->row_end == args->row_begin) return;
     forward_workspace ws;
-    cut_workspace(args, &ws);
-    reset_state(ws.state, &ws);
+    cut_workspace(args, &ws, true);
+    reset_state(ws.state, &ws, true);
     for (size_t index = 0; index < (args->chunk_end - args->chunk_begin) * ws.rows; index++) {
         float *seen;
         const size_t i = index % ws.rows;
@@ -335,7 +336,7 @@ static void QATTN_FUNCTION(scores)(const qattn_forward_args *args, size_t block,
     assert(args->row_begin <= args->row_end && args->row_end - args->row_begin <= QATTN_QUERY_BLOCK);
     if (args->row_end == args->row_begin) return;
     forward_workspace ws;
-    cut_workspace(args, &ws);
+    cut_workspace(args, &ws, false);
     scale_all_queries(args, &ws);
     tile_task task = begin_task(args, &ws);
     task.block = block_number(args, &ws, block);

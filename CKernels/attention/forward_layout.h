@@ -24,30 +24,24 @@ typedef struct forward_layout {
     size_t floats;
 } forward_layout;
 
-static inline state_layout state_layout_take(forward_layout *layout, size_t tiles) {
-    const size_t rows = tiles * TILE_ROWS;
+static inline state_layout state_layout_take(forward_layout *layout, size_t tiles, size_t rows) {
     return (state_layout){.started = qattn_take(&layout->floats, rows), /* a byte each */
                           .maximum = qattn_take(&layout->floats, tiles * QATTN_LANES),
                           .sum = qattn_take(&layout->floats, rows * QATTN_LANES),
                           .out = qattn_take(&layout->floats, rows * layout->value_lanes)};
 }
 
-/* So many tiles, and those that fill up what tile instructions read and write of the last band: a half or all of it. */
-static inline size_t band_tiles(size_t tiles) {
-    const size_t half = (BAND_TILES + 1) / 2, whole = tiles / BAND_TILES * BAND_TILES, rest = tiles - whole;
-    return whole + (rest == 0 ? 0 : rest < half ? half : BAND_TILES);
-}
-
-static inline forward_layout forward_layout_of(size_t head_dim, size_t value_dim, size_t tiles) {
-    const size_t rows = tiles * TILE_ROWS;
+/* For so many tiles of TILE_ROWS, or of UNIT_ROWS in bands, whose scratch is not here. */
+static inline forward_layout forward_layout_of(size_t head_dim, size_t value_dim, size_t tiles, size_t tile_rows) {
+    const size_t rows = tiles * tile_rows;
     forward_layout layout = {.head_lanes = qattn_round_up(head_dim, QATTN_LANES),
                              .value_lanes = qattn_round_up(value_dim, QATTN_LANES)};
     layout.places = qattn_take(&layout.floats, rows * PLACE_FLOATS);
     layout.query_steps = qattn_take(&layout.floats, rows);
     layout.queries = qattn_take(&layout.floats, rows * layout.head_lanes);
-    layout.scratch = qattn_take(&layout.floats, tiles * SCRATCH_FLOATS);
-    layout.chunk = state_layout_take(&layout, tiles);
-    layout.state = state_layout_take(&layout, tiles);
+    layout.scratch = qattn_take(&layout.floats, tile_rows == TILE_ROWS ? tiles * SCRATCH_FLOATS : 0);
+    layout.chunk = state_layout_take(&layout, tiles, rows);
+    layout.state = state_layout_take(&layout, tiles, rows);
     layout.totals = qattn_take(&layout.floats, tiles * TOTALS_FLOATS);
     /* A byte for each channel, up to whole rows of tiles, and column of the keys of a block. */
     layout.fours = qattn_take(&layout.floats, (qattn_round_up(head_dim, QATTN_KEY_BLOCK) + layout.value_lanes) *

@@ -24,13 +24,15 @@ typedef struct halved_sums {
     u32x16 upper[BLOCK_VECTORS], lower[BLOCK_VECTORS];
 } halved_sums;
 
-/* What a band leaves in memory between the steps for one block. */
-typedef struct integer_rows {
+/* What a band has in memory between the steps for one block. */
+typedef struct integer_band {
+    band band;
+    band_block block;
     halved_sums sums[UNIT_ROWS];
-    float scores[BAND_ROWS][QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* but for their factors */
-    char weights[BAND_ROWS][HALVES_BYTES] __attribute__((aligned(QATTN_ALIGNMENT)));    /* 0 where a tile sees no key */
-    float rescale[BAND_ROWS], steps[BAND_ROWS];
-} integer_rows;
+    float scores[BAND_ROWS][QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT)));
+    char weights[BAND_ROWS][HALVES_BYTES] __attribute__((aligned(QATTN_ALIGNMENT)));
+    float steps[BAND_ROWS];
+} integer_band;
 
 QATTN_INLINE size_t byte_segments(size_t head_dim) {
     return (packed_channels(head_dim, QATTN_INT8) + BYTE_SEGMENT - 1) / BYTE_SEGMENT;
@@ -46,7 +48,7 @@ QATTN_INLINE void halve_segment(const char *integers, char *halves) {
 /* The integers of all queries, in place; 0 up to a whole segment. */
 QATTN_INLINE void halve_queries(const qattn_forward_args *args, const forward_workspace *ws) {
     const size_t bytes = byte_segments(args->blocks.head_dim) * HALVES_BYTES, used = ws->head_lanes * sizeof(int16_t);
-    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+    for (size_t i = 0; i < filled_rows(ws); i++) {
         char *const query = (char *)(ws->queries + i * ws->head_lanes);
         memset(query + used, 0, bytes - used);
         for (size_t at = 0; at < bytes; at += HALVES_BYTES) halve_segment(query + at, query + at);
@@ -78,7 +80,7 @@ QATTN_INLINE void lay_fours(const forward_workspace *ws, block_parts block, size
 }
 
 /* The sums of UNIT_ROWS rows with up to 64 columns, over at most QATTN_INTEGER_CHANNELS channels. */
-QATTN_INLINE void halved_products(integer_rows *band, const char *halves, size_t row_bytes, size_t segments,
+QATTN_INLINE void halved_products(integer_band *band, const char *halves, size_t row_bytes, size_t segments,
                                   const char *fours, size_t vector_bytes, size_t vectors) {
     const unit_product x = {.a = halves,
                             .a_row = row_bytes,
@@ -86,110 +88,96 @@ QATTN_INLINE void halved_products(integer_rows *band, const char *halves, size_t
                             .a_second = BYTE_SEGMENT,
                             .segments = segments,
                             .second = true,
-                            .b = fours,
+                            .matrices = 1,
+                            .b = {fours},
                             .b_vector = vector_bytes,
                             .vectors = vectors,
                             .c = (char *)band->sums,
                             .c_row = sizeof *band->sums,
                             .c_second = offsetof(halved_sums, lower)};
-    for (size_t v = 0; v < vectors; v += 2) unit_columns(&x, true, v);
+    unit_sums(x, true);
 }
 
 QATTN_INLINE i32x16 joined_sum(const halved_sums *sums, size_t v) {
     return (i32x16)((sums->upper[v] << 8) + sums->lower[v]);
 }
 
-/* 1. of the `rows` rows from row i on. */
-QATTN_INLINE void band_scores(integer_rows *band, const forward_workspace *ws, size_t segments, size_t i, size_t rows) {
-    const size_t row_bytes = ws->head_lanes * sizeof(float);
-    for (size_t unit = 0; unit < rows; unit += UNIT_ROWS) {
-        const char *const halves = (const char *)ws->queries + (i + unit) * row_bytes;
+/* 1., up to the finished scores. */
+QATTN_INLINE void integer_band_scores(const qattn_forward_args *args, const forward_workspace *ws, integer_band *x) {
+    const size_t segments = byte_segments(args->blocks.head_dim), row_bytes = ws->head_lanes * sizeof(float);
+    for (size_t unit = 0; unit < x->band.count; unit += UNIT_ROWS) {
+        const size_t i = x->band.first + unit;
+        const char *const halves = (const char *)ws->queries + i * row_bytes;
         for (size_t s = 0; s < segments; s += CHANNEL_SEGMENTS) {
-            halved_products(band, halves + s * HALVES_BYTES, row_bytes, qattn_min(segments - s, CHANNEL_SEGMENTS),
+            halved_products(x, halves + s * HALVES_BYTES, row_bytes, qattn_min(segments - s, CHANNEL_SEGMENTS),
                             ws->fours + s * UNIT_TILE_BYTES, segments * UNIT_TILE_BYTES, BLOCK_VECTORS);
-            for (size_t r = 0; r < qattn_min(rows - unit, UNIT_ROWS); r++) {
+            const bool last = s + CHANNEL_SEGMENTS >= segments;
+            for (size_t r = 0; r < qattn_min(x->band.count - unit, UNIT_ROWS); r++) {
                 QATTN_UNROLL
                 for (size_t v = 0; v < BLOCK_VECTORS; v++) {
-                    float *const score = band->scores[unit + r] + v * QATTN_LANES;
-                    const f32x16 channels = __builtin_convertvector(joined_sum(&band->sums[r], v), f32x16);
-                    f32x16_store(score, s ? f32x16_load(score) + channels : channels);
+                    float *const score = x->block.scores[unit + r] + v * QATTN_LANES;
+                    f32x16 sum = __builtin_convertvector(joined_sum(&x->sums[r], v), f32x16);
+                    if (s) sum = f32x16_load(score) + sum;
+                    if (last)
+                        sum = integer_scores(sum, f32x16_load(x->block.parts.key_scales + v * QATTN_LANES),
+                                             ws->query_steps[i + r]);
+                    f32x16_store(score, sum);
                 }
             }
         }
     }
+    finish_band_scores(args, ws, &x->band, &x->block);
 }
 
-/* 2. of a tile of `count` rows from row i on, the first of which is row `at` of the band. */
-QATTN_INLINE void band_weights(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws,
-                               integer_rows *band, size_t at, size_t i, size_t count, size_t block_first) {
-    for (size_t r = 0; r < count; r++) {
-        QATTN_UNROLL
-        for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES)
-            f32x16_store(task->scratch->weights + r * QATTN_KEY_BLOCK + j,
-                         integer_scores(f32x16_load(band->scores[at + r] + j), f32x16_load(task->block.key_scales + j),
-                                        task->query_steps[r]));
-    }
-    finish_tile_scores(task, args, ws->places + i, count, block_first);
-    tile_weights(task, args, ws, i, count);
-    for (size_t r = 0; r < count; r++) {
-        float *const weights = task->scratch->weights + r * QATTN_KEY_BLOCK;
-        band->rescale[at + r] = task->scratch->rescale[row_lane(r)];
-        band->steps[at + r] = quantise_weights(weights, task->block.value_scales, task->scratch->visible[r]);
-        halve_segment((const char *)weights, band->weights[at + r]);
+/* 2. */
+QATTN_INLINE void integer_band_weights(const qattn_forward_args *args, const forward_workspace *ws, integer_band *x) {
+    QATTN_FUNCTION(band_weights)(args, ws, &x->band, false, &x->block);
+    for (size_t r = 0; r < x->band.count; r++) {
+        float *const weights = x->block.scores[r];
+        x->steps[r] = quantise_weights(weights, x->block.parts.value_scales, x->block.visible[r]);
+        halve_segment((const char *)weights, x->weights[r]);
     }
 }
 
-/* 3. of the `rows` rows whose sums begin at `out`. */
-QATTN_INLINE void band_values(integer_rows *band, const forward_workspace *ws, const char *fours, float *out,
-                              size_t rows) {
-    for (size_t unit = 0; unit < rows; unit += UNIT_ROWS) {
+/* 3. */
+QATTN_INLINE void integer_band_values(const forward_workspace *ws, const char *fours, integer_band *x) {
+    float *const out = ws->chunk.out + x->band.first * ws->value_lanes;
+    for (size_t unit = 0; unit < x->band.count; unit += UNIT_ROWS) {
         for (size_t column = 0; column < ws->value_lanes; column += QATTN_KEY_BLOCK) {
             const size_t vectors = qattn_min((ws->value_lanes - column) / QATTN_LANES, BLOCK_VECTORS);
-            halved_products(band, band->weights[unit], HALVES_BYTES, 1, fours + column * QATTN_KEY_BLOCK,
-                            UNIT_TILE_BYTES, vectors);
-            for (size_t r = unit; r < qattn_min(rows, unit + UNIT_ROWS); r++) {
+            halved_products(x, x->weights[unit], HALVES_BYTES, 1, fours + column * QATTN_KEY_BLOCK, UNIT_TILE_BYTES,
+                            vectors);
+            for (size_t r = unit; r < qattn_min(x->band.count, unit + UNIT_ROWS); r++) {
                 for (size_t v = 0; v < vectors; v++)
-                    add_integer_values(out + r * ws->value_lanes + column + v * QATTN_LANES, band->rescale[r],
-                                       joined_sum(&band->sums[r - unit], v), band->steps[r]);
+                    add_integer_values(out + r * ws->value_lanes + column + v * QATTN_LANES, x->block.rescale[r],
+                                       joined_sum(&x->sums[r - unit], v), x->steps[r]);
             }
         }
     }
 }
 
-/* One block against the band of tiles [first, end). */
-static __attribute__((noinline)) void QATTN_FUNCTION(integer_band)(tile_task *task, const qattn_forward_args *args,
-                                                                   const forward_workspace *ws, size_t first,
-                                                                   size_t end, size_t block_first) {
-    integer_rows band;
-    const size_t row = first * TILE_ROWS, rows = qattn_min(end * TILE_ROWS, ws->rows) - row;
-    const size_t segments = byte_segments(args->blocks.head_dim);
-    band_scores(&band, ws, segments, row, rows);
-    memset(band.weights, 0, sizeof band.weights);
-    for (size_t r = 0; r < BAND_ROWS; r++)
-        band.rescale[r] = 1, band.steps[r] = -0.0f; /* which leave sums as they are */
-    bool some = false;
-    for (size_t tile = first; tile < end; tile++) {
-        if (!tile_sees(task, args, ws, tile, block_first)) continue;
-        const size_t i = tile * TILE_ROWS;
+/* One block against all bands; each asks for `lines` of `next`, the block to come. */
+static __attribute__((noinline)) void QATTN_FUNCTION(integer_bands)(const qattn_forward_args *args,
+                                                                    forward_workspace *ws, block_parts parts,
+                                                                    size_t first_key, prefetch_cursor *next,
+                                                                    size_t lines) {
+    integer_band x;
+    if (ws->rows % UNIT_ROWS) memset(&x, 0, sizeof x); /* also rows that fill up a tile */
+    x.block.first_key = first_key;
+    x.block.parts = parts;
+    x.block.scores = x.scores;
+    lay_fours(ws, parts, args->blocks.head_dim);
+    const char *const values = ws->fours + BLOCK_VECTORS * byte_segments(args->blocks.head_dim) * UNIT_TILE_BYTES;
+    for (size_t first = 0; first < ws->rows; first += BAND_ROWS) {
+        x.band = band_at(args, ws, first);
+        x.block.all = 0;
+        prefetch_lines(next, lines);
+        prefetch_lines(&ws->upcoming, 2 * ws->upcoming_share);
+        if (!range_bits(x.band.keys.any, first_key) || !band_sees(args, ws, &x.band, &x.block)) continue;
+        integer_band_scores(args, ws, &x);
         unit_stay_awake();
-        band_weights(task, args, ws, &band, i - row, i, tile_height(ws, tile), block_first);
-        some = true;
-    }
-    if (some)
-        band_values(&band, ws, ws->fours + BLOCK_VECTORS * segments * UNIT_TILE_BYTES,
-                    ws->chunk.out + row * ws->value_lanes, rows);
-}
-
-/* One block against all bands; each tile asks for `share` lines of `next`, the block to come. */
-static __attribute__((noinline)) void QATTN_FUNCTION(integer_bands)(tile_task *task, const qattn_forward_args *args,
-                                                                    forward_workspace *ws, size_t block_first,
-                                                                    prefetch_cursor *next, size_t share) {
-    lay_fours(ws, task->block, args->blocks.head_dim);
-    for (size_t first = next_band(args, ws, 0, block_first); first < ws->tiles;
-         first = next_band(args, ws, first + BAND_TILES, block_first)) {
-        prefetch_lines(next, BAND_TILES * share);
-        prefetch_lines(&ws->upcoming, BAND_TILES * ws->upcoming_share);
-        QATTN_FUNCTION(integer_band)(task, args, ws, first, band_end(ws, first), block_first);
+        integer_band_weights(args, ws, &x);
+        integer_band_values(ws, values, &x);
     }
 }
 

@@ -1,235 +1,239 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pair_bands.inl.h - bands of rows over bfloat16 pairs by tile instructions. The bits are those of pair_tiles.inl.h. */
+/* pair_bands.inl.h - bands of rows over bfloat16 pairs by tile instructions. The bits are those of pair_tiles.inl.h.
+ *
+ * A band meets the blocks of a chunk two at a time: scores and weights of the one, scores and weights of the other, and then
+ * the values of both, whose sums are loaded and stored once. What it has in memory stays in L1. */
 #ifndef QATTN_PAIR_BANDS_INL_H
 #define QATTN_PAIR_BANDS_INL_H
 
 #include "attention/band_rows.inl.h"
-#include "attention/steps.inl.h"
 #include "simd/bf16_weights.h"
+#include "tile/factor_products.inl.h"
 #include "tile/unit_products.inl.h"
 
 _Static_assert(SEGMENT_BYTES == UNIT_TILE_BYTES, "segments of a block are tiles");
 
-/* The scores of a band, then its rounded weights, each row's in the place of its scores. Rows that fill up the second
- * tile have any. */
-typedef struct score_rows {
-    float rows[BAND_ROWS][QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT)));
-} score_rows;
+enum { BAND_BLOCKS = UNIT_MATRICES, MOST_BYTES_ASKED_FOR = 16384 };
 
-/* 1. of one tile of a band, behind its products, and the first half of 2., where nothing but a mask finishes scores. */
-QATTN_INLINE void pair_scored(tile_task *task, float (*scores)[QATTN_KEY_BLOCK], bool masked) {
-    f32x16 row_max[TILE_ROWS];
-    QATTN_UNROLL
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        const f32x16 factor = f32x16_splat(task->query_steps[r]);
-        row_max[r] = f32x16_splat(-__builtin_inff());
-        QATTN_UNROLL
-        for (size_t v = 0; v < BLOCK_VECTORS; v++) {
-            float *const score = scores[r] + v * QATTN_LANES;
-            f32x16 t = f32x16_load(score) * factor;
-            if (masked)
-                t = f32x16_select((uint32_t)(task->scratch->visible[r] >> v * QATTN_LANES) & 0xffff, t,
-                                  f32x16_splat(-__builtin_inff()));
-            row_max[r] = f32x16_max(t, row_max[r]);
-            f32x16_store(score, t);
-        }
-    }
-    tile_begin_softmax(task, row_max);
-}
+/* What a band has in memory between the steps for two blocks. */
+typedef struct pair_band {
+    band band;
+    bool scales_first;
+    float factors[BAND_ROWS]; /* of scores; 1 where these have to be finished first */
+    size_t count;             /* of blocks */
+    bool has_sums;            /* of values; else what stands in their place is anything */
+    band_block blocks[BAND_BLOCKS];
+    float scores[BAND_ROWS][QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT))); /* of the block at hand */
+    uint16_t weights[BAND_ROWS][BAND_BLOCKS][QATTN_KEY_BLOCK] __attribute__((aligned(QATTN_ALIGNMENT)));
+} pair_band;
 
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_scored_whole)(tile_task *task,
-                                                                        float (*scores)[QATTN_KEY_BLOCK]) {
-    pair_scored(task, scores, false);
-}
-
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_scored_masked)(tile_task *task,
-                                                                         float (*scores)[QATTN_KEY_BLOCK]) {
-    pair_scored(task, scores, true);
-}
-
-/* The second half of 2. of one tile of a band: its rounded weights, and l. */
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_weighed)(const tile_scratch *scratch,
-                                                                   float (*scores)[QATTN_KEY_BLOCK], float *sum) {
-    QATTN_UNROLL
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        const f32x16 reference = f32x16_splat(scratch->reference[row_lane(r)]);
-        f32x16 p[BLOCK_VECTORS];
-        QATTN_UNROLL
-        for (size_t v = 0; v < BLOCK_VECTORS; v++) p[v] = f32x16_load(scores[r] + v * QATTN_LANES) - reference;
-        bf16x64_weights(p, scores[r]);
-        add_to_sum(sum + r * QATTN_LANES, scratch->rescale[row_lane(r)], p, BLOCK_VECTORS);
-    }
-}
-
-/* 2. of one tile of a band by way of scratch, for all that pair_scored and pair_weighed do not know. */
-QATTN_INLINE void pair_finished(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws,
-                                size_t tile, size_t block_first, float (*scores)[QATTN_KEY_BLOCK]) {
-    float *const t = task->scratch->weights;
-    const size_t i = tile * TILE_ROWS, count = tile_height(ws, tile);
-    for (size_t r = 0; r < TILE_ROWS; r++) scale_pair_scores(t + r * QATTN_KEY_BLOCK, scores[r], task->query_steps[r]);
-    finish_tile_scores(task, args, ws->places + i, count, block_first);
-    tile_weights(task, args, ws, i, count);
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES)
-            f32x16_store_storage((char *)scores[r] + 2 * j, f32x16_load(t + r * QATTN_KEY_BLOCK + j),
-                                 QATTN_BFLOAT16_PAIRS);
-    }
-}
-
-/* Products of two bands, made a pair of vectors of columns at a time between other work: a turn. */
-typedef struct unit_turns {
-    unit_product products[2];
-    size_t at, vector; /* of the next turn */
-} unit_turns;
-
-QATTN_INLINE void begin_turns(unit_turns *turns, unit_product first, unit_product second) {
-    *turns = (unit_turns){.products = {first, second}};
-}
-
-QATTN_INLINE bool turns_left(unit_turns *turns) {
-    while (turns->at < 2 && turns->vector >= turns->products[turns->at].vectors) turns->at++, turns->vector = 0;
-    return turns->at < 2;
-}
-
-/* The next of them, if there is any; the unit stays awake in any case. */
-static __attribute__((noinline)) void QATTN_FUNCTION(take_turn)(unit_turns *turns) {
-    if (!turns_left(turns)) {
-        unit_stay_awake();
-        return;
-    }
-    unit_columns(&turns->products[turns->at], false, turns->vector);
-    turns->vector += 2;
-}
-
-QATTN_INLINE void take_all_turns(unit_turns *turns) {
-    while (turns_left(turns)) QATTN_FUNCTION(take_turn)(turns);
-}
-
-/* A band that meets a block. */
-typedef struct band_step {
-    size_t first, block; /* the band's first tile, or ws->tiles behind the last step */
-    block_parts parts;
-} band_step;
-
-/* The first step from that of tile `first` and block `block` on in which a row may see a key: all blocks of [begin, end) for
- * one band, which stays in L1, before the next. */
-QATTN_INLINE band_step next_step(const qattn_forward_args *args, const forward_workspace *ws, size_t first,
-                                 size_t block, size_t begin, size_t end) {
-    for (; first < ws->tiles; first += BAND_TILES, block = begin) {
-        const key_range keys = band_keys(args, ws, first);
-        for (; block < end; block++) {
-            if (range_bits(keys, block * QATTN_KEY_BLOCK))
-                return (band_step){first, block, block_number(args, ws, args->unpacked ? 0 : block)};
-        }
-    }
-    return (band_step){.first = ws->tiles};
+/* The band that begins with row `first`. Scores may be compared before they are scaled where the largest is that of the
+ * largest sum. */
+QATTN_INLINE void begin_pair_band(const qattn_forward_args *args, const forward_workspace *ws, size_t first,
+                                  pair_band *x) {
+    const float *const factors = ws->query_steps + first;
+    x->band = band_at(args, ws, first);
+    x->scales_first = ws->normaliser != QATTN_SOFTMAX || !scores_are_plain(&args->problem);
+    for (size_t r = 0; r < x->band.count; r++) x->scales_first |= !(factors[r] > 0 && factors[r] < __builtin_inff());
+    for (size_t r = 0; r < BAND_ROWS; r++) x->factors[r] = x->scales_first || r >= x->band.count ? 1 : factors[r];
+    x->count = 0;
+    for (size_t n = 0; n < BAND_BLOCKS; n++) x->blocks[n].all = 0, x->blocks[n].scores = x->scores;
 }
 
 /* Sums of products of all rows of a band. */
-QATTN_INLINE unit_product pair_product_of_band(unit_product x, const forward_workspace *ws, size_t first) {
+QATTN_INLINE unit_product pair_product_of_band(unit_product x, const band *band) {
     x.a_segment = UNIT_ROW_BYTES;
     x.a_second = UNIT_ROWS * x.a_row;
     x.c_second = UNIT_ROWS * x.c_row;
-    x.second = band_end(ws, first) - first > UNIT_ROWS / TILE_ROWS;
+    x.second = band->count > UNIT_ROWS;
     return x;
 }
 
-QATTN_INLINE unit_product pair_scores(const forward_workspace *ws, band_step step, score_rows *scores) {
-    const unit_product x = {.a = (const char *)(ws->queries + step.first * TILE_ROWS * ws->head_lanes),
-                            .a_row = ws->head_lanes * sizeof(float),
-                            .segments = ws->head_lanes / SEGMENT,
-                            .b = step.parts.keys,
-                            .b_vector = ws->head_lanes / SEGMENT * SEGMENT_BYTES,
-                            .vectors = BLOCK_VECTORS,
-                            .c = (char *)scores,
-                            .c_row = sizeof *scores->rows};
-    return pair_product_of_band(x, ws, step.first);
+/* 1. of a block, but for factors. */
+QATTN_INLINE void pair_band_products(const forward_workspace *ws, const band *band, band_block *x) {
+    const size_t segments = ws->head_lanes / SEGMENT;
+    const unit_product product = {.a = (const char *)(ws->queries + band->first * ws->head_lanes),
+                                  .a_row = ws->head_lanes * sizeof(float),
+                                  .segments = segments,
+                                  .matrices = 1,
+                                  .b = {x->parts.keys},
+                                  .b_vector = segments * SEGMENT_BYTES,
+                                  .vectors = BLOCK_VECTORS,
+                                  .c = (char *)x->scores,
+                                  .c_row = sizeof *x->scores};
+    unit_sums(pair_product_of_band(product, band), false);
 }
 
-QATTN_INLINE unit_product pair_values(const forward_workspace *ws, band_step step, const score_rows *weights) {
-    const unit_product x = {.a = (const char *)weights,
-                            .a_row = sizeof *weights->rows,
-                            .segments = KEY_SEGMENTS,
-                            .b = step.parts.values,
-                            .b_vector = VALUE_BYTES,
-                            .vectors = ws->value_lanes / QATTN_LANES,
-                            .c = (char *)(ws->chunk.out + step.first * TILE_ROWS * ws->value_lanes),
-                            .c_row = ws->value_lanes * sizeof(float),
-                            .adds = true};
-    return pair_product_of_band(x, ws, step.first);
+/* Scores as they are compared: finished, or still without their factors. */
+QATTN_INLINE void finish_pair_scores(const qattn_forward_args *args, const forward_workspace *ws, const pair_band *x,
+                                     band_block *block) {
+    for (size_t r = 0; r < x->band.count && x->scales_first; r++)
+        scale_pair_scores(block->scores[r], block->scores[r], ws->query_steps[x->band.first + r]);
+    finish_band_scores(args, ws, &x->band, block);
 }
 
-/* 2. of a step, and turns of products between: all maxima, which are long chains of shuffles, before all weights. Returns
- * whether any row sees a key. */
-QATTN_INLINE bool step_weights(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws,
-                               band_step step, score_rows *scores, unit_turns *turns) {
-    const bool simple = !*not_finite(step.parts) && ws->normaliser == QATTN_SOFTMAX && scores_are_plain(&args->problem);
-    const size_t end = band_end(ws, step.first), block_first = step.block * QATTN_KEY_BLOCK;
-    bool some = false;
-    for (size_t tile = step.first; tile < end; tile++) {
-        float (*const rows)[QATTN_KEY_BLOCK] = scores->rows + (tile - step.first) * TILE_ROWS;
-        task->scratch = ws->scratch + tile;
-        if (!tile_sees(task, args, ws, tile, block_first)) {
-            memset(rows, 0, TILE_ROWS * sizeof *rows);
-            continue;
+/* A run of memory to be asked for into L1, so many lines with each row. */
+typedef struct lines_to_come {
+    const char *at;
+    size_t lines;
+} lines_to_come;
+
+/* The second half of 2. by softmax, of rows [first, end) against block n, rounded. */
+static __attribute__((noinline)) void QATTN_FUNCTION(pair_weights)(const forward_workspace *ws, pair_band *x, size_t n,
+                                                                   size_t first, size_t end, lines_to_come next) {
+    const band_block *const block = &x->blocks[n];
+    float *sum = ws->chunk.sum + (x->band.first + first) * QATTN_LANES;
+    const char *at = next.at + first * next.lines * CACHE_LINE;
+    for (size_t r = first; r < end; r++, sum += QATTN_LANES) {
+        QATTN_NO_UNROLL
+        for (size_t line = 0; line < next.lines; line++, at += CACHE_LINE) __builtin_prefetch(at, 0, 3);
+        const f32x16 factor = f32x16_splat(x->factors[r]), reference = f32x16_splat(block->references[r]);
+        f32x16 p[BLOCK_VECTORS];
+        QATTN_UNROLL
+        for (size_t v = 0; v < BLOCK_VECTORS; v++)
+            p[v] = f32x16_load(x->scores[r] + v * QATTN_LANES) * factor - reference;
+        bf16x64_weights(p, x->weights[r][n]);
+        add_to_sum(sum, block->rescale[r], p, BLOCK_VECTORS);
+    }
+}
+
+/* 2. of block n by softmax: all maxima, which are long chains, before all weights. */
+QATTN_INLINE void pair_band_softmax(const forward_workspace *ws, pair_band *x, size_t n, lines_to_come next) {
+    const size_t rows = x->band.count;
+    for (size_t r = 0; r < rows; r += UNIT_ROWS)
+        unit_compared(ws, &x->band, r, f32x16_load(x->factors + r), &x->blocks[n]);
+    for (size_t r = 0; r < rows; r += UNIT_ROWS) {
+        unit_stay_awake();
+        QATTN_FUNCTION(pair_weights)(ws, x, n, r, qattn_min(r + UNIT_ROWS, rows), next);
+    }
+}
+
+/* 2. by another normaliser, of block n. */
+QATTN_INLINE void pair_band_weights(const qattn_forward_args *args, const forward_workspace *ws, pair_band *x,
+                                    size_t n) {
+    band_block *const block = &x->blocks[n];
+    QATTN_FUNCTION(band_weights)(args, ws, &x->band, true, block);
+    for (size_t r = 0; r < x->band.count; r++) {
+        for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES)
+            f32x16_store_storage(x->weights[r][n] + j, f32x16_load(block->scores[r] + j), QATTN_BFLOAT16_PAIRS);
+    }
+}
+
+/* The rows whose references have moved with a block, as bits. */
+QATTN_INLINE uint32_t moved_rows(const band *band, const band_block *block) {
+    uint32_t moved = 0;
+    for (size_t r = 0; r < band->count; r += UNIT_ROWS)
+        moved |= (~f32x16_equal_bits(f32x16_load(block->rescale + r), 1) & 0xffff) << r;
+    return moved & ~(uint32_t)0 >> (BAND_ROWS - band->count);
+}
+
+/* 3. of blocks [first, end), whose values are finite. */
+QATTN_INLINE void pair_band_values(const forward_workspace *ws, pair_band *x, size_t first, size_t end) {
+    const unit_product product = {.a = (const char *)x->weights[0][first],
+                                  .a_row = sizeof *x->weights,
+                                  .segments = KEY_SEGMENTS,
+                                  .matrices = end - first,
+                                  .b = {x->blocks[first].parts.values, x->blocks[end - 1].parts.values},
+                                  .b_vector = VALUE_BYTES,
+                                  .vectors = ws->value_lanes / QATTN_LANES,
+                                  .c = (char *)(ws->chunk.out + x->band.first * ws->value_lanes),
+                                  .c_row = ws->value_lanes * sizeof(float),
+                                  .adds = x->has_sums};
+    unit_sums(pair_product_of_band(product, &x->band), false);
+    x->has_sums = true;
+}
+
+/* 3. of block n with values that are not finite: of each row what it sees. */
+static __attribute__((noinline)) void QATTN_FUNCTION(seen_band_values)(const forward_workspace *ws, pair_band *x,
+                                                                       size_t n) {
+    band_block *const block = &x->blocks[n];
+    for (size_t r = 0; r < x->band.count; r++) {
+        for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES)
+            f32x16_store(block->scores[r] + j, f32x16_load_storage(x->weights[r][n] + j, QATTN_BFLOAT16));
+    }
+    const factor_product product = {.rows = x->band.count,
+                                    .segments = KEY_SEGMENTS,
+                                    .b = block->parts.values,
+                                    .b_vector = VALUE_BYTES,
+                                    .vectors = ws->value_lanes / QATTN_LANES,
+                                    .c = ws->chunk.out + x->band.first * ws->value_lanes,
+                                    .c_step = ws->value_lanes,
+                                    .adds = x->has_sums};
+    QATTN_FUNCTION(seen_factor_products)(&product, block->scores[0], block->visible, false);
+    x->has_sums = true;
+}
+
+/* 3. of all blocks at hand: together, but for rows whose references have moved between them. */
+QATTN_INLINE void pair_band_sums(const forward_workspace *ws, pair_band *x) {
+    size_t first = 0; /* of those that are not summed yet */
+    for (size_t n = 0; n < x->count; n++) {
+        const band_block *const block = &x->blocks[n];
+        const bool finite = !*not_finite(block->parts);
+        uint32_t moved = moved_rows(&x->band, block);
+        if (first < n && (moved || !finite)) {
+            pair_band_values(ws, x, first, n);
+            first = n;
         }
-        some = true;
-        if (!simple) {
-            QATTN_FUNCTION(take_turn)(turns);
-            pair_finished(task, args, ws, tile, block_first, rows);
-        } else if (task->scratch->all == ~UINT64_C(0)) QATTN_FUNCTION(pair_scored_whole)(task, rows);
-        else QATTN_FUNCTION(pair_scored_masked)(task, rows);
+        for (; moved && x->has_sums; moved &= moved - 1) {
+            const size_t r = (size_t)__builtin_ctz(moved);
+            rescale_pair_sums(ws->chunk.out + (x->band.first + r) * ws->value_lanes, ws->value_lanes,
+                              block->rescale[r]);
+        }
+        if (finite) continue;
+        QATTN_FUNCTION(seen_band_values)(ws, x, n);
+        first = n + 1;
     }
-    for (size_t tile = step.first; tile < end && simple; tile++) {
-        QATTN_FUNCTION(take_turn)(turns);
-        if (ws->scratch[tile].any)
-            QATTN_FUNCTION(pair_weighed)(ws->scratch + tile, scores->rows + (tile - step.first) * TILE_ROWS,
-                                         ws->chunk.sum + tile * TILE_ROWS * QATTN_LANES);
-    }
-    return some;
+    if (first < x->count) pair_band_values(ws, x, first, x->count);
+    x->count = 0;
 }
 
-/* Makes 3. of a step ready: the sums of rows whose references have moved. Values that are not finite are multiplied here,
- * others are left to turns. */
-QATTN_INLINE unit_product begin_values(tile_task *task, const forward_workspace *ws, band_step step,
-                                       const score_rows *weights) {
-    const bool finite = !*not_finite(step.parts);
-    for (size_t tile = step.first; tile < band_end(ws, step.first); tile++) {
-        take_rows(task, ws, tile);
-        task->scratch = ws->scratch + tile;
-        task->block = step.parts;
-        if (!task->scratch->any) continue;
-        if (finite) rescale_pair_rows(task, TILE_ROWS);
-        else TILE_CALL(tile_values_QATTN_BFLOAT16_PAIRS, tile_height(ws, tile), task);
-    }
-    return finite ? pair_values(ws, step, weights) : (unit_product){0};
+/* The sums of a band that sees no key. */
+QATTN_INLINE void clear_band_sums(const forward_workspace *ws, const band *band) {
+    memset(ws->chunk.out + band->first * ws->value_lanes, 0, band->count * ws->value_lanes * sizeof(float));
 }
 
-/* Blocks [begin, end) against all bands. While the vector units turn scores of one step into weights, the tile unit makes
- * the products of those beside it: values of the step before, scores of the next. */
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_bands)(tile_task *task, const qattn_forward_args *args,
-                                                                 forward_workspace *ws, size_t begin, size_t end) {
-    score_rows scores[2];
-    band_step step = next_step(args, ws, 0, begin, begin, end);
-    unit_turns turns;
-    unit_product values = {0};
-    if (step.first < ws->tiles) values = pair_scores(ws, step, scores);
-    begin_turns(&turns, (unit_product){0}, values);
-    take_all_turns(&turns);
-    values = (unit_product){0};
-    for (size_t n = 0; step.first < ws->tiles; n ^= 1) {
-        const band_step next = next_step(args, ws, step.first, step.block + 1, begin, end);
-        unit_product next_scores = {0};
-        if (next.first < ws->tiles) next_scores = pair_scores(ws, next, scores + (n ^ 1));
-        begin_turns(&turns, values, next_scores); /* in this order: scores take the place of weights */
-        prefetch_lines(&ws->upcoming, BAND_TILES * ws->upcoming_share);
-        const bool some = step_weights(task, args, ws, step, scores + n, &turns);
-        take_all_turns(&turns);
-        values = some ? begin_values(task, ws, step, scores + n) : (unit_product){0};
-        step = next;
+/* 1. and 2. of block n. */
+QATTN_INLINE void meet_pair_block(const qattn_forward_args *args, const forward_workspace *ws, pair_band *x, size_t n,
+                                  lines_to_come next) {
+    pair_band_products(ws, &x->band, &x->blocks[n]);
+    finish_pair_scores(args, ws, x, &x->blocks[n]);
+    if (ws->normaliser == QATTN_SOFTMAX) pair_band_softmax(ws, x, n, next);
+    else pair_band_weights(args, ws, x, n);
+}
+
+/* What a block asks for while it is weighed, of the two that meet a band together: the first for the keys of the second, the
+ * last for the values of the first. Nothing where L1 has no room for them beside what the band has in memory. */
+QATTN_INLINE lines_to_come lines_after(const forward_workspace *ws, const band *band, const char *keys,
+                                       const char *values) {
+    const size_t key_bytes = ws->head_lanes / SEGMENT * SEGMENT_BYTES * BLOCK_VECTORS;
+    const size_t value_bytes = ws->value_lanes / QATTN_LANES * VALUE_BYTES;
+    const size_t bytes = key_bytes + value_bytes > MOST_BYTES_ASKED_FOR ? 0 : keys ? key_bytes : value_bytes;
+    return (lines_to_come){keys ? keys : values, (bytes / CACHE_LINE + band->count - 1) / band->count};
+}
+
+/* Blocks [begin, end) against all bands; every band meets all of them before the next one does. With `fresh` they are the
+ * first ones, and sums of values are not there yet. */
+static __attribute__((noinline)) void QATTN_FUNCTION(pair_bands)(const qattn_forward_args *args, forward_workspace *ws,
+                                                                 size_t begin, size_t end, bool fresh) {
+    pair_band x;
+    if (ws->rows % UNIT_ROWS) memset(&x, 0, sizeof x); /* also rows that fill up a tile */
+    for (size_t first = 0; first < ws->rows; first += BAND_ROWS) {
+        begin_pair_band(args, ws, first, &x);
+        x.has_sums = !fresh;
+        for (size_t block = begin; block < end; block++) {
+            band_block *const at = &x.blocks[x.count];
+            at->first_key = block * QATTN_KEY_BLOCK;
+            if (!range_bits(x.band.keys.any, at->first_key) || !band_sees(args, ws, &x.band, at)) continue;
+            at->parts = block_number(args, ws, args->unpacked ? 0 : block);
+            const bool more = x.count + 1 < BAND_BLOCKS && block + 1 < end;
+            const char *const keys = more ? block_number(args, ws, block + 1).keys : NULL;
+            prefetch_lines(&ws->upcoming, 2 * ws->upcoming_share);
+            meet_pair_block(args, ws, &x, x.count, lines_after(ws, &x.band, keys, x.blocks[0].parts.values));
+            if (++x.count == BAND_BLOCKS) pair_band_sums(ws, &x);
+        }
+        pair_band_sums(ws, &x);
+        if (!x.has_sums) clear_band_sums(ws, &x.band);
     }
-    begin_turns(&turns, values, (unit_product){0});
-    take_all_turns(&turns);
 }
 
 #endif

@@ -20,10 +20,10 @@ typedef struct forward_workspace {
     bool in_phases;              /* softmax over packed float32 */
     bool plain, plain_halves;    /* of scores that need nothing but a mask; the same over packed 16 bit */
     bool ranges_only;            /* masks are ranges of keys */
-    bool bands;                  /* by tile instructions */
+    bool bands;                  /* by tile instructions: tiles are UNIT_ROWS high */
     bool in_quarters;            /* how blocks from memory are asked for */
     bool streams;                /* few rows over packed keys that wait for memory, with ranges and no other work */
-    size_t head_lanes, value_lanes, rows, tiles, block_bytes;
+    size_t head_lanes, value_lanes, rows, tiles, tile_rows, block_bytes;
     run_keys keys;      /* of all rows */
     row_place *places;  /* of the rows; the last one's for those that fill the last tile */
     float *queries;     /* q', scaled, 0 past head_dim and in the rows that fill the last tile; see tile_task */
@@ -36,10 +36,13 @@ typedef struct forward_workspace {
     size_t upcoming_share; /* lines to ask for at a time */
 } forward_workspace;
 
-/* How many rows a tile has. */
+/* How many rows a tile of TILE_ROWS has. */
 QATTN_INLINE size_t tile_height(const forward_workspace *ws, size_t tile) {
     return qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS);
 }
+
+/* The rows of all tiles, those that fill up the last one included. */
+QATTN_INLINE size_t filled_rows(const forward_workspace *ws) { return ws->tiles * ws->tile_rows; }
 
 /* The c of a row's normaliser. */
 QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
@@ -53,7 +56,7 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
     const bool rounds = args->blocks.storage == QATTN_BFLOAT16_PAIRS;
     const bool in_steps = !ws->keys_in_place && !in_pairs(args->blocks.storage);
     const float uniform = query_factor(&args->problem, ws->places[0]);
-    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+    for (size_t i = 0; i < filled_rows(ws); i++) {
         float *const row = ws->queries + i * ws->head_lanes;
         float *const steps = ws->queries + i / TILE_ROWS * TILE_ROWS * ws->head_lanes + i % TILE_ROWS * QATTN_CHAINS;
         const float c = args->problem.row_factors ? query_factor(&args->problem, ws->places[i]) : uniform;
@@ -71,9 +74,31 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
     }
 }
 
+/* The same of queries of bfloat16 in bands, which are factors but for the least of them. */
+QATTN_INLINE void take_factor_queries(const qattn_forward_args *args, forward_workspace *ws) {
+    const size_t head_dim = args->blocks.head_dim;
+    for (size_t i = 0; i < filled_rows(ws); i++) {
+        char *const row = (char *)(ws->queries + i * ws->head_lanes);
+        const char *const q =
+            storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), QATTN_BFLOAT16);
+        const bool is_there = i < ws->rows;
+        ws->query_steps[i] =
+            i && !args->problem.row_factors ? ws->query_steps[0] : query_factor(&args->problem, ws->places[i]);
+        for (size_t d = 0; d < ws->head_lanes; d += QATTN_PAIR_SEGMENT) {
+            u16x32 x = {0};
+            if (is_there && d < head_dim) {
+                if (d + QATTN_PAIR_SEGMENT <= head_dim) memcpy(&x, q + 2 * d, sizeof x);
+                else memcpy(&x, q + 2 * d, (head_dim - d) * 2);
+            }
+            x = bf16x32_factors_of(x);
+            memcpy(row + 2 * d, &x, sizeof x);
+        }
+    }
+}
+
 /* For int8 keys: integers of 16 bits in the first half of every row, in place. */
 QATTN_INLINE void quantise_queries(forward_workspace *ws) {
-    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+    for (size_t i = 0; i < filled_rows(ws); i++) {
         float *const query = ws->queries + i * ws->head_lanes;
         u32x16 largest = {0};
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES)
@@ -86,6 +111,10 @@ QATTN_INLINE void quantise_queries(forward_workspace *ws) {
 }
 
 QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_workspace *ws) {
+    if (ws->bands && args->blocks.storage == QATTN_BFLOAT16_PAIRS && args->query_storage == QATTN_BFLOAT16) {
+        take_factor_queries(args, ws);
+        return;
+    }
     switch (args->query_storage) {
     case QATTN_FLOAT32: scale_queries(args, ws, QATTN_FLOAT32); break;
     case QATTN_FLOAT16: scale_queries(args, ws, QATTN_FLOAT16); break;
@@ -94,11 +123,12 @@ QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_work
     if (args->blocks.storage == QATTN_INT8) quantise_queries(ws);
 }
 
-QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws) {
+/* The empty state, but for what out holds where that is not asked for. */
+QATTN_INLINE void reset_state(row_state state, const forward_workspace *ws, bool clears_out) {
     const bool is_softmax = ws->normaliser == QATTN_SOFTMAX;
     for (size_t i = 0; i < ws->tiles * QATTN_LANES; i++) state.maximum[i] = is_softmax ? -__builtin_inff() : 0;
-    memset(state.sum, 0, ws->tiles * TILE_ROWS * QATTN_LANES * sizeof(float));
-    memset(state.out, 0, ws->tiles * TILE_ROWS * ws->value_lanes * sizeof(float));
+    memset(state.sum, 0, filled_rows(ws) * QATTN_LANES * sizeof(float));
+    if (clears_out) memset(state.out, 0, filled_rows(ws) * ws->value_lanes * sizeof(float));
     memset(state.started, false, ws->rows * sizeof(bool));
 }
 
@@ -114,43 +144,46 @@ QATTN_INLINE void merge_chunk(const forward_workspace *ws) {
  * key has o = 0, so that any factor does; only its lse is set apart. */
 QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                                     size_t tile) {
-    const size_t first = tile * TILE_ROWS, count = tile_height(ws, tile);
+    const size_t first = tile * ws->tile_rows, count = qattn_min(ws->tile_rows, ws->rows - first);
     const row_place *const places = ws->places + first;
-    const float *const maximum = state.maximum + tile * QATTN_LANES, *const sum = state.sum + first * QATTN_LANES;
+    const float *const maximum = state.maximum + tile * QATTN_LANES;
+    const f32x16 lane_sums = tile_lane_sums(ws->tile_rows, state.sum + first * QATTN_LANES);
     row_totals totals;
     if (ws->normaliser == QATTN_SOFTMAX) {
         float sinks[QATTN_LANES];
         f32x16_store(sinks, f32x16_splat(args->problem.sinks[places[0].head]));
         for (size_t r = 0; places[count - 1].head != places[0].head && r < count; r++)
-            sinks[row_lane(r)] = args->problem.sinks[places[r].head];
+            sinks[tile_lane(ws->tile_rows, r)] = args->problem.sinks[places[r].head];
         for (size_t r = 0; args->problem.normaliser == QATTN_SOFTMAX && args->problem.row_constants && r < count; r++)
-            sinks[row_lane(r)] += row_constant(args, places[r]);
-        tile_totals(maximum, sum, sinks, &totals, args->problem.bias, args->lse, args->sink_share);
+            sinks[tile_lane(ws->tile_rows, r)] += row_constant(args, places[r]);
+        tile_totals(maximum, lane_sums, sinks, &totals, args->problem.bias, args->lse, args->sink_share);
         for (size_t r = 0; args->lse && r < count; r++) {
-            if (!state.started[first + r]) totals.lse[row_lane(r)] = sinks[row_lane(r)];
+            const size_t lane = tile_lane(ws->tile_rows, r);
+            if (!state.started[first + r]) totals.lse[lane] = sinks[lane];
         }
     } else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX) {
         totals = ws->totals[tile];
         f32x16_store(totals.factor, f32x16_splat(1));
     } else {
         float sums[QATTN_LANES];
-        f32x16_store(sums, tile_lane_sums(sum));
-        for (size_t r = 0; r < count; r++)
-            totals.factor[row_lane(r)] =
-                weights_factor(ws->normaliser, sums[row_lane(r)], row_constant(args, places[r]));
+        f32x16_store(sums, lane_sums);
+        for (size_t r = 0; r < count; r++) {
+            const size_t lane = tile_lane(ws->tile_rows, r);
+            totals.factor[lane] = weights_factor(ws->normaliser, sums[lane], row_constant(args, places[r]));
+        }
     }
     return totals;
 }
 
-/* What backward needs to make the weights of row r of a tile again. */
+/* What backward needs to make the weights of a row again, whose number stands in lane `lane` of its tile's. */
 QATTN_INLINE void store_weight_numbers(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
-                                       size_t tile, size_t r, ptrdiff_t at, float factor) {
+                                       size_t tile, size_t lane, ptrdiff_t at, float factor) {
     if (args->problem.normaliser == QATTN_CLIPPED_SOFTMAX) {
-        args->references[at] = ws->totals[tile].maximum[row_lane(r)];
-        args->factors[at] = ws->totals[tile].factor[row_lane(r)];
+        args->references[at] = ws->totals[tile].maximum[lane];
+        args->factors[at] = ws->totals[tile].factor[lane];
         return;
     }
-    const float maximum = state.maximum[tile * QATTN_LANES + row_lane(r)];
+    const float maximum = state.maximum[tile * QATTN_LANES + lane];
     args->references[at] = maximum == -__builtin_inff() ? 0 : maximum;
     args->factors[at] = factor;
 }
@@ -159,11 +192,12 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
                              qattn_storage storage) {
     const size_t value_dim = args->blocks.value_dim;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t first = tile * TILE_ROWS, count = tile_height(ws, tile);
+        const size_t first = tile * ws->tile_rows, count = qattn_min(ws->tile_rows, ws->rows - first);
         const row_totals totals = tile_result(args, ws, state, tile);
         for (size_t r = 0; r < count; r++) {
             const row_place place = ws->places[first + r];
-            const f32x16 row_factor = f32x16_splat(totals.factor[row_lane(r)]);
+            const size_t lane = tile_lane(ws->tile_rows, r);
+            const f32x16 row_factor = f32x16_splat(totals.factor[lane]);
             const float *const o = state.out + (first + r) * ws->value_lanes;
             char *const out =
                 (char *)args->out + row_offset(args->out_strides, place) * (ptrdiff_t)storage_size(storage);
@@ -171,9 +205,9 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
                 f32x16_store_first(out + c * storage_size(storage), value_dim - c, f32x16_load(o + c) * row_factor,
                                    storage);
             const ptrdiff_t at = (ptrdiff_t)place.head * args->sum_head_stride + (ptrdiff_t)place.query;
-            if (args->lse) args->lse[at] = totals.lse[row_lane(r)];
-            if (args->sink_share) args->sink_share[at] = totals.sink_share[row_lane(r)];
-            if (args->references) store_weight_numbers(args, ws, state, tile, r, at, totals.factor[row_lane(r)]);
+            if (args->lse) args->lse[at] = totals.lse[lane];
+            if (args->sink_share) args->sink_share[at] = totals.sink_share[lane];
+            if (args->references) store_weight_numbers(args, ws, state, tile, lane, at, totals.factor[lane]);
         }
     }
 }
@@ -202,8 +236,9 @@ QATTN_INLINE void store_states(const qattn_forward_args *args, const forward_wor
     }
 }
 
-QATTN_INLINE row_state state_in(float *workspace, state_layout layout) {
-    return (row_state){.started = (bool *)(workspace + layout.started),
+QATTN_INLINE row_state state_in(float *workspace, state_layout layout, size_t tile_rows) {
+    return (row_state){.tile_rows = tile_rows,
+                       .started = (bool *)(workspace + layout.started),
                        .maximum = workspace + layout.maximum,
                        .sum = workspace + layout.sum,
                        .out = workspace + layout.out};
@@ -212,7 +247,7 @@ QATTN_INLINE row_state state_in(float *workspace, state_layout layout) {
 QATTN_INLINE void place_rows(const qattn_forward_args *args, const forward_workspace *ws) {
     row_place place = {.head = args->row_begin / args->problem.queries,
                        .query = args->row_begin % args->problem.queries};
-    for (size_t i = 0; i < ws->tiles * TILE_ROWS; i++) {
+    for (size_t i = 0; i < filled_rows(ws); i++) {
         ws->places[i] = place;
         if (i + 1 >= ws->rows) continue;
         if (++place.query == args->problem.queries) place = (row_place){.head = place.head + 1, .query = 0};
@@ -233,7 +268,8 @@ QATTN_INLINE bool takes_bands(qattn_storage storage, size_t rows) {
 #endif
 }
 
-QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws) {
+/* With `bands`, rows may meet blocks in bands. */
+QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws, bool bands) {
     ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;
     /* Rows in one and the same place, at a stride of 0, are packed: 0 says in a tile's task that they are. */
@@ -249,14 +285,14 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
                        !args->unpacked &&
                        (args->blocks.storage == QATTN_FLOAT16 || args->blocks.storage == QATTN_BFLOAT16);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
-    ws->tiles = (ws->rows + TILE_ROWS - 1) / TILE_ROWS;
     ws->in_quarters = asks_in_quarters(args->in_quarters);
-    ws->bands = takes_bands(args->blocks.storage, ws->rows);
+    ws->bands = bands && takes_bands(args->blocks.storage, ws->rows);
+    ws->tile_rows = ws->bands ? UNIT_ROWS : TILE_ROWS;
+    ws->tiles = (ws->rows + ws->tile_rows - 1) / ws->tile_rows;
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);
     const size_t channels = packed_channels(args->blocks.head_dim, args->blocks.storage);
-    const forward_layout layout =
-        forward_layout_of(ws->bands ? qattn_round_up(channels, QATTN_PAIR_SEGMENT) : channels, args->blocks.value_dim,
-                          ws->bands ? band_tiles(ws->tiles) : ws->tiles);
+    const forward_layout layout = forward_layout_of(ws->bands ? qattn_round_up(channels, QATTN_PAIR_SEGMENT) : channels,
+                                                    args->blocks.value_dim, ws->tiles, ws->tile_rows);
     float *const workspace = args->workspace;
     ws->head_lanes = layout.head_lanes;
     ws->value_lanes = layout.value_lanes;
@@ -264,8 +300,8 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->query_steps = workspace + layout.query_steps;
     ws->queries = workspace + layout.queries;
     ws->scratch = (tile_scratch *)(workspace + layout.scratch);
-    ws->chunk = state_in(workspace, layout.chunk);
-    ws->state = state_in(workspace, layout.state);
+    ws->chunk = state_in(workspace, layout.chunk, ws->tile_rows);
+    ws->state = state_in(workspace, layout.state, ws->tile_rows);
     ws->totals = (row_totals *)(workspace + layout.totals);
     ws->fours = (char *)(workspace + layout.fours);
     place_rows(args, ws);

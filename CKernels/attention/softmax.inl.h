@@ -14,9 +14,19 @@
 #include "simd/exp2.h"
 #include "simd/storage.h"
 
-/* The rows' running state. maximum and rescale hold row i of a tile in lane row_lane(i). */
+/* The lane of row r of a tile in vectors that hold a number for each row. */
+QATTN_INLINE size_t tile_lane(size_t tile_rows, size_t r) { return tile_rows == UNIT_ROWS ? r : row_lane(r); }
+
+/* Where the number of row i stands among such vectors, one for each tile. */
+QATTN_INLINE size_t number_of_row(size_t tile_rows, size_t i) {
+    if (tile_rows == UNIT_ROWS) return i;
+    return i / TILE_ROWS * QATTN_LANES + row_lane(i % TILE_ROWS);
+}
+
+/* The rows' running state. */
 typedef struct row_state {
-    float *maximum; /* m    [tiles][16] */
+    size_t tile_rows;
+    float *maximum; /* m    [tiles][16], after number_of_row */
     float *sum;     /* l    [rows][16] */
     float *out;     /* o    [rows][value_lanes] */
     bool *started;  /*      [rows] whether the row has seen a key */
@@ -25,11 +35,11 @@ typedef struct row_state {
 /* x, or 0 where x is -inf: what may be subtracted. */
 QATTN_INLINE f32x16 finite_reference(f32x16 x) { return x == -__builtin_inff() ? f32x16_splat(0) : x; }
 
-/* From the largest scores of a block, by row and lane: the rows' new m, rescale = a, and what is subtracted from the
- * scores, which is returned. Row i is in lane row_lane(i) of all. */
-QATTN_INLINE f32x16 tile_maximum(f32x16 row_max[TILE_ROWS], float *maximum, float *rescale) {
+/* From the largest scores of a tile's rows of a block: the rows' new m, rescale = a, and what is subtracted from the
+ * scores, which is returned, all after number_of_row. */
+QATTN_INLINE f32x16 tile_maximum(f32x16 largest, float *maximum, float *rescale) {
     const f32x16 old_max = f32x16_load(maximum);
-    const f32x16 new_max = f32x16_max(rows_max(row_max), old_max);
+    const f32x16 new_max = f32x16_max(largest, old_max);
     const f32x16 reference = finite_reference(new_max);
     f32x16_store(maximum, new_max);
     f32x16_store(rescale, f32x16_exp2(old_max - reference));
@@ -50,8 +60,8 @@ QATTN_INLINE void row_softmax(float *scores, size_t count, float reference, floa
     f32x16 p[BLOCK_VECTORS];
     QATTN_UNROLL
     for (size_t v = 0; v < count; v++) {
-        p[v] = f32x16_exp2(f32x16_load(scores + v * QATTN_LANES) - f32x16_splat(reference));
-        if (rounds) p[v] = bf16x16_factor(p[v]);
+        const f32x16 x = f32x16_load(scores + v * QATTN_LANES) - f32x16_splat(reference);
+        p[v] = rounds ? bf16x16_factor(f32x16_short_exp2(x, -125)) : f32x16_exp2(x);
         f32x16_store(scores + v * QATTN_LANES, p[v]);
     }
     add_to_sum(sum, rescale, p, count);
@@ -63,7 +73,7 @@ typedef struct row_sums {
 } row_sums;
 
 QATTN_INLINE row_sums row_of(row_state state, size_t i, size_t value_lanes) {
-    return (row_sums){.maximum = state.maximum + i / TILE_ROWS * QATTN_LANES + row_lane(i % TILE_ROWS),
+    return (row_sums){.maximum = state.maximum + number_of_row(state.tile_rows, i),
                       .sum = state.sum + i * QATTN_LANES,
                       .out = state.out + i * value_lanes};
 }
@@ -92,29 +102,32 @@ QATTN_INLINE void merge_row(row_sums row, bool *started, row_sums chunk, size_t 
     *row.maximum = new_max[0];
 }
 
-/* What the sums of a tile's rows come to, row i in lane row_lane(i): what their out is multiplied by, and the rest. */
+/* What the sums of a tile's rows come to, after number_of_row: what their out is multiplied by, and the rest. */
 typedef struct row_totals {
     float maximum[QATTN_LANES], factor[QATTN_LANES], lse[QATTN_LANES], sink_share[QATTN_LANES];
 } row_totals;
 
-/* The rows' l, from their 16 lanes each. */
-QATTN_INLINE f32x16 tile_lane_sums(const float *sum) {
-    f32x16 lanes[TILE_ROWS];
+/* The l of a tile's rows, from their 16 lanes each. */
+QATTN_INLINE f32x16 tile_lane_sums(size_t tile_rows, const float *sum) {
+    f32x16 lanes[UNIT_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < TILE_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
-    return rows_sum(lanes);
+    if (tile_rows == TILE_ROWS) return rows_sum(lanes);
+    QATTN_UNROLL
+    for (size_t i = TILE_ROWS; i < UNIT_ROWS; i++) lanes[i] = f32x16_load(sum + i * QATTN_LANES);
+    return sixteen_rows_sum(lanes);
 }
 
 /* The sinks join the sums of a tile: l* = l 2^(m - m*) + 2^(s2 - m*), m* = max(m, s2), s2 = sink log2(e). lse and
  * sink_share are computed if asked for. Wide: scores are biased, and m is W(m). */
-QATTN_INLINE void tile_totals(const float *maximum, const float *sum, const float *sinks, row_totals *totals, bool wide,
+QATTN_INLINE void tile_totals(const float *maximum, f32x16 sums, const float *sinks, row_totals *totals, bool wide,
                               bool lse, bool sink_share) {
     const f32x16 m = f32x16_load(maximum), zero = f32x16_splat(0);
     f32x16 s2 = f32x16_load(sinks) * QATTN_LOG2E_F;
     if (wide) s2 = wide_sink(s2);
     const f32x16 reference = finite_reference(f32x16_max(m, s2));
     const f32x16 e = f32x16_exp2(m - reference), es = f32x16_exp2(s2 - reference);
-    const f32x16 l = f32x16_fma(tile_lane_sums(sum), e, es);
+    const f32x16 l = f32x16_fma(sums, e, es);
     f32x16_store(totals->maximum, finite_reference(m));
     /* l is 0 only where there is no sink and no score above -inf. */
     f32x16_store(totals->factor, l == 0 ? zero : e / l);

@@ -31,6 +31,20 @@ QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args
     finish_tile_scores(task, args, places, count, block_first);
 }
 
+/* 2. of row i, whose scores are in memory, by a normaliser that leaves sums as they are. */
+QATTN_INLINE void unscaled_row_weights(const qattn_forward_args *args, const forward_workspace *ws, size_t i,
+                                       float *weights, bool rounds) {
+    const float c = row_constant(args, ws->places[i]);
+    if (ws->normaliser == QATTN_SIGMOID) {
+        sigmoid_weights(weights, c, rounds);
+    } else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX) {
+        const row_totals *const totals = &ws->totals[i / ws->tile_rows];
+        const size_t lane = tile_lane(ws->tile_rows, i % ws->tile_rows);
+        clipped_weights(weights, (clipped_row){totals->maximum[lane], totals->factor[lane], c, args->problem.zeta},
+                        rounds);
+    } else relu_squared_weights(weights, ws->chunk.sum + i * QATTN_LANES, rounds);
+}
+
 /* 2., from scores in memory: the rows from row i on. */
 QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, const forward_workspace *ws, size_t i,
                                size_t count) {
@@ -44,18 +58,8 @@ QATTN_INLINE void tile_weights(tile_task *task, const qattn_forward_args *args, 
         return;
     }
     f32x16_store(task->scratch->rescale, f32x16_splat(1));
-    const row_totals *const totals = &ws->totals[i / TILE_ROWS];
-    for (size_t r = 0; r < count; r++) {
-        float *const weights = task->scratch->weights + r * QATTN_KEY_BLOCK, *const sum = task->sum + r * QATTN_LANES;
-        const float c = row_constant(args, ws->places[i + r]);
-        if (ws->normaliser == QATTN_SIGMOID) sigmoid_weights(weights, c, rounds);
-        else if (ws->normaliser == QATTN_CLIPPED_SOFTMAX)
-            clipped_weights(
-                weights,
-                (clipped_row){totals->maximum[row_lane(r)], totals->factor[row_lane(r)], c, args->problem.zeta},
-                rounds);
-        else relu_squared_weights(weights, sum, rounds);
-    }
+    for (size_t r = 0; r < count; r++)
+        unscaled_row_weights(args, ws, i + r, task->scratch->weights + r * QATTN_KEY_BLOCK, rounds);
 }
 
 /* One tile of `count` rows from row i on against one block, with scores that have to be finished. */

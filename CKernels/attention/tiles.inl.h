@@ -23,7 +23,7 @@ QATTN_INLINE vector_run seen_vectors(uint64_t any) {
 /* The first half of 2., from the largest scores: m, a, and what the other half subtracts. */
 QATTN_INLINE void tile_begin_softmax(tile_task *task, f32x16 row_max[TILE_ROWS]) {
     tile_scratch *const scratch = task->scratch;
-    f32x16_store(scratch->reference, tile_maximum(row_max, task->maximum, scratch->rescale));
+    f32x16_store(scratch->reference, tile_maximum(rows_max(row_max), task->maximum, scratch->rescale));
 }
 
 /* 1. and the first half of 2., of scores that need nothing but a mask; columns of 16 keys that no row sees cost nothing. */

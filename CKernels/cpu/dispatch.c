@@ -135,7 +135,9 @@ size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
     if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
     /* Of all storages, the one whose keys are filled up most. */
     const size_t channels = head_dim + qattn_channel_padding(head_dim, QATTN_BFLOAT16_PAIRS);
-    return sizeof(float) * forward_layout_of(channels, value_dim, band_tiles(QUERY_TILES)).floats;
+    const size_t tiles = forward_layout_of(channels, value_dim, QUERY_TILES, TILE_ROWS).floats;
+    const size_t bands = forward_layout_of(channels, value_dim, QUERY_UNITS, UNIT_ROWS).floats;
+    return sizeof(float) * qattn_max(tiles, bands);
 }
 
 size_t qattn_backward_workspace(const qattn_kernels *kernels, size_t head_dim, size_t value_dim) {

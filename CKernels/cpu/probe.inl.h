@@ -33,7 +33,7 @@ static float QATTN_FUNCTION(fma_probe)(size_t rounds) {
 #if defined(QATTN_TILE_UNIT)
 enum { TILE_PROBE_FLOPS = UNIT_SUMS * UNIT_ROWS * QATTN_LANES * QATTN_PAIR_SEGMENT * 2 };
 
-/* Products as bands take them, 30 rows by 32 columns, of tiles that stay where they are: 1 times 1, since zeros would let the
+/* Products as bands take them, 32 rows by 32 columns, of tiles that stay where they are: 1 times 1, since zeros would let the
  * clock rise. */
 static float QATTN_FUNCTION(tile_probe)(size_t rounds) {
     uint16_t ones[QATTN_LANES * UNIT_ROW_BYTES / sizeof(uint16_t)];

@@ -39,6 +39,9 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
     .tile_rows = TILE_ROWS,
     .query_block = QUERY_TILES * TILE_ROWS,
+#if defined(QATTN_TILE_UNIT)
+    .band_rows = BAND_ROWS,
+#endif
     .prepare = QATTN_FUNCTION(enter_prepare),
     .pack = QATTN_FUNCTION(enter_pack),
     .forward = QATTN_FUNCTION(enter_forward),

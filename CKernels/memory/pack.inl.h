@@ -130,6 +130,19 @@ QATTN_INLINE void pack_channels(const key_group *group, const char *const keys[Q
     }
 }
 
+/* Channels [d, d + 8) of 16 keys of bfloat16 as pairs of factors: four words of two channels each. */
+QATTN_INLINE void pack_channel_pairs(const key_group *group, size_t d) {
+    f32x16 x[4];
+    QATTN_UNROLL
+    for (size_t i = 0; i < 4; i++) x[i] = f32x16_load_fours(group->keys + 4 * i, d / 2, QATTN_FLOAT32);
+    f32x16_transpose_quarters(x);
+    QATTN_UNROLL
+    for (size_t n = 0; n < 4; n++) {
+        const u16x32 factors = bf16x32_factors_of((u16x32)x[n]);
+        memcpy(group->packed + (d + 2 * n) * QATTN_LANES * 2, &factors, sizeof factors);
+    }
+}
+
 /* The same, key by key. */
 QATTN_INLINE void scatter_keys(const key_group *group, size_t head_dim, qattn_storage from, qattn_storage to) {
     const size_t size = storage_size(to), side_by_side = in_pairs(to) ? 2 : 1;
@@ -159,6 +172,8 @@ QATTN_INLINE void pack_keys(const key_group *group, size_t head_dim, qattn_stora
         return;
     }
     size_t d = 0;
+    for (; from == QATTN_BFLOAT16 && to == QATTN_BFLOAT16_PAIRS && d + 8 <= head_dim; d += 8)
+        pack_channel_pairs(group, d);
     for (; d + 4 <= head_dim; d += 4) pack_channels(group, group->keys, d, d, 4, from, to);
     if (d == head_dim) return;
     /* Nothing past the end of a key is read: its last channels, and 0 behind them. */
@@ -181,13 +196,31 @@ QATTN_INLINE bool some_value_is_not_finite(block_parts block) {
     return __builtin_reduce_max(largest) >= 0x7f800000u;
 }
 
+/* Values j and j + 1 of a block, whole vectors of columns of bfloat16, as pairs of factors; the larger magnitudes, as bits. */
+QATTN_INLINE u16x32 pack_value_pairs(const char *value, ptrdiff_t step, size_t columns, char *pairs, u16x32 largest) {
+    for (size_t c = 0; c + QATTN_LANES <= columns; c += QATTN_LANES) {
+        const u32x16 first = __builtin_convertvector(*(const u16x16_unaligned *)(value + 2 * c), u32x16);
+        const u32x16 second = __builtin_convertvector(*(const u16x16_unaligned *)(value + step + 2 * c), u32x16);
+        const u16x32 factors = bf16x32_factors_of((u16x32)(first | second << 16));
+        memcpy(pairs + c * QATTN_KEY_BLOCK * 2, &factors, sizeof factors);
+        largest = __builtin_elementwise_max(largest, factors & 0x7fff);
+    }
+    return largest;
+}
+
 /* Values [begin, end) of a block, at most 16, the first of which is at `value`: panel by panel. */
 QATTN_INLINE void pack_values(const char *value, ptrdiff_t step, size_t value_dim, block_parts block, size_t begin,
                               size_t end, const float *inverse_scales, qattn_storage from, qattn_storage to) {
     const size_t value_lanes = qattn_round_up(value_dim, QATTN_LANES), size = storage_size(to);
     char *values = block.values;
     u32x16 largest = {0};
-    for (size_t column = 0; column < value_lanes;) {
+    if (from == QATTN_BFLOAT16 && to == QATTN_BFLOAT16_PAIRS && value_dim == value_lanes && begin % 2 == 0) {
+        u16x32 largest_pair = {0};
+        for (; begin + 2 <= end; begin += 2, inverse_scales += 2, value += 2 * step)
+            largest_pair = pack_value_pairs(value, step, value_dim, values + begin * 2 * QATTN_LANES, largest_pair);
+        *not_finite(block) |= __builtin_reduce_max(largest_pair) >= 0x7f80;
+    }
+    for (size_t column = 0; column < value_lanes && begin < end;) {
         const size_t lanes = in_pairs(to) ? QATTN_LANES : panel_lanes(value_lanes - column);
         const char *from_row = value + column * storage_size(from);
         for (size_t j = begin; j < end; j++, from_row += step) {

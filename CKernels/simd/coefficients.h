@@ -19,6 +19,15 @@ static const float qattn_exp2_coefficients[7] = {
     0x1p+0f,
 };
 
+/* 2^f = ((c[0] f + c[1]) f + c[2]) f + c[3], f in [-1/2, 1/2], for what is rounded to bfloat16.
+ * Largest error: 2.1e-04 of the value. */
+static const float qattn_short_exp2_coefficients[4] = {
+    0x1.ca1d28p-5f,
+    0x1.efb07ap-3f,
+    0x1.62e172p-1f,
+    0x1p+0f,
+};
+
 /* log2(1 + u) = u P(u), P(u) = (... (c[0] u + c[1]) u + ...) u + c[8], u in [sqrt(1/2) - 1, sqrt(2) - 1].
  * Largest error: 1.6e-8 in real numbers, 1.92 ulp by Horner's rule with fma in float32, and
  * 7.2e-08 max(1, |e + u P(u)|) for fma(u, P(u), e) with an integer e. */

@@ -3,6 +3,7 @@
  *
  *             valid for                                  error      special values
  *   exp2      x <= 126                                   <= 1 ulp   0 below -125, so no result is subnormal; NaN stays
+ *   short     x <= 126                                   2.1e-4     the same
  *   exp2m1    |x| <= 1/2                                 1e-8 + 1 ulp   2^x - 1, without its cancellation near 0
  *   log2      x positive and normal                      see coefficients.h   +inf and NaN stay
  *   tanh      any x                                      see coefficients.h   NaN stays
@@ -20,9 +21,8 @@ QATTN_INLINE f32x16 f32x16_horner(f32x16 x, const float *coefficients, int count
     return y;
 }
 
-/* 2^x, or 0 below `least`, which is -125 or more. */
-QATTN_INLINE f32x16 f32x16_exp2_from(f32x16 x, float least) {
-    const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
+/* 2^x by a polynomial of `count` coefficients, or 0 below `least`, which is -125 or more. */
+QATTN_INLINE f32x16 f32x16_power_of_two(f32x16 x, const float *coefficients, int count, float least) {
 #if defined(QATTN_AVX512)
     /* n = round(x), y = 2^(x - n) in [0.7, 1.42], result y * 2^n: one instruction each to round and to scale. Where there
      * are tile instructions, CPUs round in two operations and take x - n in one, which is exact; others the reverse. */
@@ -33,7 +33,7 @@ QATTN_INLINE f32x16 f32x16_exp2_from(f32x16 x, float least) {
     const __m512 n = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const f32x16 rest = x - (f32x16)n;
 #endif
-    const f32x16 y = f32x16_horner(rest, qattn_exp2_coefficients, count);
+    const f32x16 y = f32x16_horner(rest, coefficients, count);
     const __mmask16 not_below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(least), _CMP_NLT_UQ);
     return (f32x16)_mm512_maskz_scalef_ps(not_below, (__m512)y, n);
 #else
@@ -41,13 +41,22 @@ QATTN_INLINE f32x16 f32x16_exp2_from(f32x16 x, float least) {
     const f32x16 magic = f32x16_splat(0x1.8p23f);
     const f32x16 shifted = x + magic;
     const f32x16 n = shifted - magic;
-    const f32x16 y = f32x16_horner(x - n, qattn_exp2_coefficients, count);
+    const f32x16 y = f32x16_horner(x - n, coefficients, count);
     const f32x16 scale = f32x16_from_bits((f32x16_bits(shifted) << 23) + 0x3f800000u);
     return x < least ? f32x16_splat(0) : y * scale; /* exact: at least 2^-125.5; a NaN y stays NaN */
 #endif
 }
 
-QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) { return f32x16_exp2_from(x, -125); }
+QATTN_INLINE f32x16 f32x16_exp2(f32x16 x) {
+    const int count = sizeof qattn_exp2_coefficients / sizeof *qattn_exp2_coefficients;
+    return f32x16_power_of_two(x, qattn_exp2_coefficients, count, -125);
+}
+
+/* The same for what is rounded to bfloat16. */
+QATTN_INLINE f32x16 f32x16_short_exp2(f32x16 x, float least) {
+    const int count = sizeof qattn_short_exp2_coefficients / sizeof *qattn_short_exp2_coefficients;
+    return f32x16_power_of_two(x, qattn_short_exp2_coefficients, count, least);
+}
 
 QATTN_INLINE f32x16 f32x16_exp2m1(f32x16 x) {
     /* The polynomial of exp2 ends with a constant term of 1: what is left without it is the difference. */

@@ -35,6 +35,12 @@ QATTN_INLINE f32x16 bf16x16_factor_from(f32x16 x, float least) {
 
 QATTN_INLINE f32x16 bf16x16_factor(f32x16 x) { return bf16x16_factor_from(x, QATTN_LEAST_FACTOR); }
 
+/* Numbers of bfloat16 as factors: 0 of their sign below QATTN_LEAST_FACTOR. */
+QATTN_INLINE u16x32 bf16x32_factors_of(u16x32 x) {
+    const uint16_t least = (127 - 56) << 7;
+    return (x & 0x7fff) < least ? x & 0x8000 : x;
+}
+
 /* The first or the second numbers of 16 pairs. */
 QATTN_INLINE f32x16 bf16x32_widen_half(const void *p, bool second) {
     const u32x16 pairs = *(const u32x16_unaligned *)p;

@@ -3,6 +3,7 @@
  * machines without them. A tile is up to 16 rows of 64 bytes; its number is a literal.
  *
  *     unit_load(t, p, step), unit_store(t, p, step)   rows `step` bytes apart
+ *     unit_stream(t, p, step)                         a load of what is not used again soon, and need not stay in L1
  *     unit_zero(t)
  *     unit_multiply(c, a, b)     c[m][n] += e + o, e = sum of a[m][2k] b[k][2n], o = sum of a[m][2k + 1] b[k][2n + 1]
  *
@@ -16,17 +17,11 @@
 #define QATTN_TILE_UNIT_H
 
 #include "simd/storage.h"
+#include "tile/tile_size.h"
 
-/* Tiles 0 to 3 are sums and 4 and 5 factors of so many rows as is asked for, 6 and 7 are 16 pairs, or fours, of factors of 16
- * columns. */
-enum {
-    UNIT_ROWS = 15,       /* of forward: as many as are tiles of six */
-    UNIT_BLOCK_ROWS = 16, /* of backward: blocks of 64 */
-    UNIT_ROW_BYTES = 64,
-    UNIT_SUMS = 4,
-    UNIT_FACTORS = 6,
-    UNIT_TILES = 8
-};
+/* Tiles 0 to 3 are sums and 4 and 5 factors of so many rows as is asked for, UNIT_ROWS at most, 6 and 7 are 16 pairs, or fours,
+ * of factors of 16 columns. */
+enum { UNIT_ROW_BYTES = 64, UNIT_SUMS = 4, UNIT_FACTORS = 6, UNIT_TILES = 8 };
 
 #if defined(QATTN_EMULATED_TILES)
 /* The state of a thread, and what would be a fault of the CPU: tiles that are used without being configured. */
@@ -78,6 +73,7 @@ static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bo
 }
 
 #define unit_load(t, p, step)           QATTN_FUNCTION(unit_move)(t, (char *)(p), step, false)
+#define unit_stream(t, p, step)         unit_load(t, p, step)
 #define unit_store(t, p, step)          QATTN_FUNCTION(unit_move)(t, (char *)(p), step, true)
 #define unit_zero(t)                    memset(QATTN_FUNCTION(tiles).bytes[t], 0, sizeof QATTN_FUNCTION(tiles).bytes[t])
 #define unit_multiply(c, a, b)          QATTN_FUNCTION(unit_multiply)(c, a, b)
@@ -89,6 +85,7 @@ QATTN_INLINE void tile_unit_begin(size_t rows) { QATTN_FUNCTION(tiles).rows = ro
 QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).rows = 0; }
 #else
 #define unit_load(t, p, step)           _tile_loadd(t, p, step)
+#define unit_stream(t, p, step)         _tile_stream_loadd(t, p, step)
 #define unit_store(t, p, step)          _tile_stored(t, p, step)
 #define unit_zero(t)                    _tile_zero(t)
 #define unit_multiply(c, a, b)          _tile_dpbf16ps(c, a, b)

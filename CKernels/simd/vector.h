@@ -218,6 +218,41 @@ ROWS_REDUCE(rows_sum, f32x16_add)
 /* The lane of rows_max and rows_sum that holds row i. */
 QATTN_INLINE size_t row_lane(size_t i) { return 2 * i; }
 
+/* The same tree of sixteen rows, row i's result in lane i. */
+#define SIXTEEN_ROWS_REDUCE(name, COMBINE)                                                                             \
+    QATTN_INLINE f32x16 name(const f32x16 x[QATTN_LANES]) {                                                            \
+        f32x16 pair[2];                                                                                                \
+        QATTN_UNROLL                                                                                                   \
+        for (int n = 0; n < 2; n++) {                                                                                  \
+            f32x16 quarter[2];                                                                                         \
+            QATTN_UNROLL                                                                                               \
+            for (int m = 0; m < 2; m++) {                                                                              \
+                f32x16 half[2];                                                                                        \
+                QATTN_UNROLL                                                                                           \
+                for (int i = 0; i < 2; i++) {                                                                          \
+                    const f32x16 a = x[2 * n + m + 8 * i], b = x[2 * n + m + 8 * i + 4];                               \
+                    half[i] = COMBINE(                                                                                 \
+                        __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),         \
+                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));  \
+                }                                                                                                      \
+                quarter[m] = COMBINE(__builtin_shufflevector(half[0], half[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18,   \
+                                                             19, 24, 25, 26, 27),                                      \
+                                     __builtin_shufflevector(half[0], half[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, \
+                                                             23, 28, 29, 30, 31));                                     \
+            }                                                                                                          \
+            const f32x16 a = quarter[0], b = quarter[1];                                                               \
+            pair[n] =                                                                                                  \
+                COMBINE(__builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),       \
+                        __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31));    \
+        }                                                                                                              \
+        const f32x16 a = pair[0], b = pair[1];                                                                         \
+        return COMBINE(__builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30),       \
+                       __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31));      \
+    }
+SIXTEEN_ROWS_REDUCE(sixteen_rows_max, f32x16_max)
+SIXTEEN_ROWS_REDUCE(sixteen_rows_sum, f32x16_add)
+#undef SIXTEEN_ROWS_REDUCE
+
 /* Lane 4 g + i of x[c] becomes lane 4 g + c of x[i]: a 4 x 4 transposition in every quarter. Each shuffle is one
  * instruction without an index operand. */
 QATTN_INLINE void f32x16_transpose_quarters(f32x16 x[4]) {

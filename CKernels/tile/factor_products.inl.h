@@ -16,7 +16,7 @@
 
 #if defined(QATTN_TILE_UNIT)
 typedef uint16_t factor;
-enum { SUM_ROWS = 2 * UNIT_BLOCK_ROWS, SUM_VECTORS = 2 }; /* of c at once */
+enum { SUM_ROWS = BAND_ROWS }; /* of c at once */
 #else
 typedef float factor;
 enum { SUM_ROWS = TILE_ROWS };
@@ -66,17 +66,18 @@ static __attribute__((noinline)) void QATTN_FUNCTION(factor_products)(const fact
         const unit_product product = {.a = (const char *)(x->a.base + r * x->a.row),
                                       .a_row = x->a.row * sizeof(factor),
                                       .a_segment = UNIT_ROW_BYTES,
-                                      .a_second = UNIT_BLOCK_ROWS * x->a.row * sizeof(factor),
+                                      .a_second = UNIT_ROWS * x->a.row * sizeof(factor),
                                       .segments = x->segments,
-                                      .second = x->rows - r > UNIT_BLOCK_ROWS,
-                                      .b = x->b,
+                                      .second = x->rows - r > UNIT_ROWS,
+                                      .matrices = 1,
+                                      .b = {x->b},
                                       .b_vector = x->b_vector,
                                       .vectors = x->vectors,
                                       .c = (char *)(x->c + r * x->c_step),
                                       .c_row = x->c_step * sizeof(float),
-                                      .c_second = UNIT_BLOCK_ROWS * x->c_step * sizeof(float),
+                                      .c_second = UNIT_ROWS * x->c_step * sizeof(float),
                                       .adds = x->adds};
-        for (size_t v = 0; v < x->vectors; v += SUM_VECTORS) unit_columns(&product, false, v);
+        unit_sums(product, false);
     }
 #else
     if (x->a.element == 1) make_factor_products(x, false);

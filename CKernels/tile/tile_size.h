@@ -17,8 +17,10 @@ enum {
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
-    BAND_TILES = 5, /* which tile instructions multiply at once, as twice 15 rows */
-    BAND_ROWS = BAND_TILES * TILE_ROWS,
+    /* Tile instructions multiply 16 rows, of which two make a band. Rows in bands are not cut into tiles of six. */
+    UNIT_ROWS = 16,
+    BAND_ROWS = 2 * UNIT_ROWS,
+    QUERY_UNITS = (QATTN_QUERY_BLOCK + UNIT_ROWS - 1) / UNIT_ROWS,
     /* Rows of a call, from which on they do. Caches in pairs: fewer rows are no faster by tiles where few keys begin a call. A
      * block of int8 is laid out anew for them. */
     LEAST_PAIR_BAND_ROWS = 3,

@@ -15,13 +15,27 @@ public enum ReferenceMath {
     ///
     /// Edge cases: below -125, -infinity included, the result is +0, which keeps every result normal. NaN gives NaN.
     public static func exp2(_ x: Float) -> Float {
+        powerOfTwo(x) { fma(exp2Slope($0), $0, Exp2Coefficients.c0) }
+    }
+
+    /// 2^x for what is rounded to bfloat16: as ``exp2(_:)``, but `P` has degree 3, and errors reach 2.1e-4 of the value.
+    public static func shortExp2(_ x: Float) -> Float {
+        powerOfTwo(x) { f in
+            var p = ShortExp2Coefficients.c3
+            p = fma(p, f, ShortExp2Coefficients.c2)
+            p = fma(p, f, ShortExp2Coefficients.c1)
+            return fma(p, f, ShortExp2Coefficients.c0)
+        }
+    }
+
+    private static func powerOfTwo(_ x: Float, _ polynomial: (Float) -> Float) -> Float {
         if x.isNaN { return .nan }
         if x < -125 { return 0 }
         // Adding 1.5 * 2^23 leaves no bits for a fraction: the addition itself rounds to the nearest even integer.
         let roundToInteger: Float = 0x1.8p23
         let n = (x + roundToInteger) - roundToInteger
         let f = x - n
-        let p = fma(exp2Slope(f), f, Exp2Coefficients.c0)
+        let p = polynomial(f)
         // n is in -125...126, so 2^n is a normal number, and so is p * 2^n: p >= 0.707, and for n = -125 f >= 0.
         return p * Float(bitPattern: UInt32(Int32(n) + 127) << 23)
     }

@@ -51,11 +51,11 @@ enum RowNormaliser {
         }
     }
 
-    /// The weight of a score's value, and what the sum of the row counts.
-    func weight(_ t: Float, reference: Float) -> (weight: Float, counted: Float) {
+    /// The weight of a score's value, and what the sum of the row counts; `rounds` tells that they will be rounded to bfloat16.
+    func weight(_ t: Float, reference: Float, rounds: Bool = false) -> (weight: Float, counted: Float) {
         switch self {
         case .softmax:
-            let p = ReferenceMath.exp2(t - reference)
+            let p = rounds ? ReferenceMath.shortExp2(t - reference) : ReferenceMath.exp2(t - reference)
             return (p, p)
         case .clippedSoftmax(let maximum, let factor, let gamma, let zeta):
             let p = ReferenceMath.exp2(t - maximum) * factor

@@ -65,7 +65,8 @@ struct OnlineSums {
         var weights = [Float](repeating: 0, count: keyBlock)
         var counted = weights
         for j in 0..<count where isVisible[j] {
-            (weights[j], counted[j]) = normaliser.weight(scores[j], reference: reference)
+            (weights[j], counted[j]) = normaliser.weight(
+                scores[j], reference: reference, rounds: products == .bfloat16)
         }
         if products == .bfloat16 {
             (weights, counted) = (weights.map(\.roundedForProducts), counted.map(\.roundedForProducts))

@@ -27,13 +27,13 @@ import Testing
         if let tiles { #expect(tiles > peak) }
     }
 
-    /// Four tiles of 15 rows and 16 columns are multiplied by 32 factors each round, and sums are of ones.
+    /// Four tiles of 16 rows and 16 columns are multiplied by 32 factors each round, and sums are of ones.
     @Test func theProbeOfTilesCountsWhatItMultiplies() throws {
         let kernels = qattn_emulated_kernels().pointee
         let before = qattn_emulated_products()
         #expect(kernels.tile_probe(3) == 96)
         #expect(qattn_emulated_products() - before == 12 && !qattn_emulated_tiles_are_held())
-        #expect(kernels.tile_probe_flops == 4 * 15 * 16 * 32 * 2)
+        #expect(kernels.tile_probe_flops == 4 * 16 * 16 * 32 * 2)
         let peak = try #require(MachineCeilings.tilePeak(threads: 1, kernels: .emulatedTiles, seconds: 0.01))
         #expect(KernelSet.emulatedTiles.hasTiles && peak > 0.001)
     }

@@ -34,8 +34,20 @@ import Testing
         #expect(worst <= 0.81, "at \(worstArgument)")
     }
 
+    @Test func shortExp2IsWithinItsBound() {
+        var worst = 0.0
+        forEachFloat(from: 0x1p-25, through: 125, oneIn: 997) { magnitude in
+            let exact = Foundation.exp2(-Double(magnitude))
+            worst = max(worst, abs(Double(ReferenceMath.shortExp2(-magnitude)) / exact - 1))
+        }
+        #expect(worst > 1e-4 && worst <= 2.15e-4)
+    }
+
     @Test func exp2IsExactAtIntegers() {
-        for n in -125...126 { #expect(ReferenceMath.exp2(Float(n)) == Float(sign: .plus, exponent: n, significand: 1)) }
+        for n in -125...126 {
+            let power = Float(sign: .plus, exponent: n, significand: 1)
+            #expect(ReferenceMath.exp2(Float(n)) == power && ReferenceMath.shortExp2(Float(n)) == power)
+        }
     }
 
     @Test func exp2OfNearlyNothingIsOne() {
@@ -46,9 +58,9 @@ import Testing
 
     @Test func exp2EndsInZero() {
         for x: Float in [Float(-125).nextDown, -125.5, -126, -1000, -.greatestFiniteMagnitude, -.infinity] {
-            #expect(ReferenceMath.exp2(x).bitPattern == 0)
+            #expect(ReferenceMath.exp2(x).bitPattern == 0 && ReferenceMath.shortExp2(x).bitPattern == 0)
         }
-        #expect(ReferenceMath.exp2(.nan).isNaN)
+        #expect(ReferenceMath.exp2(.nan).isNaN && ReferenceMath.shortExp2(.nan).isNaN)
     }
 
     @Test func tanhIsWithinItsBound() {

@@ -151,7 +151,7 @@ extension CachedSchedule.Sequence {
         self.chunks = chunks ?? plan.chunks
         let rows = problem.groupHeads * plan.queries
         // Units of equal length, in whole tiles.
-        let (most, tile) = (kernels.queryBlock, kernels.tileRows)
+        let (most, tile) = (kernels.callRows(storage), kernels.tileRows(storage))
         headUnits = (rows + most - 1) / most
         unitRows = min(most, ((rows + headUnits - 1) / headUnits + tile - 1) / tile * tile)
     }

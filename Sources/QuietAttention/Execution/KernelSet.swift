@@ -46,11 +46,17 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
     /// Whether products of bfloat16 are made by tile instructions; else they are fused multiply-adds of widened numbers.
     package var hasTiles: Bool { functions.pointee.tile_probe != nil }
 
-    /// Rows that share the loads of keys and values.
-    var tileRows: Int { functions.pointee.tile_rows }
-
     /// Most rows of a call.
     var queryBlock: Int { functions.pointee.query_block }
+
+    /// Rows that share the loads of keys and values in blocks of that storage.
+    func tileRows(_ storage: qattn_storage) -> Int {
+        let (tile, band) = (functions.pointee.tile_rows, functions.pointee.band_rows)
+        return band > 0 && (storage == QATTN_INT8 || storage == QATTN_BFLOAT16_PAIRS) ? band : tile
+    }
+
+    /// As many rows of a call over such blocks as waste nothing.
+    func callRows(_ storage: qattn_storage) -> Int { queryBlock / tileRows(storage) * tileRows(storage) }
 
     /// How caches are best read from memory.
     var reading: qattn_reading { qattn_reading_of(functions) }

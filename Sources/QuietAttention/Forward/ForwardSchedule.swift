@@ -81,8 +81,8 @@ final class ForwardSchedule: Sendable {
         takesWholeGroups = packsAsItGoes || (areEven && nanosecondsPerGroup < nanosecondsPerSharedGroup)
         let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanosecondsPerGroup + 1), 1e9)
         groupsPerTicket = max(1, min(Int(groupsWorthATicket), groups / (8 * most)))
-        queryBlock = kernels.queryBlock
-        itemRows = Self.itemRows(shape, kernels, workers: most)
+        queryBlock = kernels.callRows(products.packedStorage)
+        itemRows = Self.itemRows(shape, kernels, products, workers: most)
 
         var first: [Int] = []
         var items = 0
@@ -137,11 +137,18 @@ final class ForwardSchedule: Sendable {
         }
     }
 
+    /// Fewer rows are not shared out: every item reads all keys.
+    private static let leastRowsCut = 48
+
     /// As many rows as stay in cache, in whole tiles, fewer where several workers would otherwise run out of items.
-    private static func itemRows(_ shape: AttentionShape, _ kernels: KernelSet, workers: Int) -> Int {
-        let tile = kernels.tileRows
-        var rows = kernels.queryBlock
-        while workers > 1, rows >= 8 * tile, shape.rowCount / rows < 4 * workers { rows = rows / (2 * tile) * tile }
+    private static func itemRows(
+        _ shape: AttentionShape, _ kernels: KernelSet, _ products: AttentionProducts, workers: Int
+    ) -> Int {
+        let tile = kernels.tileRows(products.packedStorage)
+        var rows = kernels.callRows(products.packedStorage)
+        while workers > 1, rows >= leastRowsCut, shape.rowCount / rows < 4 * workers {
+            rows = rows / (2 * tile) * tile
+        }
         return rows
     }
 

@@ -38,7 +38,7 @@ struct PartRun: @unchecked Sendable {
                 head: item / packs,
                 first..<min(first + ForwardSchedule.packItemBlocks * SequencePlan.block, chunk.count), worker)
         }
-        let most = attention.kernels.queryBlock
+        let most = attention.kernels.callRows(attention.products.packedStorage)
         let runs = (shape.queries + most - 1) / most
         schedule.share(shape.queryHeads * runs, memory, meanwhile: meanwhile) { item, worker in
             // Last rows first: under a causal mask they see most.
