@@ -19,7 +19,7 @@ typedef struct band_block {
     float (*scores)[QATTN_KEY_BLOCK]; /* of its rows, or weights */
     float references[BAND_ROWS], rescale[BAND_ROWS];
     uint64_t visible[BAND_ROWS]; /* after mask.inl.h */
-    uint64_t any, all;           /* of them */
+    uint64_t all;                /* the keys that all see; 0 before the first block */
 } band_block;
 
 QATTN_INLINE band band_at(const qattn_forward_args *args, const forward_workspace *ws, size_t first) {
@@ -27,22 +27,23 @@ QATTN_INLINE band band_at(const qattn_forward_args *args, const forward_workspac
     return (band){first, count, keys_of_run(&args->problem, ws->places[first], ws->places[first + count - 1])};
 }
 
-/* Whether its rows see some key of the block, and which. x->all tells what x->visible holds. */
+/* Whether its rows see some key of the block, and which. While the band sees blocks whole, one after another, x->visible stays
+ * as it is. */
 QATTN_INLINE bool band_sees(const qattn_forward_args *args, const forward_workspace *ws, const band *band,
                             band_block *x) {
     const bool whole = ws->ranges_only && range_covers(band->keys.all, x->first_key);
     if (whole && x->all == ~UINT64_C(0)) return true;
-    x->any = 0;
+    uint64_t any = 0;
     x->all = ~UINT64_C(0);
     for (size_t r = 0; r < band->count; r++) {
         const size_t i = band->first + r;
         const uint64_t visible = whole ? ~UINT64_C(0) : visible_bits(&args->problem, ws->places[i], x->first_key);
         x->visible[r] = visible;
-        x->any |= visible;
+        any |= visible;
         x->all &= visible;
         ws->chunk.started[i] |= visible != 0;
     }
-    return x->any != 0;
+    return any != 0;
 }
 
 /* Between products and weights, of scores that are multiplied out. */

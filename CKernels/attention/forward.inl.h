@@ -139,7 +139,7 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
      * the others hardware prefetching suffices; only many tiles of int8, which take long for few bytes, gain from
      * prefetching a share each: 4 to 9 %. Float32 and 16 bit lose 25 to 33 % by it with one tile, 8 to 18 % with two to
      * four, and 1 to 2 % with 16; int8 loses 5 to 7 % with one. */
-    const bool asks = !args->unpacked && args->blocks.storage == QATTN_INT8 && ws->tiles > 2;
+    const bool asks = !args->unpacked && args->blocks.storage == QATTN_INT8 && ws->rows > 2 * TILE_ROWS;
     const qattn_upcoming_rows next_block = {asks ? block_after(args, ws, block, block_end) : NULL, 0, 1,
                                             ws->block_bytes};
     prefetch_cursor next = prefetch_begin(&next_block, 1);

@@ -24,11 +24,13 @@ typedef struct forward_layout {
     size_t floats;
 } forward_layout;
 
-static inline state_layout state_layout_take(forward_layout *layout, size_t tiles, size_t rows) {
+/* Of bands, whose last one may have any number of rows, values that are not finite are summed by six rows at a time, too. */
+static inline state_layout state_layout_take(forward_layout *layout, size_t tiles, size_t tile_rows) {
+    const size_t rows = tiles * tile_rows, out_rows = rows + (tile_rows == UNIT_ROWS ? TILE_ROWS : 0);
     return (state_layout){.started = qattn_take(&layout->floats, rows), /* a byte each */
                           .maximum = qattn_take(&layout->floats, tiles * QATTN_LANES),
                           .sum = qattn_take(&layout->floats, rows * QATTN_LANES),
-                          .out = qattn_take(&layout->floats, rows * layout->value_lanes)};
+                          .out = qattn_take(&layout->floats, out_rows * layout->value_lanes)};
 }
 
 /* For so many tiles of TILE_ROWS, or of UNIT_ROWS in bands, whose scratch is not here. */
@@ -40,8 +42,8 @@ static inline forward_layout forward_layout_of(size_t head_dim, size_t value_dim
     layout.query_steps = qattn_take(&layout.floats, rows);
     layout.queries = qattn_take(&layout.floats, rows * layout.head_lanes);
     layout.scratch = qattn_take(&layout.floats, tile_rows == TILE_ROWS ? tiles * SCRATCH_FLOATS : 0);
-    layout.chunk = state_layout_take(&layout, tiles, rows);
-    layout.state = state_layout_take(&layout, tiles, rows);
+    layout.chunk = state_layout_take(&layout, tiles, tile_rows);
+    layout.state = state_layout_take(&layout, tiles, tile_rows);
     layout.totals = qattn_take(&layout.floats, tiles * TOTALS_FLOATS);
     /* A byte for each channel, up to whole rows of tiles, and column of the keys of a block. */
     layout.fours = qattn_take(&layout.floats, (qattn_round_up(head_dim, QATTN_KEY_BLOCK) + layout.value_lanes) *

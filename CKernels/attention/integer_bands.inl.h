@@ -9,7 +9,6 @@
 #define QATTN_INTEGER_BANDS_INL_H
 
 #include "attention/band_rows.inl.h"
-#include "attention/steps.inl.h"
 #include "tile/unit_products.inl.h"
 
 enum {

@@ -274,8 +274,7 @@ typedef struct qattn_kernels {
     const char *name;   /* portable, x86_64_v3, x86_64_v4, x86_64_amx, arm64_neon */
     size_t tile_rows;   /* rows that share the loads of keys and values: calls of a multiple of it waste none */
     size_t query_block; /* rows of a call that stay in cache while the keys pass by; at most QATTN_QUERY_BLOCK */
-    size_t
-        band_rows; /* rows that meet blocks of int8 and of bfloat16 pairs at once by tile instructions; 0: tile_rows */
+    size_t band_rows;   /* tile_rows of int8 and bfloat16 pairs by tile instructions, or 0 where there are none */
     void (*prepare)(const qattn_prepare_args *args);
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);

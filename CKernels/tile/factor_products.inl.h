@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* factor_products.inl.h - the products of backward.inl.h where factors are of bfloat16: sums over segments of 32 elements in
- * two chains, after pair_tiles.inl.h, by tile instructions where the set has them.
+/* factor_products.inl.h - the products of backward.inl.h where factors are of bfloat16, and of forward where some of b is not
+ * finite: sums over segments of 32 elements in two chains, after pair_tiles.inl.h, by tile instructions where the set has them.
  *
  *     c[i][n] = sum over d of a[i][d] b[d][n]
  *
@@ -85,7 +85,8 @@ static __attribute__((noinline)) void QATTN_FUNCTION(factor_products)(const fact
 #endif
 }
 
-/* The same, but what is not seen is left out: where some of b is not finite. a is Float on all sets: [row][64], or with
+/* The same, but what is not seen is left out: where some of b is not finite. Rows that fill the last TILE_ROWS are written,
+ * too. a is Float on all sets: [row][64], or with
  * `by_columns` [element][64], and bit j of visible[i] stands for a[i][j]. */
 static __attribute__((noinline)) void QATTN_FUNCTION(seen_factor_products)(const factor_product *x, const float *a,
                                                                            const uint64_t *visible, bool by_columns) {

@@ -24,10 +24,10 @@ extension [AttentionCase] {
 }
 
 @Suite struct BFloat16ProductsTests {
-    /// Queries around the rows of a softmax tile (6), of a tile of the unit (15) and of a band (30); keys around segments (32),
+    /// Queries around the rows of a softmax tile (6), of a tile of the unit (16) and of a band (32); keys around segments (32),
     /// channels too.
     static let boundaries: [AttentionCase] =
-        [14, 15, 16, 17, 18, 19, 29, 30, 31, 36, 37, 45, 46, 61].map {
+        [13, 15, 16, 17, 18, 19, 31, 32, 33, 36, 37, 47, 48, 49, 63, 64, 65, 127, 128, 129].map {
             AttentionCase(queries: $0, keys: 97, headDimension: 33, valueDimension: 48) { $0.geometry = .causal }
         }
         + [31, 32, 33, 34, 95, 96, 97, 127, 160].flatMap { size in
@@ -47,6 +47,20 @@ extension [AttentionCase] {
         "input families, chunks and scales",
         arguments: sets, (ForwardCases.families + ForwardCases.chunks + ForwardCases.scales).ofBFloat16)
     func inputs(kernels: KernelSet, shape: AttentionCase) throws { try requireReferenceBits(shape, kernels) }
+
+    /// Rows of a band, filled up to tiles of six, beside what the workspace has behind them; keys of several chunks, one of
+    /// which begins with a value that is not finite.
+    @Test("values that are not finite in a later chunk", arguments: sets, [13, 16, 31, 32, 48, 128])
+    func laterChunks(kernels: KernelSet, queries: Int) throws {
+        for family in [InputFamily.notANumber, .infinity] {
+            for geometry in [AttentionCase.Geometry.none, .causal, .window(700)] {
+                let shape = AttentionCase(queries: queries, keys: 2117, headDimension: 4, valueDimension: 18) {
+                    ($0.family, $0.geometry, $0.sink) = (family, geometry, .amid)
+                }
+                try requireReferenceBits(shape.ofBFloat16, kernels)
+            }
+        }
+    }
 
     @Test(
         "storage types and few queries", arguments: sets, (ForwardCases.storages + ForwardCases.fewQueries).ofBFloat16)

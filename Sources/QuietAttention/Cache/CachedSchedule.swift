@@ -153,7 +153,7 @@ extension CachedSchedule.Sequence {
         // Units of equal length, in whole tiles.
         let (most, tile) = (kernels.callRows(storage), kernels.tileRows(storage))
         headUnits = (rows + most - 1) / most
-        unitRows = min(most, ((rows + headUnits - 1) / headUnits + tile - 1) / tile * tile)
+        unitRows = min(rows, most, ((rows + headUnits - 1) / headUnits + tile - 1) / tile * tile)
     }
 
     /// Bytes of keys and values that are read once.

@@ -137,8 +137,8 @@ final class ForwardSchedule: Sendable {
         }
     }
 
-    /// Fewer rows are not shared out: every item reads all keys.
-    private static let leastRowsCut = 48
+    /// Items of fewer rows are not cut in two: each reads all keys.
+    private static let leastRowsToCut = 48
 
     /// As many rows as stay in cache, in whole tiles, fewer where several workers would otherwise run out of items.
     private static func itemRows(
@@ -146,7 +146,7 @@ final class ForwardSchedule: Sendable {
     ) -> Int {
         let tile = kernels.tileRows(products.packedStorage)
         var rows = kernels.callRows(products.packedStorage)
-        while workers > 1, rows >= leastRowsCut, shape.rowCount / rows < 4 * workers {
+        while workers > 1, rows >= leastRowsToCut, shape.rowCount / rows < 4 * workers {
             rows = rows / (2 * tile) * tile
         }
         return rows
