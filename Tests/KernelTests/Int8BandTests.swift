@@ -14,10 +14,10 @@ private let sets = [KernelTable.emulated, KernelTable.available[0]]
 
 @Suite struct Int8BandTests {
     /// Around the rows of a softmax tile (6), of a tile of the unit (16), of a band (32) and of a call (128 and 132).
-    static let rowCounts: [AttentionCase] = (Array(1...33) + [36, 37, 47, 48, 49, 63, 64, 65, 96, 97, 127, 128, 129, 132, 133]).map
-    {
-        AttentionCase(queries: $0, keys: 97, headDimension: 35, valueDimension: 48) { $0.geometry = .causal }
-    }
+    static let rowCounts: [AttentionCase] =
+        (Array(1...33) + [36, 37, 47, 48, 49, 63, 64, 65, 96, 97, 127, 128, 129, 132, 133]).map {
+            AttentionCase(queries: $0, keys: 97, headDimension: 35, valueDimension: 48) { $0.geometry = .causal }
+        }
 
     @Test("rows", arguments: rowCounts)
     func rows(shape: AttentionCase) throws { try requireInt8Bits(sets, shape) }
