@@ -49,17 +49,7 @@ QATTN_INLINE bool band_sees(const qattn_forward_args *args, const forward_worksp
 /* Between products and weights, of scores that are multiplied out. */
 QATTN_INLINE void finish_band_scores(const qattn_forward_args *args, const forward_workspace *ws, const band *band,
                                      band_block *x) {
-    const bool plain = scores_are_plain(&args->problem);
-    if (plain && x->all == ~UINT64_C(0)) return;
-    const score_finish finish = begin_finish(&args->problem);
-    for (size_t r = 0; r < band->count; r++) {
-        if (plain && x->visible[r] == ~UINT64_C(0)) continue;
-        f32x16 t[1][BLOCK_VECTORS];
-        tile_load(t, x->scores[r], 1, BLOCK_VECTORS);
-        finish_scores(&finish, begin_row_finish(&finish, ws->places[band->first + r], x->visible[r], x->first_key),
-                      BLOCK_VECTORS, t[0]);
-        tile_store(x->scores[r], t, 1);
-    }
+    finish_rows(args, ws->places + band->first, x->visible, x->all, band->count, x->first_key, x->scores[0]);
 }
 
 /* The first half of 2. of 16 rows from row `first` of the band on, by the normalisers with a running maximum: of scores times

@@ -75,10 +75,8 @@ static __attribute__((noinline)) void QATTN_FUNCTION(round_to_factors)(float *ro
 /* The factors of 32 numbers; those below `least`, a power of two, are +0. */
 QATTN_INLINE u16x32 bf16x32_factors(f32x16 first, f32x16 second, float least) {
 #if defined(QATTN_AVX512)
-    uint32_t bits;
-    memcpy(&bits, &least, sizeof bits);
     const u16x32 nearest = (u16x32)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (nearest << 1) < (uint16_t)(bits >> 15) ? (u16x32)0 : nearest; /* without their signs */
+    return (nearest << 1) < (uint16_t)(2 * bf16_bits(least)) ? (u16x32)0 : nearest; /* without their signs */
 #else
     const u16x16 a = bf16x16_round(bf16x16_factor_from(first, least));
     const u16x16 b = bf16x16_round(bf16x16_factor_from(second, least));

@@ -36,9 +36,9 @@ typedef struct forward_workspace {
     size_t upcoming_share; /* lines to ask for at a time */
 } forward_workspace;
 
-/* How many rows a tile of TILE_ROWS has. */
+/* How many rows a tile has. */
 QATTN_INLINE size_t tile_height(const forward_workspace *ws, size_t tile) {
-    return qattn_min(TILE_ROWS, ws->rows - tile * TILE_ROWS);
+    return qattn_min(ws->tile_rows, ws->rows - tile * ws->tile_rows);
 }
 
 /* The rows of all tiles, those that fill up the last one included. */
@@ -47,6 +47,17 @@ QATTN_INLINE size_t filled_rows(const forward_workspace *ws) { return ws->tiles 
 /* The c of a row's normaliser. */
 QATTN_INLINE float row_constant(const qattn_forward_args *args, row_place row) {
     return args->problem.row_constants[row_offset(args->problem.row_constant_strides, row)];
+}
+
+/* A row of factors as it stands, but for the least of them; 0 up to whole segments. */
+QATTN_INLINE void copy_factors(void *to, const void *from, size_t dim) {
+    for (size_t d = 0; d < dim; d += QATTN_PAIR_SEGMENT) {
+        u16x32 x = {0};
+        if (d + QATTN_PAIR_SEGMENT <= dim) memcpy(&x, (const char *)from + 2 * d, sizeof x);
+        else memcpy(&x, (const char *)from + 2 * d, 2 * (dim - d));
+        x = bf16x32_factors_of(x);
+        memcpy((char *)to + 2 * d, &x, sizeof x);
+    }
 }
 
 /* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. Or q rounded, for
@@ -62,6 +73,10 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
         const float c = args->problem.row_factors ? query_factor(&args->problem, ws->places[i]) : uniform;
         if (rounds) ws->query_steps[i] = c;
         const void *q = storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), storage);
+        if (rounds && ws->bands && storage == QATTN_BFLOAT16 && i < ws->rows) {
+            copy_factors(row, q, head_dim);
+            continue;
+        }
         for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
             f32x16 x = f32x16_splat(0);
             if (i < ws->rows && d < head_dim)
@@ -70,28 +85,6 @@ QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspac
             if (rounds && ws->bands) f32x16_store_storage((char *)row + 2 * d, x, QATTN_BFLOAT16_PAIRS);
             else if (in_steps) f32x16_store_fours(steps + d * TILE_ROWS, TILE_ROWS * QATTN_CHAINS, x);
             else f32x16_store(row + d, x);
-        }
-    }
-}
-
-/* The same of queries of bfloat16 in bands, which are factors but for the least of them. */
-QATTN_INLINE void take_factor_queries(const qattn_forward_args *args, forward_workspace *ws) {
-    const size_t head_dim = args->blocks.head_dim;
-    for (size_t i = 0; i < filled_rows(ws); i++) {
-        char *const row = (char *)(ws->queries + i * ws->head_lanes);
-        const char *const q =
-            storage_at(args->queries_base, row_offset(args->query_strides, ws->places[i]), QATTN_BFLOAT16);
-        const bool is_there = i < ws->rows;
-        ws->query_steps[i] =
-            i && !args->problem.row_factors ? ws->query_steps[0] : query_factor(&args->problem, ws->places[i]);
-        for (size_t d = 0; d < ws->head_lanes; d += QATTN_PAIR_SEGMENT) {
-            u16x32 x = {0};
-            if (is_there && d < head_dim) {
-                if (d + QATTN_PAIR_SEGMENT <= head_dim) memcpy(&x, q + 2 * d, sizeof x);
-                else memcpy(&x, q + 2 * d, (head_dim - d) * 2);
-            }
-            x = bf16x32_factors_of(x);
-            memcpy(row + 2 * d, &x, sizeof x);
         }
     }
 }
@@ -111,10 +104,6 @@ QATTN_INLINE void quantise_queries(forward_workspace *ws) {
 }
 
 QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_workspace *ws) {
-    if (ws->bands && args->blocks.storage == QATTN_BFLOAT16_PAIRS && args->query_storage == QATTN_BFLOAT16) {
-        take_factor_queries(args, ws);
-        return;
-    }
     switch (args->query_storage) {
     case QATTN_FLOAT32: scale_queries(args, ws, QATTN_FLOAT32); break;
     case QATTN_FLOAT16: scale_queries(args, ws, QATTN_FLOAT16); break;
@@ -144,7 +133,7 @@ QATTN_INLINE void merge_chunk(const forward_workspace *ws) {
  * key has o = 0, so that any factor does; only its lse is set apart. */
 QATTN_INLINE row_totals tile_result(const qattn_forward_args *args, const forward_workspace *ws, row_state state,
                                     size_t tile) {
-    const size_t first = tile * ws->tile_rows, count = qattn_min(ws->tile_rows, ws->rows - first);
+    const size_t first = tile * ws->tile_rows, count = tile_height(ws, tile);
     const row_place *const places = ws->places + first;
     const float *const maximum = state.maximum + tile * QATTN_LANES;
     const f32x16 lane_sums = tile_lane_sums(ws->tile_rows, state.sum + first * QATTN_LANES);
@@ -192,7 +181,7 @@ QATTN_INLINE void store_rows(const qattn_forward_args *args, const forward_works
                              qattn_storage storage) {
     const size_t value_dim = args->blocks.value_dim;
     for (size_t tile = 0; tile < ws->tiles; tile++) {
-        const size_t first = tile * ws->tile_rows, count = qattn_min(ws->tile_rows, ws->rows - first);
+        const size_t first = tile * ws->tile_rows, count = tile_height(ws, tile);
         const row_totals totals = tile_result(args, ws, state, tile);
         for (size_t r = 0; r < count; r++) {
             const row_place place = ws->places[first + r];

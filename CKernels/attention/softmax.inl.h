@@ -11,8 +11,7 @@
 
 #include "attention/mask.inl.h"
 #include "attention/wide_scores.inl.h"
-#include "simd/exp2.h"
-#include "simd/storage.h"
+#include "simd/bf16_weights.h"
 
 /* The lane of row r of a tile in vectors that hold a number for each row. */
 QATTN_INLINE size_t tile_lane(size_t tile_rows, size_t r) { return tile_rows == UNIT_ROWS ? r : row_lane(r); }
@@ -61,7 +60,7 @@ QATTN_INLINE void row_softmax(float *scores, size_t count, float reference, floa
     QATTN_UNROLL
     for (size_t v = 0; v < count; v++) {
         const f32x16 x = f32x16_load(scores + v * QATTN_LANES) - f32x16_splat(reference);
-        p[v] = rounds ? bf16x16_factor(f32x16_short_exp2(x, -125)) : f32x16_exp2(x);
+        p[v] = rounds ? bf16x16_weight(x) : f32x16_exp2(x);
         f32x16_store(scores + v * QATTN_LANES, p[v]);
     }
     add_to_sum(sum, rescale, p, count);

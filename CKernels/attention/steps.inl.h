@@ -9,17 +9,19 @@
 #include "tile/pair_tiles.inl.h"
 #include "tile/row_scores.inl.h"
 
-/* What stands between the products of a tile of `count` rows and their weights, of scores in memory. */
-QATTN_INLINE void finish_tile_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
-                                     size_t count, size_t block_first) {
-    if (scores_are_plain(&args->problem) && task->scratch->all == ~UINT64_C(0)) return;
+/* What stands between the products of `count` rows and their weights, of scores in memory, [count][64]. Nothing does where
+ * scores are plain and a row sees all, as all rows do if `all` has every bit. */
+QATTN_INLINE void finish_rows(const qattn_forward_args *args, const row_place *places, const uint64_t *visible,
+                              uint64_t all, size_t count, size_t block_first, float *scores) {
+    const bool plain = scores_are_plain(&args->problem);
+    if (plain && all == ~UINT64_C(0)) return;
     const score_finish finish = begin_finish(&args->problem);
-    for (size_t r = 0; r < count; r++) {
+    for (size_t r = 0; r < count; r++, scores += QATTN_KEY_BLOCK) {
+        if (plain && visible[r] == ~UINT64_C(0)) continue;
         f32x16 t[1][BLOCK_VECTORS];
-        tile_load(t, task->scratch->weights + r * QATTN_KEY_BLOCK, 1, BLOCK_VECTORS);
-        finish_scores(&finish, begin_row_finish(&finish, places[r], task->scratch->visible[r], block_first),
-                      BLOCK_VECTORS, t[0]);
-        tile_store(task->scratch->weights + r * QATTN_KEY_BLOCK, t, 1);
+        tile_load(t, scores, 1, BLOCK_VECTORS);
+        finish_scores(&finish, begin_row_finish(&finish, places[r], visible[r], block_first), BLOCK_VECTORS, t[0]);
+        tile_store(scores, t, 1);
     }
 }
 
@@ -28,7 +30,7 @@ QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args
                                        size_t count, size_t block_first) {
     if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
     else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
-    finish_tile_scores(task, args, places, count, block_first);
+    finish_rows(args, places, task->scratch->visible, task->scratch->all, count, block_first, task->scratch->weights);
 }
 
 /* 2. of row i, whose scores are in memory, by a normaliser that leaves sums as they are. */

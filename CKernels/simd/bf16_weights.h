@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bf16_weights.h - powers of two as factors of bfloat16, of a row's scores of a block: bf16x16_factor(f32x16_short_exp2(x)).
+/* bf16_weights.h - powers of two as factors of bfloat16, of a row's scores of a block.
  * CPUs with tile instructions round by themselves, 32 numbers at once, and nothing else is as many operations per score. */
 #ifndef QATTN_BF16_WEIGHTS_H
 #define QATTN_BF16_WEIGHTS_H
 
 #include "simd/exp2.h"
 #include "simd/storage.h"
+
+/* The factor nearest to 2^x, for x <= 126. */
+QATTN_INLINE f32x16 bf16x16_weight(f32x16 x) { return bf16x16_factor(f32x16_short_exp2(x, -125)); }
 
 /* Words n to n + 15 as the upper halves of floats, the last first. */
 #define QATTN_WORDS_AS_FLOATS(n)                                                                                       \
@@ -33,7 +36,7 @@ QATTN_INLINE void bf16x64_weights(f32x16 x[4], void *weights) {
     }
 #else
     for (int v = 0; v < 4; v++) {
-        x[v] = bf16x16_factor(f32x16_short_exp2(x[v], -125));
+        x[v] = bf16x16_weight(x[v]);
         f32x16_store_storage((char *)weights + v * QATTN_LANES * 2, x[v], QATTN_BFLOAT16);
     }
 #endif

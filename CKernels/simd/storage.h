@@ -35,10 +35,16 @@ QATTN_INLINE f32x16 bf16x16_factor_from(f32x16 x, float least) {
 
 QATTN_INLINE f32x16 bf16x16_factor(f32x16 x) { return bf16x16_factor_from(x, QATTN_LEAST_FACTOR); }
 
+/* The bits of a number that is one of bfloat16. */
+QATTN_INLINE uint16_t bf16_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
 /* Numbers of bfloat16 as factors: 0 of their sign below QATTN_LEAST_FACTOR. */
 QATTN_INLINE u16x32 bf16x32_factors_of(u16x32 x) {
-    const uint16_t least = (127 - 56) << 7;
-    return (x & 0x7fff) < least ? x & 0x8000 : x;
+    return (x & 0x7fff) < bf16_bits(QATTN_LEAST_FACTOR) ? x & 0x8000 : x;
 }
 
 /* The first or the second numbers of 16 pairs. */

@@ -178,6 +178,17 @@ QATTN_INLINE uint32_t f32x16_equal_bits(f32x16 x, float value) {
 #endif
 }
 
+/* Shuffles of two vectors that are one instruction each, without an index operand. */
+#define QATTN_LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define QATTN_HIGH_HALVES(a, b)                                                                                        \
+    __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define QATTN_EVEN_QUARTERS(a, b)                                                                                      \
+    __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define QATTN_ODD_QUARTERS(a, b)                                                                                       \
+    __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+#define QATTN_LOW_PAIRS(a, b)  __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define QATTN_HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+
 /* Rows per reduction below: a tile has at most this many. */
 enum { REDUCE_ROWS = 6 };
 
@@ -188,22 +199,10 @@ enum { REDUCE_ROWS = 6 };
     QATTN_INLINE f32x16 name(const f32x16 x[REDUCE_ROWS]) {                                                            \
         f32x16 half[3];                                                                                                \
         QATTN_UNROLL                                                                                                   \
-        for (int i = 0; i < 3; i++) {                                                                                  \
-            const f32x16 a = x[2 * i], b = x[2 * i + 1];                                                               \
-            half[i] =                                                                                                  \
-                COMBINE(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),         \
-                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));  \
-        }                                                                                                              \
-        f32x16 quarter[2];                                                                                             \
-        QATTN_UNROLL                                                                                                   \
-        for (int i = 0; i < 2; i++) {                                                                                  \
-            const f32x16 a = half[2 * i], b = half[2];                                                                 \
-            const f32x16 c = i == 0 ? half[1] : b;                                                                     \
-            quarter[i] =                                                                                               \
-                COMBINE(__builtin_shufflevector(a, c, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),       \
-                        __builtin_shufflevector(a, c, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));    \
-        }                                                                                                              \
-        const f32x16 a = quarter[0], b = quarter[1];                                                                   \
+        for (int i = 0; i < 3; i++)                                                                                    \
+            half[i] = COMBINE(QATTN_LOW_HALVES(x[2 * i], x[2 * i + 1]), QATTN_HIGH_HALVES(x[2 * i], x[2 * i + 1]));    \
+        const f32x16 a = COMBINE(QATTN_EVEN_QUARTERS(half[0], half[1]), QATTN_ODD_QUARTERS(half[0], half[1]));         \
+        const f32x16 b = COMBINE(QATTN_EVEN_QUARTERS(half[2], half[2]), QATTN_ODD_QUARTERS(half[2], half[2]));         \
         const f32x16 pair =                                                                                            \
             COMBINE(__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),           \
                     __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31));        \
@@ -221,30 +220,18 @@ QATTN_INLINE size_t row_lane(size_t i) { return 2 * i; }
 /* The same tree of sixteen rows, row i's result in lane i. */
 #define SIXTEEN_ROWS_REDUCE(name, COMBINE)                                                                             \
     QATTN_INLINE f32x16 name(const f32x16 x[QATTN_LANES]) {                                                            \
+        f32x16 quarter[4]; /* of rows n, n + 4, n + 8 and n + 12 */                                                    \
+        QATTN_UNROLL                                                                                                   \
+        for (int n = 0; n < 4; n++) {                                                                                  \
+            const f32x16 a = COMBINE(QATTN_LOW_HALVES(x[n], x[n + 4]), QATTN_HIGH_HALVES(x[n], x[n + 4]));             \
+            const f32x16 b = COMBINE(QATTN_LOW_HALVES(x[n + 8], x[n + 12]), QATTN_HIGH_HALVES(x[n + 8], x[n + 12]));   \
+            quarter[n] = COMBINE(QATTN_EVEN_QUARTERS(a, b), QATTN_ODD_QUARTERS(a, b));                                 \
+        }                                                                                                              \
         f32x16 pair[2];                                                                                                \
         QATTN_UNROLL                                                                                                   \
-        for (int n = 0; n < 2; n++) {                                                                                  \
-            f32x16 quarter[2];                                                                                         \
-            QATTN_UNROLL                                                                                               \
-            for (int m = 0; m < 2; m++) {                                                                              \
-                f32x16 half[2];                                                                                        \
-                QATTN_UNROLL                                                                                           \
-                for (int i = 0; i < 2; i++) {                                                                          \
-                    const f32x16 a = x[2 * n + m + 8 * i], b = x[2 * n + m + 8 * i + 4];                               \
-                    half[i] = COMBINE(                                                                                 \
-                        __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),         \
-                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));  \
-                }                                                                                                      \
-                quarter[m] = COMBINE(__builtin_shufflevector(half[0], half[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18,   \
-                                                             19, 24, 25, 26, 27),                                      \
-                                     __builtin_shufflevector(half[0], half[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, \
-                                                             23, 28, 29, 30, 31));                                     \
-            }                                                                                                          \
-            const f32x16 a = quarter[0], b = quarter[1];                                                               \
-            pair[n] =                                                                                                  \
-                COMBINE(__builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),       \
-                        __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31));    \
-        }                                                                                                              \
+        for (int n = 0; n < 2; n++)                                                                                    \
+            pair[n] = COMBINE(QATTN_LOW_PAIRS(quarter[2 * n], quarter[2 * n + 1]),                                     \
+                              QATTN_HIGH_PAIRS(quarter[2 * n], quarter[2 * n + 1]));                                   \
         const f32x16 a = pair[0], b = pair[1];                                                                         \
         return COMBINE(__builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30),       \
                        __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31));      \
@@ -263,14 +250,10 @@ QATTN_INLINE void f32x16_transpose_quarters(f32x16 x[4]) {
         low[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
         high[i] = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     }
-#define LOW_PAIRS(x)  __builtin_shufflevector(x[0], x[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define HIGH_PAIRS(x) __builtin_shufflevector(x[0], x[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-    x[0] = LOW_PAIRS(low);
-    x[1] = HIGH_PAIRS(low);
-    x[2] = LOW_PAIRS(high);
-    x[3] = HIGH_PAIRS(high);
-#undef LOW_PAIRS
-#undef HIGH_PAIRS
+    x[0] = QATTN_LOW_PAIRS(low[0], low[1]);
+    x[1] = QATTN_HIGH_PAIRS(low[0], low[1]);
+    x[2] = QATTN_LOW_PAIRS(high[0], high[1]);
+    x[3] = QATTN_HIGH_PAIRS(high[0], high[1]);
 }
 
 #endif

@@ -86,8 +86,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(factor_products)(const fact
 }
 
 /* The same, but what is not seen is left out: where some of b is not finite. Rows that fill the last TILE_ROWS are written,
- * too. a is Float on all sets: [row][64], or with
- * `by_columns` [element][64], and bit j of visible[i] stands for a[i][j]. */
+ * too. a is Float on all sets: [row][64], or with `by_columns` [element][64], and bit j of visible[i] stands for a[i][j]. */
 static __attribute__((noinline)) void QATTN_FUNCTION(seen_factor_products)(const factor_product *x, const float *a,
                                                                            const uint64_t *visible, bool by_columns) {
     for (size_t r = 0; r < x->rows; r += TILE_ROWS) {
