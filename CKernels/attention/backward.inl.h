@@ -158,6 +158,7 @@ QATTN_INLINE query_range queries_of_head(const qattn_backward_args *args, size_t
 /* Those of them that may see a key of the blocks: whole blocks of queries. */
 QATTN_INLINE query_range queries_of_blocks(const qattn_problem *problem, size_t block_begin, size_t block_end,
                                            query_range queries) {
+    assert(!problem->places);
     const ptrdiff_t begin = (ptrdiff_t)(block_begin * QATTN_KEY_BLOCK) - problem->last_key_offset + 1;
     const ptrdiff_t end = (ptrdiff_t)(block_end * QATTN_KEY_BLOCK) - problem->first_key_offset;
     if (begin > (ptrdiff_t)queries.begin) queries.begin = (size_t)begin / QATTN_KEY_BLOCK * QATTN_KEY_BLOCK;

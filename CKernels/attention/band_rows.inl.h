@@ -31,17 +31,21 @@ QATTN_INLINE band band_at(const qattn_forward_args *args, const forward_workspac
  * as it is. */
 QATTN_INLINE bool band_sees(const qattn_forward_args *args, const forward_workspace *ws, const band *band,
                             band_block *x) {
-    const bool whole = ws->ranges_only && range_covers(band->keys.all, x->first_key);
-    if (whole && x->all == ~UINT64_C(0)) return true;
+    if (ws->ranges_only && range_covers(band->keys.all, x->first_key)) {
+        if (x->all == ~UINT64_C(0)) return true;
+        x->all = ~UINT64_C(0);
+        memset(x->visible, 0xff, sizeof x->visible);
+        for (size_t r = 0; r < band->count; r++) ws->chunk.started[band->first + r] = true;
+        return true;
+    }
     uint64_t any = 0;
     x->all = ~UINT64_C(0);
     for (size_t r = 0; r < band->count; r++) {
         const size_t i = band->first + r;
-        const uint64_t visible = whole ? ~UINT64_C(0) : visible_bits(&args->problem, ws->places[i], x->first_key);
-        x->visible[r] = visible;
-        any |= visible;
-        x->all &= visible;
-        ws->chunk.started[i] |= visible != 0;
+        x->visible[r] = visible_bits(&args->problem, ws->places[i], x->first_key);
+        any |= x->visible[r];
+        x->all &= x->visible[r];
+        ws->chunk.started[i] |= x->visible[r] != 0;
     }
     return any != 0;
 }

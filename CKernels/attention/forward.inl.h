@@ -340,7 +340,7 @@ static void QATTN_FUNCTION(scores)(const qattn_forward_args *args, size_t block,
     scale_all_queries(args, &ws);
     tile_task task = begin_task(args, &ws);
     task.block = block_number(args, &ws, block);
-    bool started[TILE_ROWS];
+    bool started[TILE_ROWS] = {false};
     for (size_t tile = 0; tile < ws.tiles; tile++) {
         const size_t i = tile * TILE_ROWS, count = tile_height(&ws, tile);
         take_rows(&task, &ws, tile);

@@ -275,9 +275,10 @@ QATTN_INLINE void pair_block_sums(gradient_call *call, block_sight sight, size_t
     add_pair_sums(call, sight, &task);
 }
 
-/* Rows of weights of the panel that are not there: factors of 0. */
+/* Rows of weights of the panel that are not there: factors of 0, and unseen. */
 QATTN_INLINE void clear_unused_rows(gradient_call *call) {
     const size_t bytes = (QATTN_KEY_BLOCK - call->count) * QATTN_KEY_BLOCK * sizeof(float);
+    memset(call->visible + call->count, 0, (QATTN_KEY_BLOCK - call->count) * sizeof *call->visible);
     memset(call->weights + call->count * QATTN_KEY_BLOCK, 0, bytes);
     memset(call->products + call->count * QATTN_KEY_BLOCK, 0, bytes);
 }

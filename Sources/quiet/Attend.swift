@@ -5,14 +5,6 @@ import ArgumentParser
 import QuietAttention
 import Safetensors
 
-#if canImport(Darwin)
-    import Darwin
-#elseif canImport(Musl)
-    import Musl
-#else
-    import Glibc
-#endif
-
 struct Attend: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Compute attention over the queries, keys and values of a safetensors file.",
@@ -60,10 +52,7 @@ struct Attend: ParsableCommand {
 
     func run() throws {
         let file = try SafetensorsFile(path: input)
-        guard !namesSameFile(input, outputs.output) else {
-            throw Failure(
-                "the output \(printable(outputs.output)) is the input: it would replace the queries, keys and values")
-        }
+        try outputs.checkIsNot(input)
         var inputs = try problem.inputs(file)
         let shape = inputs.shape
         let kernels = try problem.machine.kernelSet
@@ -105,11 +94,4 @@ struct Attend: ParsableCommand {
         }
         return tensors
     }
-}
-
-/// Returns whether two paths lead to one existing file.
-func namesSameFile(_ first: String, _ second: String) -> Bool {
-    var (one, other) = (stat(), stat())
-    guard stat(first, &one) == 0, stat(second, &other) == 0 else { return false }
-    return one.st_dev == other.st_dev && one.st_ino == other.st_ino
 }

@@ -35,6 +35,12 @@ struct OutputOptions: ParsableArguments {
 
     @Flag(help: "Also write `lse` [batch, H, L], in every layout: log(e^s + sum e^x) of each row.")
     var lse = false
+
+    func checkIsNot(_ input: String) throws {
+        guard !namesSameFile(input, output) else {
+            throw Failure("the output \(printable(output)) is the input: it would replace the queries, keys and values")
+        }
+    }
 }
 
 /// An output gate and its logits.

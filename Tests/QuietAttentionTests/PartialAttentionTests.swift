@@ -61,6 +61,26 @@ import Testing
         #expect(result.output.allSatisfy { $0 == 0.5 })
     }
 
+    /// Of biases beyond the range of base 2, as masks hold them, parts keep the log-sum-exp, and what a sink of that size weighs.
+    @Test(arguments: [-Float.infinity, -1.4e38, -2e38])
+    func biasesAsLargeAsFloatGoes(_ sink: Float) throws {
+        let problem = CacheProblem(tokens: 1100)
+        let cache = try problem.cache(appending: 0..<problem.tokens)
+        let queries = problem.queries(1098..<1100)
+        let sinks = AttentionSink.logits([Float](repeating: sink, count: problem.queryHeads))
+        let attention = try problem.attention(sink: sinks)
+        for lowest in [-3.4e38, -2.2e38] as [Float] {
+            let bias = try BroadcastTensor([Float](repeating: lowest, count: problem.tokens), keys: problem.tokens)
+            let expected = try attention.attend(queries: queries, cache: cache, bias: bias)
+            let parts = try [0..<1024, 1024..<1100].map {
+                try attention.partial(queries: queries, cache: cache, keys: $0, bias: bias)
+            }
+            let result = try parts[0].merged(with: parts[1]).finish(sink: sinks)
+            #expect(result.bits == expected.bits)
+            #expect(expected.logSumExp.allSatisfy { abs($0 - max(lowest, sink)) < 1e33 })
+        }
+    }
+
     // MARK: - A shared prefix
 
     private static let shared = CacheProblem(tokens: 2048 + 100) {

@@ -47,6 +47,7 @@ struct Attend: RingCommand {
     func run(_ world: World) throws {
         let (shapes, ring, file, given) = try world.agreeing {
             let file = try SafetensorsFile(path: input)
+            try outputs.checkIsNot(input)
             let shapes = try problem.shapes(file)
             return try shapes.checking {
                 (

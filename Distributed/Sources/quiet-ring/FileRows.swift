@@ -60,31 +60,27 @@ struct FileRows<Element: AttentionScalar>: RowSource {
         // Only Float is widened to.
         let target = floats.bindMemory(to: Float.self)
         switch tensor.elementType {
-        case .bfloat16:
-            try convert(tensor, first, target) { (bits: UInt16) in Float(bitPattern: UInt32(bits) << 16) }
-        case .float16: try convert(tensor, first, target, widened)
-        default: try convert(tensor, first, target) { (bits: UInt64) in Float(Double(bitPattern: bits)) }
+        case .bfloat16: try convert(tensor, first, target, widenedBFloat16)
+        case .float16: try convert(tensor, first, target, widenedFloat16)
+        default:
+            try convert(tensor, first, target) { (bits: UInt64) in
+                let value = Double(bitPattern: bits)
+                if value.isFinite, !Float(value).isFinite {
+                    throw SafetensorsError.beyondFloat(tensor: tensor.name, value: value)
+                }
+                return Float(value)
+            }
         }
     }
 
     private func convert<Stored: FixedWidthInteger>(
         _ tensor: TensorDescription, _ first: Int, _ target: UnsafeMutableBufferPointer<Float>,
-        _ convert: (Stored) -> Float
+        _ convert: (Stored) throws -> Float
     ) throws {
         var stored = [Stored](repeating: 0, count: target.count)
         try stored.withUnsafeMutableBytes { try file.read(tensor, from: first * MemoryLayout<Stored>.size, into: $0) }
-        for index in target.indices { target[index] = convert(stored[index]) }
+        for index in target.indices { target[index] = try convert(stored[index]) }
     }
-}
-
-/// A number of 16 bits of IEEE 754, widened.
-private func widened(_ bits: UInt16) -> Float {
-    let sign = UInt32(bits & 0x8000) << 16
-    let (exponent, fraction) = (UInt32(bits >> 10 & 0x1f), UInt32(bits & 0x3ff))
-    if exponent == 0x1f { return Float(bitPattern: sign | 0x7f80_0000 | fraction << 13) }
-    if exponent > 0 { return Float(bitPattern: sign | (exponent + 112) << 23 | fraction << 13) }
-    let magnitude = Float(fraction) * 0x1p-24
-    return sign == 0 ? magnitude : -magnitude
 }
 
 extension ElementType {

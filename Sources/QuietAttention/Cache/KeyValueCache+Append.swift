@@ -99,9 +99,14 @@ extension KeyValueCache {
     private mutating func makeRoom(_ tokens: Int) throws(AttentionError) {
         let unseen = max(freedPages, pagesBehindWindow(ofToken: count - rollbackTokens))
         let held = count - unseen * Self.pageTokens + tokens
-        guard held <= maximumTokens, count + tokens <= AttentionShape.longestSequence else {
+        guard held <= maximumTokens else {
             throw AttentionError(
                 .cacheLimit, "keys", expected: "at most \(maximumTokens) tokens in the cache", found: "\(held)")
+        }
+        guard count + tokens <= AttentionShape.longestSequence else {
+            throw AttentionError(
+                .cacheLimit, "keys", expected: "at most \(AttentionShape.longestSequence) tokens of a sequence",
+                found: "\(count + tokens)")
         }
         let freed = keepsWindow ? freedPages : unseen
         let sharesLast = count % Self.pageTokens != 0 && !isKnownUniquelyReferenced(&pages[pages.count - 1])

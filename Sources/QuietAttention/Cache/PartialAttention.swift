@@ -155,6 +155,8 @@ public struct PartialAttention: Sendable {
         withUnsafePointer(to: (sink: sink, constant: logKeys ?? 0)) { numbers in
             states.withUnsafeBufferPointer { states in
                 arguments.problem.sinks = numbers.pointer(to: \.sink)
+                // Whether there is one is all that is asked.
+                arguments.problem.bias = terms.isBiased ? numbers.pointer(to: \.constant) : nil
                 arguments.problem.row_constants = logKeys == nil ? nil : numbers.pointer(to: \.constant)
                 // Only read.
                 arguments.states = UnsafeMutablePointer(mutating: states.baseAddress.map { $0 + row * rowFloats })

@@ -9,6 +9,8 @@ struct PartialTerms: Sendable {
     let products: AttentionProducts
     let positions: AttentionPositions
     let norm: QueryKeyNorm?
+    /// Whether scores have a bias, and so a wider range, in some part.
+    private(set) var isBiased: Bool
     /// What each row's scale is multiplied by, `[queryHeads][queries]`; empty: 1.
     private(set) var factors: [Double]
     /// The position of each query.
@@ -22,6 +24,7 @@ struct PartialTerms: Sendable {
     init(_ scores: CheckedScores, _ problem: CachedProblem, _ cache: KeyValueCache, mask: AttentionMask) {
         (scale, softcap, alibi) = (scores.scale, scores.rules.softcap, scores.rules.alibi)
         (products, positions, norm) = (cache.products, cache.encoding, cache.queryKeyNorm)
+        isBiased = problem.bias != nil
         let plan = problem.sequences.first
         factors = problem.scores.factors(heads: problem.shape.queryHeads, queries: problem.shape.queries)
         (places, keyCounts) = (plan?.positions ?? [], plan?.keyCounts)

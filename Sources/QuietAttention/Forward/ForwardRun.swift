@@ -25,16 +25,25 @@ struct ForwardRun: @unchecked Sendable {
     let memory: UnsafeMutableRawPointer
     /// Not nil: rows are diagnosed, and no output is computed. Values are not read then: blocks have one of each key's
     /// elements in their place.
-    var diagnosis: RowDiagnosis?
+    let diagnosis: RowDiagnosis?
+    // What follows from these, looked up for every head of a batch.
+    let rows: TensorRows
+    let schedule: ForwardSchedule
+    /// Of the work: without values where rows are diagnosed.
+    let shape: AttentionShape
 
     typealias Group = ForwardSchedule.Group
 
-    var rows: TensorRows { tensors.rows ?? attention.rows }
-
-    var schedule: ForwardSchedule { diagnosis?.schedule ?? attention.schedule }
-
-    /// Of the work: without values where rows are diagnosed.
-    var shape: AttentionShape { diagnosis?.shape ?? attention.shape }
+    init(
+        attention: Attention, tensors: ForwardTensors, mask: UnsafePointer<UInt8>?, bias: UnsafePointer<Float>?,
+        memory: UnsafeMutableRawPointer, diagnosis: RowDiagnosis? = nil
+    ) {
+        (self.attention, self.tensors, self.mask, self.bias) = (attention, tensors, mask, bias)
+        (self.memory, self.diagnosis) = (memory, diagnosis)
+        rows = tensors.rows ?? attention.rows
+        schedule = diagnosis?.schedule ?? attention.schedule
+        shape = diagnosis?.shape ?? attention.shape
+    }
 
     /// The packed keys and values of a slot, as they are multiplied.
     func blocks(slot: Int) -> qattn_blocks {

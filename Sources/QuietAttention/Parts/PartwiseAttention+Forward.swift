@@ -21,7 +21,8 @@ extension PartwiseAttention {
     ///   - queries: `[H, L, D]`, those of every part.
     ///   - running: what the rows know.
     ///   - meanwhile: called now and then on the calling thread, between pieces of a millisecond or less.
-    /// - Throws: ``AttentionError`` of kind `keyRange`, `elementCount`, `partialShape` (states of other rows) or `memory`.
+    /// - Throws: ``AttentionError`` of kind `keyRange`, `elementCount`, `partialShape` (states of other rows) or `memory`: then
+    ///   ``RunningAttention/keys`` says how far it came, and what is behind may be given again.
     public func add<Input: AttentionScalar>(
         _ keys: UnsafeBufferPointer<Input>, values: UnsafeBufferPointer<Input>, of range: Range<Int>,
         queries: UnsafeBufferPointer<Input>, to running: RunningAttention, meanwhile: () -> Void = {}
@@ -32,8 +33,8 @@ extension PartwiseAttention {
         try check("queries", queries.count, shape.queryCount)
         try check(running)
         try checkNothingIsLeftOut(from: running.keys, to: range.lowerBound)
-        running.keys = max(range.upperBound, running.keys)
         guard let first = queries.baseAddress, let keys = keys.baseAddress, let values = values.baseAddress else {
+            running.keys = max(range.upperBound, running.keys)
             return
         }
         let schedule = inFloatMode { PartSchedule(self) }
@@ -50,7 +51,9 @@ extension PartwiseAttention {
                     bias: bias, totals: running.states.baseAddress!
                 ).run(meanwhile)
             }
+            running.keys = max(chunk.upperBound, running.keys)
         }
+        running.keys = max(range.upperBound, running.keys)
     }
 
     /// Joins what rows know of one chunk alone to what they know of all before it: where chunks are taken in at the same time.

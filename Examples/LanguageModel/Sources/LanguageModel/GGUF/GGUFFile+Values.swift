@@ -21,11 +21,11 @@ extension GGUFFile {
         return integers
     }
 
-    /// An integer within a range; `fallback` where the file has none.
+    /// An integer within a range; `fallback` where the file has none, within the same.
     public func integer(_ key: String, in range: ClosedRange<Int>, fallback: Int? = nil) throws(GGUFError) -> Int {
-        if let fallback, metadata[key] == nil { return fallback }
         let integer: Int? =
-            switch try value(key) {
+            switch metadata[key] == nil && fallback != nil ? nil : try value(key) {
+            case nil: fallback
             case .unsigned(let integer): Int(exactly: integer)
             case .signed(let integer): Int(integer)
             default: throw .wrongType(key: key, expected: "an integer")

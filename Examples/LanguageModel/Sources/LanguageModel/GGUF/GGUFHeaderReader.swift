@@ -176,13 +176,14 @@ struct GGUFHeaderReader {
             throw GGUFError.invalidShape(
                 tensor: name, reason: "has rows of \(columns) elements, no multiple of \(type.blockElements)")
         }
-        var (bytes, overflow) = (columns / type.blockElements).multipliedReportingOverflow(by: type.blockBytes)
-        for extent in shape.dropLast() where !overflow {
-            (bytes, overflow) = bytes.multipliedReportingOverflow(by: extent)
+        // Rows first: of no columns there may be too many to be counted, too.
+        var (count, overflow) = (1, false)
+        for factor in shape.dropLast() + [columns / type.blockElements, type.blockBytes] where !overflow {
+            (count, overflow) = count.multipliedReportingOverflow(by: factor)
         }
         guard !overflow else {
             throw GGUFError.invalidShape(tensor: name, reason: "of the shape \(shape) is too large")
         }
-        return bytes
+        return count
     }
 }

@@ -1,0 +1,1 @@
+../../../../Sources/Safetensors/HalfPrecision.swift
