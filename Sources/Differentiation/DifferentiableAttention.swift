@@ -35,7 +35,7 @@
         /// - Parameter sinks: nil: the problem's own.
         /// - Throws: ``AttentionError`` of kind `elementCount`, `sinkCount` or `composition` (sinks for a normaliser that has none).
         public func check(queries: Int, keys: Int, values: Int, sinks: Int? = nil) throws(AttentionError) {
-            try attention.checkInputCounts(queries, keys, values)
+            try attention.shape.checkCounts(queries, keys, values)
             if let sinks { _ = try attention.with(sink: .logits([Float](repeating: 0, count: sinks))) }
         }
 

@@ -30,7 +30,7 @@ extension Attention {
         output: [Float], record: ForwardRecord
     ) throws(AttentionError) -> AttentionGradients {
         // Before memory is asked for: sizes may be beyond any.
-        try checkInputCounts(queries.count, keys.count, values.count)
+        try shape.checkCounts(queries.count, keys.count, values.count)
         var gradients = AttentionGradients(
             queries: try [Float](for: "gradients.queries", repeating: 0, count: shape.queryCount),
             keys: try [Float](for: "gradients.keys", repeating: 0, count: shape.keyCount),
@@ -64,9 +64,8 @@ extension Attention {
         output: [Float], record: ForwardRecord, to gradients: inout AttentionGradients
     ) throws(AttentionError) {
         // Before the buffers are asked for: that would copy arrays which others share.
-        try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
-        try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
-        try checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        try shape.checkCounts(
+            of: "gradients.", gradients.queries.count, gradients.keys.count, gradients.values.count)
         try checkCount("gradients.sinks", gradients.sinks.count, normaliser.hasSink ? shape.queryHeads : 0)
         let inputs = [outputGradient, queries, keys, values, output, logSumExpGradient ?? []]
         try withUnsafeBuffers(inputs[...]) { inputs throws(AttentionError) in
@@ -114,7 +113,7 @@ extension Attention {
         _ outputGradient: Int, _ logSumExpGradient: Int?, _ queries: Int, _ keys: Int, _ values: Int, _ output: Int,
         _ record: ForwardRecord, _ gradients: AttentionGradientBuffers<Gradient>
     ) throws(AttentionError) {
-        try checkInputCounts(queries, keys, values)
+        try shape.checkCounts(queries, keys, values)
         try checkCount("outputGradient", outputGradient, shape.outputCount)
         try checkCount("output", output, shape.outputCount)
         if let logSumExpGradient {
@@ -150,7 +149,7 @@ extension Attention {
         else { return }
         record.references.withUnsafeBufferPointer { references in
             record.factors.withUnsafeBufferPointer { factors in
-                withMaskAndBias { mask, bias in
+                maskTensors.withPointers { masks in
                     let tensors = BackwardTensors(
                         queries: queries, keys: keys.baseAddress ?? queries, values: values.baseAddress ?? queries,
                         inputStorage: Input.storage, output: output, outputStorage: Output.storage,
@@ -162,8 +161,7 @@ extension Attention {
                         queryParameters: (gradients.queryGain?.baseAddress, gradients.queryBias?.baseAddress),
                         keyParameters: (gradients.keyGain?.baseAddress, gradients.keyBias?.baseAddress))
                     let run = BackwardRun(
-                        attention: self, schedule: schedule, tensors: tensors, mask: mask, bias: bias,
-                        memory: buffer.address)
+                        attention: self, schedule: schedule, tensors: tensors, masks: masks, memory: buffer.address)
                     run.runAll()
                     if let sums = gradients.bias?.baseAddress { run.addBiasGradients(to: sums) }
                     run.addHeadGradients(

@@ -27,8 +27,7 @@ struct BackwardRun: @unchecked Sendable {
     let attention: Attention
     let schedule: BackwardSchedule
     let tensors: BackwardTensors
-    let mask: UnsafePointer<UInt8>?
-    let bias: UnsafePointer<Float>?
+    let masks: MaskPointers
     let memory: UnsafeMutableRawPointer
 
     var kernels: UnsafePointer<qattn_kernels> { attention.kernels.functions }
@@ -132,7 +131,7 @@ struct BackwardRun: @unchecked Sendable {
         let keyOffset = keyRow(group, sequence.keyOrigin)
         let valueOffset = valueRow(group, sequence.keyOrigin)
         var arguments = qattn_backward_args()
-        arguments.problem = attention.problem(sequence, queryHead: queryHead, mask: mask, bias: bias)
+        arguments.problem = attention.problem(sequence, queryHead: queryHead, masks)
         arguments.problem.heads = groupHeads
         let (queries, keys, storage) = multiplied
         arguments.queries = queries + queryOffset * storage.byteCount

@@ -4,9 +4,8 @@
 extension Attention {
     /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a buffer of what the problem does not have.
     func check<Element: AttentionScalar>(_ gradients: AttentionGradientBuffers<Element>) throws(AttentionError) {
-        try checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
-        try checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
-        try checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        try shape.checkCounts(
+            of: "gradients.", gradients.queries.count, gradients.keys.count, gradients.values.count)
         if let sinks = gradients.sinks { try normaliser.checkSums("gradients.sinks", sinks.count, shape.queryHeads) }
         for (name, vector, norm) in [
             ("queryGain", gradients.queryGain, queryKeyNorm?.queryGain),

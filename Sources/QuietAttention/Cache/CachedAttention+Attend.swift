@@ -167,12 +167,6 @@ extension CachedAttention {
         }
     }
 
-    func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
-        guard found == expected else {
-            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
-        }
-    }
-
     /// Runs a call, then `body` while its memory is there.
     func run(
         _ problem: CachedProblem, _ schedule: CachedSchedule, _ tensors: CachedTensors, then body: (CachedRun) -> Void
@@ -180,17 +174,12 @@ extension CachedAttention {
         let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
         defer { workspace.give(back: buffer) }
         sinks.withUnsafeBufferPointer { sinks in
-            (problem.allowed?.values ?? []).withUnsafeBytes { allowed in
-                (problem.bias?.values ?? []).withUnsafeBufferPointer { bias in
-                    let run = CachedRun(
-                        problem: problem, schedule: schedule, kernels: kernels.functions, tensors: tensors,
-                        sinks: sinks.baseAddress,
-                        allowed: problem.allowed == nil
-                            ? nil : allowed.baseAddress?.assumingMemoryBound(to: UInt8.self),
-                        bias: problem.bias == nil ? nil : bias.baseAddress, memory: buffer.address)
-                    run.run()
-                    body(run)
-                }
+            MaskTensors(allowed: problem.allowed, bias: problem.bias).withPointers { masks in
+                let run = CachedRun(
+                    problem: problem, schedule: schedule, kernels: kernels.functions, tensors: tensors,
+                    sinks: sinks.baseAddress, masks: masks, memory: buffer.address)
+                run.run()
+                body(run)
             }
         }
         // The caches own the pages, and the run has only addresses of them.

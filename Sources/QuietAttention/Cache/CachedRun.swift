@@ -22,8 +22,7 @@ struct CachedRun: @unchecked Sendable {
     let tensors: CachedTensors
     /// One logit per query head.
     let sinks: UnsafePointer<Float>?
-    let allowed: UnsafePointer<UInt8>?
-    let bias: UnsafePointer<Float>?
+    let masks: MaskPointers
     let memory: UnsafeMutableRawPointer
 
     // MARK: - Workers
@@ -146,20 +145,6 @@ struct CachedRun: @unchecked Sendable {
         problem.scores.add(
             to: &arguments.problem, plan, head: item.keyValueHead * schedule.groupHeads, keyOrigin: origin)
         arguments.workspace = (memory + worker * schedule.memory.workspaceBytes).assumingMemoryBound(to: Float.self)
-        let head = item.keyValueHead * schedule.groupHeads
-        if let allowed, let strides = problem.allowed?.strides {
-            arguments.problem.mask = allowed + strides.offset(item: plan.item, head: head, key: origin)
-            arguments.problem.mask_strides = qattn_strides(strides)
-        }
-        if let bias, let strides = problem.bias?.strides {
-            arguments.problem.bias = bias + strides.offset(item: plan.item, head: head, key: origin)
-            arguments.problem.bias_strides = qattn_strides(strides)
-        }
-    }
-}
-
-extension qattn_strides {
-    init<Element>(_ strides: BroadcastTensor<Element>.Strides) {
-        self.init(head: strides.heads, query: strides.queries, key: strides.keys)
+        masks.add(to: &arguments.problem, item: plan.item, head: item.keyValueHead * schedule.groupHeads, key: origin)
     }
 }

@@ -65,7 +65,7 @@ extension Attention {
         defer { workspace.give(back: buffer) }
         return queries.withUnsafeBufferPointer { queries in
             keys.withUnsafeBufferPointer { keys in
-                withMaskAndBias { mask, bias in
+                maskTensors.withPointers { masks in
                     [RowDiagnostics](unsafeUninitializedCapacity: shape.rowCount) { results, count in
                         let diagnosis = RowDiagnosis(
                             shape: keyShape, schedule: schedule, results: results.baseAddress!, epsilon: epsilon,
@@ -79,7 +79,7 @@ extension Attention {
                             output: UnsafeMutableRawPointer(mutating: queries), outputStorage: .float32,
                             logSumExp: nil, sinkShare: nil)
                         ForwardRun(
-                            attention: self, tensors: tensors, mask: mask, bias: bias, memory: buffer.address,
+                            attention: self, tensors: tensors, masks: masks, memory: buffer.address,
                             diagnosis: diagnosis
                         ).runAll()
                         count = shape.rowCount

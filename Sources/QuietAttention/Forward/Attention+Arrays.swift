@@ -20,7 +20,7 @@ extension Attention {
     public func forward<Input: AttentionScalar>(
         queries: [Input], keys: [Input], values: [Input]
     ) throws(AttentionError) -> AttentionResult {
-        try checkInputCounts(queries.count, keys.count, values.count)
+        try shape.checkCounts(queries.count, keys.count, values.count)
         let hasSink = normaliser.hasSink
         var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
         var logSumExp = try [Float](for: "logSumExp", repeating: 0, count: hasSink ? shape.rowCount : 0)

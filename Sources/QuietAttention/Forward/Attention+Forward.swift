@@ -27,7 +27,7 @@ extension Attention {
     ///
     /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> AttentionResult {
-        try checkInputCounts(queries.count, keys.count, values.count)
+        try shape.checkCounts(queries.count, keys.count, values.count)
         var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
         guard normaliser.hasSink else {
             try forward(queries: queries, keys: keys, values: values, into: &output)
@@ -114,7 +114,7 @@ extension Attention {
         sinkShare: UnsafeMutableBufferPointer<Float>?, references: UnsafeMutablePointer<Float>?,
         factors: UnsafeMutablePointer<Float>?
     ) throws(AttentionError) {
-        try checkInputCounts(queries.count, keys.count, values.count)
+        try shape.checkCounts(queries.count, keys.count, values.count)
         try checkOutputs(output.count, logSumExp?.count, sinkShare?.count)
         // Without rows there is nothing to write; without keys there may be no addresses of keys and values.
         guard let queries = queries.baseAddress, let output = output.baseAddress, shape.rowCount > 0 else { return }
@@ -128,20 +128,10 @@ extension Attention {
 
     // MARK: - Checks
 
-    package func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
-        try checkCount("queries", queries, shape.queryCount)
-        try checkCount("keys", keys, shape.keyCount)
-        try checkCount("values", values, shape.valueCount)
-    }
-
     func checkOutputs(_ output: Int, _ logSumExp: Int?, _ sinkShare: Int?) throws(AttentionError) {
         try checkCount("output", output, shape.outputCount)
         if let logSumExp { try normaliser.checkSums("logSumExp", logSumExp, shape.rowCount) }
         if let sinkShare { try normaliser.checkSums("sinkShare", sinkShare, shape.rowCount) }
-    }
-
-    func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
-        try AttentionError.checkCount(argument, found, expected)
     }
 
     // MARK: - Run
@@ -150,21 +140,11 @@ extension Attention {
         let buffer = try workspace.take(byteCount: schedule.memory.byteCount)
         defer { workspace.give(back: buffer) }
         inFloatMode {
-            withMaskAndBias { mask, bias in
-                ForwardRun(attention: self, tensors: tensors, mask: mask, bias: bias, memory: buffer.address).runAll()
+            maskTensors.withPointers { masks in
+                ForwardRun(attention: self, tensors: tensors, masks: masks, memory: buffer.address).runAll()
             }
         }
     }
 
-    /// Calls `body` with the values of mask and bias, nil where there is none.
-    func withMaskAndBias<Result>(_ body: (UnsafePointer<UInt8>?, UnsafePointer<Float>?) -> Result) -> Result {
-        if mask.allowed == nil, bias == nil { return body(nil, nil) }
-        return (mask.allowed?.values ?? []).withUnsafeBytes { allowed in
-            (bias?.values ?? []).withUnsafeBufferPointer { bias in
-                body(
-                    mask.allowed == nil ? nil : allowed.baseAddress?.assumingMemoryBound(to: UInt8.self),
-                    self.bias == nil ? nil : bias.baseAddress)
-            }
-        }
-    }
+    var maskTensors: MaskTensors { MaskTensors(allowed: mask.allowed, bias: bias) }
 }

@@ -20,8 +20,7 @@ struct ForwardTensors {
 struct ForwardRun: @unchecked Sendable {
     let attention: Attention
     let tensors: ForwardTensors
-    let mask: UnsafePointer<UInt8>?
-    let bias: UnsafePointer<Float>?
+    let masks: MaskPointers
     let memory: UnsafeMutableRawPointer
     /// Not nil: rows are diagnosed, and no output is computed. Values are not read then: blocks have one of each key's
     /// elements in their place.
@@ -35,10 +34,10 @@ struct ForwardRun: @unchecked Sendable {
     typealias Group = ForwardSchedule.Group
 
     init(
-        attention: Attention, tensors: ForwardTensors, mask: UnsafePointer<UInt8>?, bias: UnsafePointer<Float>?,
-        memory: UnsafeMutableRawPointer, diagnosis: RowDiagnosis? = nil
+        attention: Attention, tensors: ForwardTensors, masks: MaskPointers, memory: UnsafeMutableRawPointer,
+        diagnosis: RowDiagnosis? = nil
     ) {
-        (self.attention, self.tensors, self.mask, self.bias) = (attention, tensors, mask, bias)
+        (self.attention, self.tensors, self.masks) = (attention, tensors, masks)
         (self.memory, self.diagnosis) = (memory, diagnosis)
         rows = tensors.rows ?? attention.rows
         schedule = diagnosis?.schedule ?? attention.schedule
@@ -186,7 +185,7 @@ struct ForwardRun: @unchecked Sendable {
         let outputOffset = rows.output.offset(start: sequence.queryStart, head: queryHead)
         let sumOffset = rows.sums.offset(start: sequence.queryStart, head: queryHead)
         var arguments = qattn_forward_args()
-        arguments.problem = attention.problem(sequence, queryHead: queryHead, mask: mask, bias: bias)
+        arguments.problem = attention.problem(sequence, queryHead: queryHead, masks)
         arguments.queries_base = tensors.queries + queryOffset * tensors.inputStorage.byteCount
         arguments.query_strides = qattn_strides(head: rows.queries.head, query: rows.queries.row, key: 0)
         arguments.query_storage = tensors.inputStorage.kernelStorage

@@ -47,8 +47,8 @@ extension OutputGate {
         logits: [Float], output: [Float], outputGradient: [Float], to gradients: inout OutputGateGradients
     ) throws(AttentionError) {
         // Before the buffers are asked for: that would copy arrays which others share.
-        try AttentionError.checkCount("gradients.output", gradients.output.count, output.count)
-        try AttentionError.checkCount("gradients.logits", gradients.logits.count, logits.count)
+        try checkCount("gradients.output", gradients.output.count, output.count)
+        try checkCount("gradients.logits", gradients.logits.count, logits.count)
         try withUnsafeBuffers([logits, output, outputGradient][...]) { inputs throws(AttentionError) in
             try gradients.output.withUnsafeMutableBufferPointer { outputs throws(AttentionError) in
                 try gradients.logits.withUnsafeMutableBufferPointer { logits throws(AttentionError) in
@@ -76,9 +76,9 @@ extension OutputGate {
         intoLogits logitGradients: UnsafeMutableBufferPointer<Float>, accumulating: Bool = false
     ) throws(AttentionError) {
         try check(logits: logits.count, output: output.count)
-        try AttentionError.checkCount("outputGradient", outputGradient.count, output.count)
-        try AttentionError.checkCount("gradients.output", outputs.count, output.count)
-        try AttentionError.checkCount("gradients.logits", logitGradients.count, logits.count)
+        try checkCount("outputGradient", outputGradient.count, output.count)
+        try checkCount("gradients.output", outputs.count, output.count)
+        try checkCount("gradients.logits", logitGradients.count, logits.count)
         if !accumulating {
             outputs.update(repeating: 0)
             logitGradients.update(repeating: 0)

@@ -91,7 +91,7 @@ public struct OutputGate: Sendable, Hashable {
                 .elementCount, "output", expected: "a multiple of the value dimension \(valueDimension)",
                 found: "\(output)")
         }
-        try AttentionError.checkCount(
+        try checkCount(
             "logits", logits, granularity == .element ? output : output / valueDimension)
     }
 

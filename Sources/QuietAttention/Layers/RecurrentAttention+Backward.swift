@@ -20,7 +20,7 @@ extension RecurrentAttention {
     public func backward(
         outputGradient: [Float], queries: [Float], keys: [Float], values: [Float]
     ) throws(AttentionError) -> AttentionGradients {
-        try checkInputCounts(queries.count, keys.count, values.count)
+        try shape.checkCounts(queries.count, keys.count, values.count)
         var gradients = AttentionGradients(
             queries: try [Float](for: "gradients.queries", repeating: 0, count: shape.queryCount),
             keys: try [Float](for: "gradients.keys", repeating: 0, count: shape.keyCount),
@@ -40,9 +40,8 @@ extension RecurrentAttention {
         to gradients: inout AttentionGradients
     ) throws(AttentionError) {
         // Before the buffers are asked for: that would copy arrays which others share.
-        try AttentionError.checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
-        try AttentionError.checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
-        try AttentionError.checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        try shape.checkCounts(
+            of: "gradients.", gradients.queries.count, gradients.keys.count, gradients.values.count)
         try withUnsafeBuffers([outputGradient, queries, keys, values][...]) { inputs throws(AttentionError) in
             try gradients.withUnsafeBuffers { buffers throws(AttentionError) in
                 try backward(
@@ -67,11 +66,10 @@ extension RecurrentAttention {
         keys: UnsafeBufferPointer<Float>, values: UnsafeBufferPointer<Float>,
         into gradients: AttentionGradientBuffers<Float>, accumulating: Bool = false
     ) throws(AttentionError) {
-        try checkInputCounts(queries.count, keys.count, values.count)
-        try AttentionError.checkCount("outputGradient", outputGradient.count, shape.outputCount)
-        try AttentionError.checkCount("gradients.queries", gradients.queries.count, shape.queryCount)
-        try AttentionError.checkCount("gradients.keys", gradients.keys.count, shape.keyCount)
-        try AttentionError.checkCount("gradients.values", gradients.values.count, shape.valueCount)
+        try shape.checkCounts(queries.count, keys.count, values.count)
+        try checkCount("outputGradient", outputGradient.count, shape.outputCount)
+        try shape.checkCounts(
+            of: "gradients.", gradients.queries.count, gradients.keys.count, gradients.values.count)
         if let name = gradients.nameOfFirstOptionalSum {
             throw AttentionError(
                 .composition, "gradients.\(name)", expected: "none with \(kind), which has nothing of it",

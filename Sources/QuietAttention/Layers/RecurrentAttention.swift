@@ -53,7 +53,7 @@ public struct RecurrentAttention: Sendable {
     ///
     /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func forward(queries: [Float], keys: [Float], values: [Float]) throws(AttentionError) -> [Float] {
-        try checkInputCounts(queries.count, keys.count, values.count)
+        try shape.checkCounts(queries.count, keys.count, values.count)
         var output = try [Float](for: "output", repeating: 0, count: shape.outputCount)
         try withUnsafeBuffers([queries, keys, values][...]) { inputs throws(AttentionError) in
             let tensors = RecurrentTensors(queries: inputs[0], keys: inputs[1], values: inputs[2])
@@ -64,11 +64,5 @@ public struct RecurrentAttention: Sendable {
             }
         }
         return output
-    }
-
-    func checkInputCounts(_ queries: Int, _ keys: Int, _ values: Int) throws(AttentionError) {
-        try AttentionError.checkCount("queries", queries, shape.queryCount)
-        try AttentionError.checkCount("keys", keys, shape.keyCount)
-        try AttentionError.checkCount("values", values, shape.valueCount)
     }
 }

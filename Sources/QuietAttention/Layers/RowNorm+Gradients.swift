@@ -34,7 +34,7 @@ public struct RowNormGradientBuffers {
     }
 }
 
-extension LayerNorm {
+extension RowNormLayer {
     /// The gradients of a loss, from its gradient in the normalised rows. Gains and biases are summed over blocks of 64 rows,
     /// counted from the first, as Documentation/Numerics.md has it; a row whose gradient is 0 is not read.
     ///
@@ -43,95 +43,27 @@ extension LayerNorm {
     ///   - outputGradient: `[rows, dimension]`.
     /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
     public func gradients(rows: [Float], outputGradient: [Float]) throws(AttentionError) -> RowNormGradients {
-        try norm.gradients(rows: rows, outputGradient: outputGradient)
-    }
-
-    /// Adds the gradients to those that are there: of other micro-batches, or of other places with the same parameters. Empty
-    /// gains and biases are not wanted and stay empty.
-    ///
-    /// - Parameters: as of ``gradients(rows:outputGradient:)``.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a gain or bias that the norm does not have; the
-    ///   gradients are untouched then.
-    public func addGradients(
-        rows: [Float], outputGradient: [Float], to gradients: inout RowNormGradients
-    ) throws(AttentionError) {
-        try norm.addGradients(rows: rows, outputGradient: outputGradient, to: &gradients)
-    }
-
-    /// Computes the gradients into the caller's memory.
-    ///
-    /// - Parameters:
-    ///   - rows: `[rows, dimension]`, before they were normalised.
-    ///   - outputGradient: `[rows, dimension]`.
-    ///   - gradients: where they go.
-    ///   - accumulating: whether they are added to what is there.
-    /// - Throws: ``AttentionError`` of kind `elementCount` or `composition`; nothing is written then.
-    public func gradients(
-        rows: UnsafeBufferPointer<Float>, outputGradient: UnsafeBufferPointer<Float>,
-        into gradients: RowNormGradientBuffers, accumulating: Bool = false
-    ) throws(AttentionError) {
-        try norm.gradients(
-            rows: rows, outputGradient: outputGradient, into: gradients, accumulating: accumulating)
-    }
-}
-
-extension RMSNorm {
-    /// The gradients of a loss, from its gradient in the normalised rows. Gains and biases are summed over blocks of 64 rows,
-    /// counted from the first, as Documentation/Numerics.md has it; a row whose gradient is 0 is not read.
-    ///
-    /// - Parameters:
-    ///   - rows: `[rows, dimension]`, before they were normalised.
-    ///   - outputGradient: `[rows, dimension]`.
-    /// - Throws: ``AttentionError`` of kind `elementCount` or `memory`.
-    public func gradients(rows: [Float], outputGradient: [Float]) throws(AttentionError) -> RowNormGradients {
-        try norm.gradients(rows: rows, outputGradient: outputGradient)
-    }
-
-    /// Adds the gradients to those that are there: of other micro-batches, or of other places with the same parameters. Empty
-    /// gains and biases are not wanted and stay empty.
-    ///
-    /// - Parameters: as of ``gradients(rows:outputGradient:)``.
-    /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a gain or bias that the norm does not have; the
-    ///   gradients are untouched then.
-    public func addGradients(
-        rows: [Float], outputGradient: [Float], to gradients: inout RowNormGradients
-    ) throws(AttentionError) {
-        try norm.addGradients(rows: rows, outputGradient: outputGradient, to: &gradients)
-    }
-
-    /// Computes the gradients into the caller's memory.
-    ///
-    /// - Parameters:
-    ///   - rows: `[rows, dimension]`, before they were normalised.
-    ///   - outputGradient: `[rows, dimension]`.
-    ///   - gradients: where they go.
-    ///   - accumulating: whether they are added to what is there.
-    /// - Throws: ``AttentionError`` of kind `elementCount` or `composition`; nothing is written then.
-    public func gradients(
-        rows: UnsafeBufferPointer<Float>, outputGradient: UnsafeBufferPointer<Float>,
-        into gradients: RowNormGradientBuffers, accumulating: Bool = false
-    ) throws(AttentionError) {
-        try norm.gradients(
-            rows: rows, outputGradient: outputGradient, into: gradients, accumulating: accumulating)
-    }
-}
-
-extension RowNorm {
-    fileprivate func gradients(rows: [Float], outputGradient: [Float]) throws(AttentionError) -> RowNormGradients {
-        try check(rows.count)
-        try AttentionError.checkCount("outputGradient", outputGradient.count, rows.count)
+        try norm.check(rows.count)
+        try checkCount("outputGradient", outputGradient.count, rows.count)
         var gradients = RowNormGradients(
             rows: try [Float](for: "gradients.rows", repeating: 0, count: rows.count),
-            gain: [Float](repeating: 0, count: gain?.count ?? 0), bias: [Float](repeating: 0, count: bias?.count ?? 0))
+            gain: [Float](repeating: 0, count: norm.gain?.count ?? 0),
+            bias: [Float](repeating: 0, count: norm.bias?.count ?? 0))
         try addGradients(rows: rows, outputGradient: outputGradient, to: &gradients)
         return gradients
     }
 
-    fileprivate func addGradients(
+    /// Adds the gradients to those that are there: of other micro-batches, or of other places with the same parameters. Empty
+    /// gains and biases are not wanted and stay empty.
+    ///
+    /// - Parameters: as of ``gradients(rows:outputGradient:)``.
+    /// - Throws: ``AttentionError`` of kind `elementCount`, or `composition` for a gain or bias that the norm does not have; the
+    ///   gradients are untouched then.
+    public func addGradients(
         rows: [Float], outputGradient: [Float], to gradients: inout RowNormGradients
     ) throws(AttentionError) {
         // Before the buffers are asked for: that would copy arrays which others share.
-        try AttentionError.checkCount("gradients.rows", gradients.rows.count, rows.count)
+        try checkCount("gradients.rows", gradients.rows.count, rows.count)
         try withUnsafeBuffers([rows, outputGradient][...]) { inputs throws(AttentionError) in
             try gradients.withUnsafeBuffers { buffers throws(AttentionError) in
                 try self.gradients(rows: inputs[0], outputGradient: inputs[1], into: buffers, accumulating: true)
@@ -139,40 +71,49 @@ extension RowNorm {
         }
     }
 
-    fileprivate func gradients(
+    /// Computes the gradients into the caller's memory.
+    ///
+    /// - Parameters:
+    ///   - rows: `[rows, dimension]`, before they were normalised.
+    ///   - outputGradient: `[rows, dimension]`.
+    ///   - gradients: where they go.
+    ///   - accumulating: whether they are added to what is there.
+    /// - Throws: ``AttentionError`` of kind `elementCount` or `composition`; nothing is written then.
+    public func gradients(
         rows: UnsafeBufferPointer<Float>, outputGradient: UnsafeBufferPointer<Float>,
-        into gradients: RowNormGradientBuffers, accumulating: Bool
+        into gradients: RowNormGradientBuffers, accumulating: Bool = false
     ) throws(AttentionError) {
-        try check(rows.count)
-        try AttentionError.checkCount("outputGradient", outputGradient.count, rows.count)
-        try AttentionError.checkCount("gradients.rows", gradients.rows.count, rows.count)
-        for (name, buffer, own) in [("gain", gradients.gain, gain), ("bias", gradients.bias, bias)] {
+        try norm.check(rows.count)
+        try checkCount("outputGradient", outputGradient.count, rows.count)
+        try checkCount("gradients.rows", gradients.rows.count, rows.count)
+        for (name, buffer, own) in [("gain", gradients.gain, norm.gain), ("bias", gradients.bias, norm.bias)] {
             guard let buffer else { continue }
             guard own != nil else {
                 throw AttentionError(
                     .composition, "gradients.\(name)", expected: "none, as the norm has none", found: "a buffer")
             }
-            try AttentionError.checkCount("gradients.\(name)", buffer.count, dimension)
+            try checkCount("gradients.\(name)", buffer.count, norm.dimension)
         }
         if !accumulating { for sum in [gradients.gain, gradients.bias] { sum?.update(repeating: 0) } }
         guard let address = rows.baseAddress, !rows.isEmpty else { return }
-        let bytes = RowPreparation.byteCount(rows: Int(QATTN_PREPARE_BACKWARD_ROWS), dimension: dimension)
+        let bytes = RowPreparation.byteCount(rows: Int(QATTN_PREPARE_BACKWARD_ROWS), dimension: norm.dimension)
         withUnsafeTemporaryAllocation(byteCount: bytes, alignment: Int(QATTN_ALIGNMENT)) { workspace in
             var arguments = qattn_prepare_backward_args()
             arguments.gradients = outputGradient.baseAddress
-            arguments.gradient_stride = dimension
+            arguments.gradient_stride = norm.dimension
             arguments.row_gradients = UnsafeMutableRawPointer(gradients.rows.baseAddress)
-            arguments.row_gradient_stride = dimension
+            arguments.row_gradient_stride = norm.dimension
             arguments.row_gradient_storage = QATTN_FLOAT32
             arguments.accumulates = accumulating
             arguments.gain_gradient = gradients.gain?.baseAddress
             arguments.shift_gradient = gradients.bias?.baseAddress
             arguments.workspace = workspace.baseAddress!.assumingMemoryBound(to: Float.self)
-            side.withArguments(
-                address, head: 0, stride: dimension, storage: .float32, count: rows.count / dimension, table: nil
+            norm.side.withArguments(
+                address, head: 0, stride: norm.dimension, storage: .float32, count: rows.count / norm.dimension,
+                table: nil
             ) {
                 arguments.prepare = $0
-                kernels.functions.pointee.prepare_backward(&arguments)
+                norm.kernels.functions.pointee.prepare_backward(&arguments)
             }
         }
     }

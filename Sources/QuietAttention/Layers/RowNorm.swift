@@ -13,8 +13,8 @@ import CKernels
 /// *Edge cases*: equal elements give the bias. Rows of finite numbers come out right at every magnitude of Float. NaN or an infinity makes its row NaN and no other.
 ///
 /// *Source*: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450, 2016.
-public struct LayerNorm: Sendable, Hashable {
-    let norm: RowNorm
+public struct LayerNorm: RowNormLayer {
+    public let norm: RowNorm
 
     /// - Parameters:
     ///   - dimension: the length of a row, 1 and up.
@@ -29,16 +29,6 @@ public struct LayerNorm: Sendable, Hashable {
         norm = try RowNorm(
             dimension: dimension, kind: .layer, gain: gain, bias: bias, epsilon: epsilon, kernels: kernels)
     }
-
-    /// Normalises rows `[rows, dimension]` in place.
-    ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
-    public func apply(to rows: inout [Float]) throws(AttentionError) { try norm.apply(to: &rows) }
-
-    /// Normalises rows `[rows, dimension]` in place.
-    ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
-    public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) { try norm.apply(to: &rows) }
 }
 
 /// Root mean square normalisation: every row scaled to a mean square of 1, and given a gain per channel.
@@ -49,8 +39,8 @@ public struct LayerNorm: Sendable, Hashable {
 /// bias, keeps the zero vector that is equivalent to softmax_1.
 ///
 /// *Source*: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, 2019.
-public struct RMSNorm: Sendable, Hashable {
-    let norm: RowNorm
+public struct RMSNorm: RowNormLayer {
+    public let norm: RowNorm
 
     /// - Parameters:
     ///   - dimension: the length of a row, 1 and up.
@@ -64,20 +54,35 @@ public struct RMSNorm: Sendable, Hashable {
         norm = try RowNorm(
             dimension: dimension, kind: .rms, gain: gain, bias: nil, epsilon: epsilon, kernels: kernels)
     }
-
-    /// Normalises rows `[rows, dimension]` in place.
-    ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
-    public func apply(to rows: inout [Float]) throws(AttentionError) { try norm.apply(to: &rows) }
-
-    /// Normalises rows `[rows, dimension]` in place.
-    ///
-    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
-    public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) { try norm.apply(to: &rows) }
 }
 
-/// What both norms do to a row.
-struct RowNorm: Sendable, Hashable {
+/// A ``LayerNorm`` or an ``RMSNorm``.
+public protocol RowNormLayer: Sendable, Hashable {
+    /// What it does to a row.
+    var norm: RowNorm { get }
+}
+
+extension RowNormLayer {
+    /// Normalises rows `[rows, dimension]` in place.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
+    public func apply(to rows: inout [Float]) throws(AttentionError) {
+        // Before the buffer is asked for: that would copy an array which others share.
+        try norm.check(rows.count)
+        rows.withUnsafeMutableBufferPointer { norm.apply(to: $0) }
+    }
+
+    /// Normalises rows `[rows, dimension]` in place.
+    ///
+    /// - Throws: ``AttentionError`` of kind `elementCount`; the rows are untouched then.
+    public func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) {
+        try norm.check(rows.count)
+        rows.withUnsafeMutableBufferPointer { norm.apply(to: $0) }
+    }
+}
+
+/// The numbers of a ``LayerNorm`` or an ``RMSNorm``, which make it.
+public struct RowNorm: Sendable, Hashable {
     let dimension: Int
     let kind: QueryKeyNorm.Kind
     let gain, bias: [Float]?
@@ -103,17 +108,6 @@ struct RowNorm: Sendable, Hashable {
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
     }
 
-    func apply(to rows: inout [Float]) throws(AttentionError) {
-        // Before the buffer is asked for: that would copy an array which others share.
-        try check(rows.count)
-        rows.withUnsafeMutableBufferPointer { apply(to: $0) }
-    }
-
-    func apply(to rows: inout MutableSpan<Float>) throws(AttentionError) {
-        try check(rows.count)
-        rows.withUnsafeMutableBufferPointer { apply(to: $0) }
-    }
-
     func check(_ count: Int) throws(AttentionError) {
         guard count.isMultiple(of: dimension) else {
             throw AttentionError(
@@ -121,12 +115,11 @@ struct RowNorm: Sendable, Hashable {
         }
     }
 
-    private func apply(to rows: UnsafeMutableBufferPointer<Float>) {
+    fileprivate func apply(to rows: UnsafeMutableBufferPointer<Float>) {
         guard let address = rows.baseAddress else { return }
         side.prepare(
             address, head: 0, stride: dimension, storage: .float32, count: rows.count / dimension, table: nil,
-            into: address,
-            outStride: dimension, kernels.functions)
+            into: address, outStride: dimension, kernels.functions)
     }
 
     var side: PreparedSide {

@@ -74,7 +74,7 @@ struct GradientRun<Input: AttentionScalar, Value: AttentionScalar, OutputGradien
         let (d, e) = (shape.headDimension, shape.valueDimension)
         var arguments = qattn_backward_args()
         arguments.problem = attention.problem(
-            queryHead: head * attention.groupHeads + groupHead, heads: 1, keys: keys.range, mask: nil, bias: nil)
+            queryHead: head * attention.groupHeads + groupHead, heads: 1, keys: keys.range, .none)
         arguments.row_end = shape.queries
         arguments.key_end = arguments.problem.seq_kv
         arguments.queries = UnsafeRawPointer(rows.queries.baseAddress! + row * d)

@@ -14,8 +14,7 @@ struct PartRun: @unchecked Sendable {
     let part, chunk: Range<Int>
     /// Of the positions of the chunk's keys; nil where keys are not rotated.
     let table: RotaryTable?
-    let mask: UnsafePointer<UInt8>?
-    let bias: UnsafePointer<Float>?
+    let masks: MaskPointers
     let totals: UnsafeMutablePointer<Float>
 
     private var shape: AttentionShape { attention.shape }
@@ -95,7 +94,7 @@ struct PartRun: @unchecked Sendable {
         let kernels = attention.kernels.functions
         let keyHead = queryHead / attention.groupHeads
         var arguments = qattn_forward_args()
-        arguments.problem = attention.problem(queryHead: queryHead, heads: heads, keys: chunk, mask: mask, bias: bias)
+        arguments.problem = attention.problem(queryHead: queryHead, heads: heads, keys: chunk, masks)
         (arguments.row_begin, arguments.row_end) = (rows.lowerBound, rows.upperBound)
         arguments.queries_base = queries + queryHead * shape.queries * shape.headDimension * storage.byteCount
         arguments.query_strides = qattn_strides(
@@ -148,8 +147,7 @@ struct PartResults: @unchecked Sendable {
     let output: UnsafeMutableRawPointer
     let storage: AttentionStorage
     let logSumExp, sinkShare, references, factors: UnsafeMutablePointer<Float>?
-    let mask: UnsafePointer<UInt8>?
-    let bias: UnsafePointer<Float>?
+    let masks: MaskPointers
 
     func run() {
         let most = attention.kernels.queryBlock
@@ -162,8 +160,7 @@ struct PartResults: @unchecked Sendable {
     private func finish(_ rows: Range<Int>, _ worker: Int) {
         let shape = attention.shape
         var arguments = qattn_forward_args()
-        arguments.problem = attention.problem(
-            queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: mask, bias: bias)
+        arguments.problem = attention.problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, masks)
         arguments.blocks.head_dim = 1
         arguments.blocks.value_dim = shape.valueDimension
         arguments.out = output

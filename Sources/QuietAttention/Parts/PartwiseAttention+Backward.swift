@@ -70,10 +70,10 @@ extension PartwiseAttention {
         logSumExpGradient: UnsafeBufferPointer<Float>? = nil, record: ForwardRecord,
         into deltas: UnsafeMutableBufferPointer<Float>
     ) throws(AttentionError) {
-        try check("output", output.count, shape.outputCount)
-        try check("outputGradient", outputGradient.count, shape.outputCount)
-        if let logSumExpGradient { try check("logSumExpGradient", logSumExpGradient.count, shape.rowCount) }
-        try check("deltas", deltas.count, shape.rowCount)
+        try checkCount("output", output.count, shape.outputCount)
+        try checkCount("outputGradient", outputGradient.count, shape.outputCount)
+        if let logSumExpGradient { try checkCount("logSumExpGradient", logSumExpGradient.count, shape.rowCount) }
+        try checkCount("deltas", deltas.count, shape.rowCount)
         guard record.factors.count == shape.rowCount else {
             throw AttentionError(
                 .record, "record", expected: "what a forward pass over \(shape.rowCount) rows kept",
@@ -85,7 +85,7 @@ extension PartwiseAttention {
         defer { workspace.give(back: buffer) }
         record.factors.withUnsafeBufferPointer { factors in
             var arguments = qattn_backward_args()
-            arguments.problem = problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: nil, bias: nil)
+            arguments.problem = problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, .none)
             arguments.row_end = shape.rowCount
             (arguments.head_dim, arguments.value_dim) = (shape.headDimension, shape.valueDimension)
             arguments.in_pairs = products == .bfloat16
@@ -139,7 +139,8 @@ extension PartwiseAttention {
         _ rows: GradientRows<Input, OutputGradient>, _ groupHead: Int, _ keys: GradientKeys<Input, Value>
     ) throws(AttentionError) {
         for (name, isGiven) in [
-            ("positions", preparation != nil), ("mask.allowing", allowed != nil), ("bias", bias != nil),
+            ("positions", preparation != nil), ("mask.allowing", maskTensors.allowed != nil),
+            ("bias", maskTensors.bias != nil),
         ] where isGiven {
             throw AttentionError(
                 .composition, name, expected: "none: gradients of parts are those of rows as they are multiplied",
@@ -164,12 +165,12 @@ extension PartwiseAttention {
             ("keys.values", keys.values.count, key * shape.valueDimension),
             ("keys.keyGradient", keys.keyGradient.count, key * shape.headDimension),
             ("keys.valueGradient", keys.valueGradient.count, key * shape.valueDimension),
-        ] { try check(name, count, expected) }
+        ] { try checkCount(name, count, expected) }
         guard let lanes = rows.slopeLanes else { return }
         guard scores.hasSlopes || shape.rowCount == 0 else {
             throw AttentionError(
                 .composition, "rows.slopeLanes", expected: "none, as there are no slopes", found: "a buffer")
         }
-        try check("rows.slopeLanes", lanes.count, row * Int(QATTN_LANES))
+        try checkCount("rows.slopeLanes", lanes.count, row * Int(QATTN_LANES))
     }
 }

@@ -28,9 +28,9 @@ extension PartwiseAttention {
         queries: UnsafeBufferPointer<Input>, to running: RunningAttention, meanwhile: () -> Void = {}
     ) throws(AttentionError) {
         try check(part: range)
-        try check("keys", keys.count, shape.keyValueHeads * range.count * shape.headDimension)
-        try check("values", values.count, shape.keyValueHeads * range.count * shape.valueDimension)
-        try check("queries", queries.count, shape.queryCount)
+        try checkCount("keys", keys.count, shape.keyValueHeads * range.count * shape.headDimension)
+        try checkCount("values", values.count, shape.keyValueHeads * range.count * shape.valueDimension)
+        try checkCount("queries", queries.count, shape.queryCount)
         try check(running)
         try checkNothingIsLeftOut(from: running.keys, to: range.lowerBound)
         guard let first = queries.baseAddress, let keys = keys.baseAddress, let values = values.baseAddress else {
@@ -44,11 +44,11 @@ extension PartwiseAttention {
         for origin in stride(from: chunks.lowerBound, to: chunks.upperBound, by: SequencePlan.chunk) {
             let chunk = origin..<min(origin + SequencePlan.chunk, chunks.upperBound)
             let table = try keyTable(chunk)
-            withMaskAndBias { mask, bias in
+            maskTensors.withPointers { masks in
                 PartRun(
                     attention: self, schedule: schedule, memory: buffer.address, queries: first, keys: keys,
-                    values: values, storage: Input.storage, part: range, chunk: chunk, table: table, mask: mask,
-                    bias: bias, totals: running.states.baseAddress!
+                    values: values, storage: Input.storage, part: range, chunk: chunk, table: table, masks: masks,
+                    totals: running.states.baseAddress!
                 ).run(meanwhile)
             }
             running.keys = max(chunk.upperBound, running.keys)
@@ -126,20 +126,20 @@ extension PartwiseAttention {
         _ logSumExp: UnsafeMutableBufferPointer<Float>?, _ sinkShare: UnsafeMutableBufferPointer<Float>?,
         _ references: UnsafeMutablePointer<Float>?, _ factors: UnsafeMutablePointer<Float>?
     ) throws(AttentionError) {
-        try check("output", output.count, shape.outputCount)
-        if let logSumExp { try check("logSumExp", logSumExp.count, shape.rowCount) }
-        if let sinkShare { try check("sinkShare", sinkShare.count, shape.rowCount) }
+        try checkCount("output", output.count, shape.outputCount)
+        if let logSumExp { try checkCount("logSumExp", logSumExp.count, shape.rowCount) }
+        if let sinkShare { try checkCount("sinkShare", sinkShare.count, shape.rowCount) }
         try check(running)
         try checkNothingIsLeftOut(from: running.keys, to: shape.keys)
         guard let output = output.baseAddress, shape.rowCount > 0 else { return }
         let schedule = inFloatMode { PartSchedule(self) }
         let buffer = try workspace.take(byteCount: schedule.byteCount)
         defer { workspace.give(back: buffer) }
-        withMaskAndBias { mask, bias in
+        maskTensors.withPointers { masks in
             PartResults(
                 attention: self, schedule: schedule, memory: buffer.address, states: running.states.baseAddress!,
                 output: output, storage: Output.storage, logSumExp: logSumExp?.baseAddress,
-                sinkShare: sinkShare?.baseAddress, references: references, factors: factors, mask: mask, bias: bias
+                sinkShare: sinkShare?.baseAddress, references: references, factors: factors, masks: masks
             ).run()
         }
     }

@@ -16,7 +16,7 @@ extension PartwiseAttention {
     public func prepareQueries<Input: AttentionScalar>(
         _ queries: UnsafeBufferPointer<Input>, into prepared: UnsafeMutableBufferPointer<Float>
     ) throws(AttentionError) {
-        try check("prepared", prepared.count, shape.queryCount)
+        try checkCount("prepared", prepared.count, shape.queryCount)
         try querySide(queries).prepare(into: prepared)
     }
 
@@ -31,7 +31,7 @@ extension PartwiseAttention {
         _ keys: UnsafeBufferPointer<Input>, of range: Range<Int>, into prepared: UnsafeMutableBufferPointer<Float>
     ) throws(AttentionError) {
         let side = try keySide(keys, range)
-        try check("prepared", prepared.count, keys.count)
+        try checkCount("prepared", prepared.count, keys.count)
         try side.prepare(into: prepared)
     }
 
@@ -51,7 +51,7 @@ extension PartwiseAttention {
         _ gradient: UnsafeMutableBufferPointer<Float>, queries: UnsafeBufferPointer<Input>,
         gain: UnsafeMutableBufferPointer<Float>? = nil, bias: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
-        try check("gradient", gradient.count, shape.queryCount)
+        try checkCount("gradient", gradient.count, shape.queryCount)
         try querySide(queries).finish(gradient, gain: gain, bias: bias)
     }
 
@@ -69,7 +69,7 @@ extension PartwiseAttention {
         gain: UnsafeMutableBufferPointer<Float>? = nil, bias: UnsafeMutableBufferPointer<Float>? = nil
     ) throws(AttentionError) {
         let side = try keySide(keys, range)
-        try check("gradient", gradient.count, keys.count)
+        try checkCount("gradient", gradient.count, keys.count)
         try side.finish(gradient, gain: gain, bias: bias)
     }
 
@@ -84,12 +84,12 @@ extension PartwiseAttention {
         queries: UnsafeBufferPointer<Input>, queryGradient: UnsafeBufferPointer<Float>,
         into terms: UnsafeMutableBufferPointer<Float>
     ) throws(AttentionError) {
-        try check("queries", queries.count, shape.queryCount)
-        try check("queryGradient", queryGradient.count, shape.queryCount)
-        try check("terms", terms.count, shape.rowCount)
+        try checkCount("queries", queries.count, shape.queryCount)
+        try checkCount("queryGradient", queryGradient.count, shape.queryCount)
+        try checkCount("terms", terms.count, shape.rowCount)
         guard shape.rowCount > 0 else { return }
         var arguments = qattn_backward_args()
-        arguments.problem = problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, mask: nil, bias: nil)
+        arguments.problem = problem(queryHead: 0, heads: shape.queryHeads, keys: 0..<0, .none)
         arguments.row_end = shape.rowCount
         arguments.head_dim = shape.headDimension
         arguments.in_pairs = products == .bfloat16
@@ -108,7 +108,7 @@ extension PartwiseAttention {
     private func querySide<Input: AttentionScalar>(
         _ queries: UnsafeBufferPointer<Input>
     ) throws(AttentionError) -> PartSide<Input> {
-        try check("queries", queries.count, shape.queryCount)
+        try checkCount("queries", queries.count, shape.queryCount)
         return PartSide(
             attention: self, name: "query", rows: queries, heads: shape.queryHeads, count: shape.queries,
             side: preparation?.queries ?? .unchanged(dimension: shape.headDimension), table: queryTable)
@@ -118,7 +118,7 @@ extension PartwiseAttention {
         _ keys: UnsafeBufferPointer<Input>, _ range: Range<Int>
     ) throws(AttentionError) -> PartSide<Input> {
         try check(part: range)
-        try check("keys", keys.count, shape.keyValueHeads * range.count * shape.headDimension)
+        try checkCount("keys", keys.count, shape.keyValueHeads * range.count * shape.headDimension)
         return PartSide(
             attention: self, name: "key", rows: keys, heads: shape.keyValueHeads, count: range.count,
             side: preparation?.keys ?? .unchanged(dimension: shape.headDimension), table: try keyTable(range))
@@ -180,7 +180,7 @@ private struct PartSide<Input: AttentionScalar>: @unchecked Sendable {
                     .composition, "\(name)\(parameter)", expected: "none, as the norm has none of it", found: "a buffer"
                 )
             }
-            try attention.check("\(name)\(parameter)", sums.count, heads * runs * dimension)
+            try checkCount("\(name)\(parameter)", sums.count, heads * runs * dimension)
             sums.update(repeating: 0)
         }
         guard let start = gradient.baseAddress, !rows.isEmpty else { return }

@@ -43,8 +43,7 @@ public final class PartwiseAttention: Sendable {
 
     let plan: SequencePlan
     let scores: KernelScores
-    let allowed: BroadcastTensor<Bool>?
-    let bias: BroadcastTensor<Float>?
+    let maskTensors: MaskTensors
     let sinks: [Float]
     /// nil where queries and keys are multiplied as they are.
     let preparation: RowPreparation?
@@ -123,7 +122,7 @@ public final class PartwiseAttention: Sendable {
         try bias?.check("bias", fits: shape)
         self.shape = shape
         self.products = products
-        (allowed, self.bias) = (mask.allowed, bias)
+        maskTensors = MaskTensors(allowed: mask.allowed, bias: bias)
         sinks = try rules.sink.logits(queryHeads: shape.queryHeads)
         plan = SequencePlan(
             item: 0, queryStart: 0, keyStart: 0, queries: shape.queries, keys: shape.keys,
@@ -169,43 +168,16 @@ public final class PartwiseAttention: Sendable {
         }
     }
 
-    func check(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
-        guard found == expected else {
-            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
-        }
-    }
-
-    /// Calls `body` with the values of mask and bias, nil where there is none.
-    func withMaskAndBias<Result>(_ body: (UnsafePointer<UInt8>?, UnsafePointer<Float>?) -> Result) -> Result {
-        if allowed == nil, bias == nil { return body(nil, nil) }
-        return (allowed?.values ?? []).withUnsafeBytes { values in
-            (bias?.values ?? []).withUnsafeBufferPointer { biases in
-                body(
-                    allowed == nil ? nil : values.baseAddress?.assumingMemoryBound(to: UInt8.self),
-                    bias == nil ? nil : biases.baseAddress)
-            }
-        }
-    }
-
     /// What kernels are told of query heads from `queryHead` on and the keys from `keys.lowerBound` to `keys.upperBound`; all
     /// but the sinks.
-    func problem(
-        queryHead: Int, heads: Int, keys: Range<Int>, mask: UnsafePointer<UInt8>?, bias: UnsafePointer<Float>?
-    ) -> qattn_problem {
+    func problem(queryHead: Int, heads: Int, keys: Range<Int>, _ masks: MaskPointers) -> qattn_problem {
         var problem = qattn_problem()
         problem.heads = heads
         problem.queries = plan.queries
         let origin = keys.lowerBound
         plan.add(to: &problem, keys: keys)
         scores.add(to: &problem, plan, head: queryHead, keyOrigin: origin)
-        if let mask, let strides = allowed?.strides {
-            problem.mask = mask + strides.offset(item: 0, head: queryHead, key: origin)
-            problem.mask_strides = qattn_strides(strides)
-        }
-        if let bias, let strides = self.bias?.strides {
-            problem.bias = bias + strides.offset(item: 0, head: queryHead, key: origin)
-            problem.bias_strides = qattn_strides(strides)
-        }
+        masks.add(to: &problem, head: queryHead, key: origin)
         return problem
     }
 }

@@ -107,11 +107,22 @@ public struct AttentionError: Error, Sendable, Equatable, CustomStringConvertibl
         self.expected = expected
         self.found = found
     }
+}
 
-    /// Throws an error of kind `elementCount` unless an argument has so many elements.
-    static func checkCount(_ argument: String, _ found: Int, _ expected: Int) throws(AttentionError) {
-        guard found == expected else {
-            throw AttentionError(.elementCount, argument, expected: "\(expected) elements", found: "\(found)")
-        }
+/// Throws an error of kind `elementCount` unless an argument has so many elements.
+func checkCount(_ argument: @autoclosure () -> String, _ found: Int, _ expected: Int) throws(AttentionError) {
+    guard found == expected else {
+        throw AttentionError(.elementCount, argument(), expected: "\(expected) elements", found: "\(found)")
+    }
+}
+
+extension AttentionShape {
+    /// Throws an error of kind `elementCount` unless queries, keys and values, or gradients of them, have so many elements.
+    package func checkCounts(
+        of prefix: String = "", _ queries: Int, _ keys: Int, _ values: Int
+    ) throws(AttentionError) {
+        try checkCount("\(prefix)queries", queries, queryCount)
+        try checkCount("\(prefix)keys", keys, keyCount)
+        try checkCount("\(prefix)values", values, valueCount)
     }
 }

@@ -99,6 +99,11 @@ import Testing
                 .invalidShape(tensor: "t", reason: "of the shape [4294967296, 4294967296] is too large")
             ),
             (
+                "rows without columns", tensors(f32([0, 1 << 62, 1 << 62], 0)),
+                .invalidShape(
+                    tensor: "t", reason: "of the shape [4611686018427387904, 4611686018427387904, 0] is too large")
+            ),
+            (
                 "extent", tensors(f32([.max], 0)), .invalidShape(tensor: "t", reason: "has an extent of \(UInt64.max)")
             ),
             (
