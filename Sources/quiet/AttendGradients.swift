@@ -9,7 +9,7 @@ import Safetensors
 struct GradientOptions: ParsableArguments {
     @Flag(
         help: ArgumentHelp(
-            "Also write the gradients of a loss in what the scores are made of.",
+            "Also write the gradients of a loss in what the scores are made of. Not with a gate, or norms of values or output.",
             discussion: """
                 dq, dk, dv        as q, k, v
                 dsink [H]         by the sink logit of each head, where there is a sink

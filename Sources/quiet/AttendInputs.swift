@@ -34,11 +34,19 @@ struct AttendShapes {
         }
     }
 
+    /// What is refused where heads are taken for a sequence.
+    private static let refusals: Set<AttentionError.Kind> = [
+        .elementCount, .headGroups, .sinkCount, .keyLength, .broadcastExtent, .alibi, .positionCount,
+    ]
+
     /// Runs `body`, which checks other tensors against the shape; what it refuses may be for the wrong layout.
     func checking<Result>(_ body: () throws -> Result) throws -> Result {
         do {
             return try body()
-        } catch  where isAmbiguous && (error is Failure || error is AttentionError) {
+        } catch
+            where isAmbiguous
+            && (error is Failure || (error as? AttentionError).map { Self.refusals.contains($0.kind) } == true)
+        {
             throw Failure("\(error); --layout bshd reads [batch, sequence, heads, dimension]")
         }
     }
@@ -161,6 +169,11 @@ enum Layout: String, CaseIterable, ExpressibleByArgument {
 
     fileprivate func shape(_ tensors: [TensorDescription]) throws -> AttentionShape {
         let (q, k, v) = (tensors[0].shape, tensors[1].shape, tensors[2].shape)
+        guard k[heads] > 0 ? q[heads].isMultiple(of: k[heads]) : q[heads] == 0 else {
+            throw Failure(
+                "tensor \(quoted(tensors[1].name)): expected heads that divide the \(q[heads]) of \(quoted(tensors[0].name)), "
+                    + "got \(k[heads]) in the shape \(shown(shape: k))")
+        }
         return try AttentionShape(
             batch: q[0], queryHeads: q[heads], keyValueHeads: k[heads], queries: q[sequence], keys: k[sequence],
             headDimension: q[3], valueDimension: v[3])

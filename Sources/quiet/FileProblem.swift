@@ -96,6 +96,7 @@ struct TensorNames: ParsableArguments {
             discussion: """
                 bhsd              [batch, heads, sequence, dimension], the default
                 bshd              [batch, sequence, heads, dimension]
+                                  Has to be given where both may be meant.
                 """,
             valueName: "layout"))
     var layout: Layout?

@@ -54,9 +54,18 @@ struct SeededShape: ParsableArguments {
     /// - Parameter decodes: whether few queries meet many keys where nothing else is said.
     func shape(decodes: Bool) throws -> AttentionShape {
         let queries = queries ?? (decodes ? 1 : 1024)
-        return try AttentionShape(
-            batch: batch, queryHeads: queryHeads, keyValueHeads: kvHeads, queries: queries,
-            keys: keys ?? (decodes ? 4096 : queries), headDimension: headDim, valueDimension: valueDim)
+        do throws(AttentionError) {
+            return try AttentionShape(
+                batch: batch, queryHeads: queryHeads, keyValueHeads: kvHeads, queries: queries,
+                keys: keys ?? (decodes ? 4096 : queries), headDimension: headDim, valueDimension: valueDim)
+        } catch {
+            let options = [
+                "queryHeads": "--query-heads", "keyValueHeads": "--kv-heads", "headDimension": "--head-dim",
+                "valueDimension": "--value-dim",
+            ]
+            let name = options[error.argument] ?? "--\(error.argument)"
+            throw ValidationError("\(name): expected \(error.expected), got \(error.found)")
+        }
     }
 }
 

@@ -209,7 +209,7 @@ import Testing
             ([1, 2, 3, 4], [1, 2, 5, 3], [1, 2, 5, 4], "expected dimension 4"),
             ([1, 2, 3, 4], [1, 2, 5, 4], [1, 1, 5, 4], "expected heads 2"),
             ([1, 2, 3, 4], [1, 2, 5, 4], [1, 2, 6, 4], "expected sequence 5"),
-            ([1, 3, 3, 4], [1, 2, 5, 4], [1, 2, 5, 4], "divisor of the 3 query heads"),
+            ([1, 3, 3, 4], [1, 2, 5, 4], [1, 2, 5, 4], "expected heads that divide the 3 of \"q\", got 2"),
             ([1, 2, 3, 0], [1, 2, 5, 0], [1, 2, 5, 4], "headDimension"),
             ([1, 1, 1, 1025], [1, 1, 1, 1025], [1, 1, 1, 4], "headDimension"),
         ]

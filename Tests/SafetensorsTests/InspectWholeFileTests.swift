@@ -21,7 +21,7 @@ extension InspectTests {
         arguments: [
             ([[64, 32, 3, 3], [32, 32, 3, 3], [64, 32, 3, 3]], "expected batch 64"),
             ([[1, 2, 3, 4], [1, 2, 5, 8], [1, 2, 5, 8]], "expected dimension 4"),
-            ([[1, 5, 3, 4], [1, 2, 5, 4], [1, 2, 5, 4]], "divisor of the 5 query heads"),
+            ([[1, 5, 3, 4], [1, 2, 5, 4], [1, 2, 5, 4]], "expected heads that divide the 5 of "),
             ([[1, 2, 3, 4], [1, 2, 5, 4], [1, 2, 6, 4]], "expected sequence 5"),
             ([[1, 1, 1, 1025], [1, 1, 1, 1025], [1, 1, 1, 4]], "headDimension"),
         ] as [([[Int]], String)])

@@ -111,7 +111,9 @@ struct CachedProblem {
             let least = places == nil ? queries : 1
             guard cache.count >= least else {
                 let own =
-                    queries == 1 ? "at least the query's token" : "at least \(queries) tokens, those of the queries"
+                    queries == 1
+                    ? "at least the query's token, appended before"
+                    : "at least \(queries) tokens, those of the queries, appended before"
                 throw AttentionError(
                     .cacheRange, "caches[\(item)]", expected: places == nil ? own : "tokens", found: "\(cache.count)")
             }
