@@ -38,13 +38,13 @@ QATTN_INLINE f32x16 biased_score(f32x16 t, f32x16 bias, float unit) {
 /* W(x), of a sink. */
 QATTN_INLINE f32x16 wide_sink(f32x16 x) { return f32x16_is_wide(x) ? folded_score(x * 0.25f) : x; }
 
-/* t ln(2) from W(t), where that is beyond 2^127; otherwise x. At most Float's largest number, which rounding may pass. */
+/* t ln(2) from W(t), where that is beyond 2^127 and x a number; otherwise x. At most Float's largest number, which rounding may pass. */
 QATTN_INLINE f32x16 wide_lse(f32x16 wide, f32x16 x) {
     const f32x16 largest = f32x16_splat(0x1.fffffep127f);
     const f32x16 quarter = f32x16_splat(0x1p125f) + (f32x16_abs(wide) - f32x16_splat(0x1p127f)) * 2;
     const f32x16 product = quarter * (4 * QATTN_LN2_F);
     const f32x16 magnitude = product < largest ? product : largest;
-    return f32x16_is_wide(wide) ? (wide < f32x16_splat(0) ? -magnitude : magnitude) : x;
+    return f32x16_is_wide(wide) & (i32x16)(x == x) ? (wide < f32x16_splat(0) ? -magnitude : magnitude) : x;
 }
 
 #endif

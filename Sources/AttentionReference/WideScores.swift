@@ -19,9 +19,9 @@ enum WideScores {
     /// W(x), of a sink.
     static func sink(_ x: Float) -> Float { abs(x) > bound && x.isFinite ? folded(quarter: x * 0.25) : x }
 
-    /// t ln(2) from W(t), where that is beyond 2^127; otherwise x. At most Float's largest number, which rounding may pass.
+    /// t ln(2) from W(t), where that is beyond 2^127 and x a number; otherwise x. At most Float's largest number, which rounding may pass.
     static func logSumExp(reference: Float, _ x: Float) -> Float {
-        guard abs(reference) > bound, reference.isFinite else { return x }
+        guard abs(reference) > bound, reference.isFinite, !x.isNaN else { return x }
         let quarter = 0x1p125 + (abs(reference) - bound) * 2
         let magnitude = min(quarter * (4 * ln2Float), Float.greatestFiniteMagnitude)
         return reference < 0 ? -magnitude : magnitude

@@ -27,7 +27,11 @@ final class SeededDecode: TimedProblem {
             keyValueHeads: shape.keyValueHeads, headDimension: shape.headDimension,
             valueDimension: shape.valueDimension, storage: storage, positions: problem.positions,
             queryKeyNorm: problem.queryKeyNorm, products: attention.products, kernels: attention.kernels)
-        try requireMemory(Double(shape.batch * shape.keys) * Double(empty.bytesPerToken))
+        // Of what is appended, arrays that grow, of Float.
+        let appended =
+            Double(min(Self.fillTokens, shape.keys) * 4 * MemoryLayout<Float>.size)
+            * Double(shape.keyValueHeads * (shape.headDimension + shape.valueDimension))
+        try requireMemory(Double(shape.batch * shape.keys) * Double(empty.bytesPerToken) + appended)
         queries = try Buffer(shape.queryCount)
         output = try Buffer(shape.outputCount)
         logSumExp = try Buffer(attention.normaliser.hasSink ? shape.rowCount : 0)

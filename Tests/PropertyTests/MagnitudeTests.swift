@@ -146,6 +146,16 @@ import Testing
         try sweep("negative slope", accepted: -149...80) { call, x in call.slope = -x }
     }
 
+    /// A score that is no number shows in all results of its row, wherever a bias moves the others.
+    @Test(arguments: KernelSet.available, [0, 3e38, -3.4e38] as [Float])
+    func biasBesideNaN(_ kernels: KernelSet, _ bias: Float) throws {
+        let shape = try AttentionShape(queryHeads: 1, queries: 1, keys: 2, headDimension: 1)
+        let attention = try Attention(
+            shape, sink: .softmax1, bias: BroadcastTensor([bias, bias], keys: 2), kernels: kernels)
+        let result = try attention.forward(queries: [1], keys: [.nan, 0], values: [1, 2])
+        #expect((result.output + result.logSumExp + result.sinkShare).allSatisfy { $0.isNaN })
+    }
+
     /// A row masked with Float's least number, as files of Hugging Face have it, is the mean of its values.
     @Test(
         "masks that hold finite numbers", arguments: [-1e30, -2.3e38, -2.4e38, -3.3895314e38, -3.4028235e38] as [Float])

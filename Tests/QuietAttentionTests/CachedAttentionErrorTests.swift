@@ -80,7 +80,8 @@ import Testing
         let error = expectRefusal(.cacheRange, "caches[0]") {
             _ = try attention.attend(queries: problem.queries(0..<4), cache: cache)
         }
-        #expect(error?.description == "caches[0]: expected at least 4 tokens, those of the queries, appended before, got 3")
+        #expect(
+            error?.description == "caches[0]: expected at least 4 tokens, those of the queries, appended before, got 3")
         expectRefusal(.cacheRange, "caches[0]") {
             _ = try attention.attend(queries: problem.queries(0..<1), cache: problem.cache())
         }

@@ -13,6 +13,25 @@ import Testing
         #expect(result == AttentionResult(output: [], logSumExp: [], sinkShare: []))
     }
 
+    /// However many items or keys there would be.
+    @Test(.timeLimit(.minutes(1)), arguments: [(Int.max / 8, 0, 1), (0, 1, 1 << 40)])
+    func noWeights(_ batch: Int, _ heads: Int, _ keys: Int) throws {
+        let shape = try AttentionShape(batch: batch, queryHeads: heads, queries: 1, keys: keys, headDimension: 1)
+        #expect(try Attention(shape, sink: .softmax).weights(queries: [], keys: []).isEmpty)
+    }
+
+    /// Strides of a tensor without entries lead nowhere.
+    @Test func noEntriesAtAnyStride() throws {
+        let shape = try AttentionShape(queryHeads: 3, queries: 1, keys: 0, headDimension: 1)
+        let (extents, far) = (BroadcastTensor<Float>.Extents(heads: 3, keys: 0), Int.max)
+        let bias = try BroadcastTensor<Float>(
+            [], extents: extents, strides: .init(batch: far, heads: far, queries: far, keys: far))
+        let mask = try BroadcastTensor<Bool>(
+            [], extents: .init(heads: 3, keys: 0), strides: .init(batch: far, heads: far, queries: far, keys: far))
+        let attention = try Attention(shape, sink: .softmax1, mask: .none.allowing(mask), bias: bias)
+        #expect(try Problem(shape).run(attention).sinkShare == [1, 1, 1])
+    }
+
     @Test func noKeyValueHeadsWithoutQueryHeads() throws {
         let shape = try AttentionShape(queryHeads: 0, keyValueHeads: 0, queries: 3, keys: 4, headDimension: 8)
         #expect(try Problem(shape).run(Attention(shape, sink: .logits([]))).output.isEmpty)

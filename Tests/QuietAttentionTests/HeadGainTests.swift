@@ -96,4 +96,10 @@ import Testing
         }
         #expect(error?.argument == "queryKeyNorm.queryGain")
     }
+
+    @Test func moreHeadsThanIntCountsElementsOf() {
+        expectRefusal(.queryKeyNorm, "queryKeyNorm.keyGain") {
+            _ = try KeyValueCache(keyValueHeads: 1 << 62, headDimension: 8, queryKeyNorm: .rms(keyGain: [1]))
+        }
+    }
 }

@@ -179,6 +179,15 @@ import Testing
         #expect(attend([1], sink: 0, lowestOfAll) == (0, 0, 1))
     }
 
+    /// Beside a score that is no number, however far the bias moves the others.
+    @Test(arguments: [0, 3e38, -3.4e38] as [Float])
+    func biasBesideNaN(_ bias: Float) {
+        let result = attend([.nan, 0], sink: 0) {
+            $0.bias = ReferenceBroadcast([bias, bias], extents: [1, 1, 1, 2])
+        }
+        #expect(result.output.isNaN && result.sinkShare.isNaN && result.logSumExp.isNaN)
+    }
+
     // MARK: - Sinks
 
     @Test(arguments: [Float(100), 200, 1e4, 1e30])

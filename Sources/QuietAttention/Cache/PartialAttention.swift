@@ -89,17 +89,22 @@ public struct PartialAttention: Sendable {
     /// The part of some of the queries.
     ///
     /// - Precondition: `0 <= range.lowerBound`, `range.upperBound <= queries`.
+    /// - Throws: ``AttentionError`` of kind `memory`.
     public subscript(range: Range<Int>) -> PartialAttention {
-        precondition(range.lowerBound >= 0 && range.upperBound <= queries, "\(range) is not within 0..<\(queries)")
-        var states: [Float] = []
-        states.reserveCapacity(queryHeads * range.count * rowFloats)
-        for head in 0..<queryHeads {
-            let start = head * queries
-            states += self.states[(start + range.lowerBound) * rowFloats..<(start + range.upperBound) * rowFloats]
+        get throws(AttentionError) {
+            precondition(range.lowerBound >= 0 && range.upperBound <= queries, "\(range) is not within 0..<\(queries)")
+            let count = queryHeads * range.count * rowFloats
+            try CheckedMemory.check("states", count: count, of: Float.self)
+            var states: [Float] = []
+            states.reserveCapacity(count)
+            for head in 0..<queryHeads {
+                let start = head * queries
+                states += self.states[(start + range.lowerBound) * rowFloats..<(start + range.upperBound) * rowFloats]
+            }
+            return PartialAttention(
+                queryHeads: queryHeads, queries: range.count, valueDimension: valueDimension, keys: keys,
+                kernels: kernels, workspace: workspace, states: states, terms: terms[range])
         }
-        return PartialAttention(
-            queryHeads: queryHeads, queries: range.count, valueDimension: valueDimension, keys: keys, kernels: kernels,
-            workspace: workspace, states: states, terms: terms[range])
     }
 
     /// The results over these keys, and the sink.

@@ -52,7 +52,6 @@ extension Attention {
                 found: normaliser.name)
         }
         guard shape.rowCount > 0 else { return [] }
-        try CheckedMemory.check("diagnostics", count: shape.rowCount, of: RowDiagnostics.self)
         // As a forward pass would be cut up, but for values, and for the time that a pair of query and key takes.
         let keyShape = try AttentionShape(withoutValues: shape)
         let schedule = try ForwardSchedule(
@@ -63,6 +62,7 @@ extension Attention {
         let buffer = try workspace.take(
             byteCount: schedule.memory.byteCount + schedule.workers * RowDiagnosis.byteCount(keys: longest))
         defer { workspace.give(back: buffer) }
+        try CheckedMemory.check("diagnostics", count: shape.rowCount, of: RowDiagnostics.self)
         return queries.withUnsafeBufferPointer { queries in
             keys.withUnsafeBufferPointer { keys in
                 maskTensors.withPointers { masks in
@@ -98,17 +98,20 @@ extension Attention {
     public func headDiagnostics(
         queries: [Float], keys: [Float], epsilon: Double = 1e-3, leadingKeys: Int = 1
     ) throws(AttentionError) -> [HeadDiagnostics] {
-        heads(of: try diagnostics(queries: queries, keys: keys, epsilon: epsilon, leadingKeys: leadingKeys))
+        try heads(of: diagnostics(queries: queries, keys: keys, epsilon: epsilon, leadingKeys: leadingKeys))
     }
 
-    private func heads(of rows: [RowDiagnostics]) -> [HeadDiagnostics] {
+    private func heads(of rows: [RowDiagnostics]) throws(AttentionError) -> [HeadDiagnostics] {
         let rowsPerHead = shape.isPacked ? shape.totalQueries : shape.queries
         // Where there are no rows, there may be any number of items.
         let items = shape.isPacked ? 1 : rows.isEmpty ? 0 : shape.batch
-        return (0..<shape.queryHeads).map { head in
+        // The rows of a head, in arrays that grow.
+        try CheckedMemory.check("diagnostics", count: 4 * items * rowsPerHead, of: RowDiagnostics.self)
+        let heads = shape.queryHeads
+        return (0..<heads).map { head in
             HeadDiagnostics(
-                (0..<items).flatMap { item in
-                    let first = (item * shape.queryHeads + head) * rowsPerHead
+                (0..<items).lazy.flatMap { item in
+                    let first = (item * heads + head) * rowsPerHead
                     return rows[first..<first + rowsPerHead]
                 })
         }
@@ -138,7 +141,7 @@ extension Attention {
             try rowDiagnostics(
                 queries: queries.span, keys: keys.span, epsilon: epsilon, leadingKeys: leadingKeys, grids: grids)
         }
-        return heads(of: rows).enumerated().map { head, diagnostics in grids.map(ofHead: head, diagnostics) }
+        return try heads(of: rows).enumerated().map { head, diagnostics in grids.map(ofHead: head, diagnostics) }
     }
 }
 

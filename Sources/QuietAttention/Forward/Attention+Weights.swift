@@ -25,6 +25,7 @@ extension Attention {
         }
         let count = try CheckedMemory.product("weights", shape.rowCount, shape.keys)
         var weights = try [Float](for: "weights", repeating: 0, count: count)
+        if count == 0 { return weights }
         for first in stride(from: 0, to: shape.keys, by: AttentionShape.longestDimension) {
             let part = first..<min(first + AttentionShape.longestDimension, shape.keys)
             try addWeights(of: part, queries, keys, to: &weights)

@@ -81,7 +81,10 @@ public struct QueryKeyNorm: Sendable, Hashable {
     private static func check(
         _ name: String, _ vector: [Float]?, heads: Int, _ headDimension: Int
     ) throws(AttentionError) {
-        guard let vector, vector.count != headDimension, vector.count != heads * headDimension else { return }
+        // Heads of a cache can be more than Int counts elements of.
+        guard let vector, vector.count != headDimension,
+            heads.multipliedReportingOverflow(by: headDimension) != (vector.count, false)
+        else { return }
         throw refusal(
             name, expected: "\(headDimension) elements, or \(heads) x \(headDimension)", found: "\(vector.count)")
     }

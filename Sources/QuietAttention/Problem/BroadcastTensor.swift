@@ -35,7 +35,7 @@ public struct BroadcastTensor<Element: Sendable>: Sendable {
     public let values: [Element]
     /// Entries per dimension.
     public let extents: Extents
-    /// Elements from one entry to the next; 0 where the extent is 1.
+    /// Elements from one entry to the next; 0 where the extent is 1, and where there are no entries.
     public let strides: Strides
 
     /// Adjacent values, keys fastest.
@@ -51,10 +51,10 @@ public struct BroadcastTensor<Element: Sendable>: Sendable {
         }
         self.values = values
         self.extents = extents
-        // The count fits into Int, and if it is 0 no entry is ever read.
+        // The count fits into Int; if it is 0, products of extents may not, and count for nothing.
         let strides = Strides(
             batch: heads &* queries &* keys, heads: queries &* keys, queries: keys, keys: 1)
-        self.strides = Self.shared(strides, extents)
+        self.strides = Self.shared(strides, extents, count: count)
     }
 
     /// Values at explicit strides: entry (b, h, i, j) is `values[b * strides.batch + h * strides.heads + ...]`.
@@ -72,11 +72,12 @@ public struct BroadcastTensor<Element: Sendable>: Sendable {
         }
         self.values = values
         self.extents = extents
-        self.strides = Self.shared(strides, extents)
+        self.strides = Self.shared(strides, extents, count: count)
     }
 
-    private static func shared(_ strides: Strides, _ extents: Extents) -> Strides {
-        Strides(
+    private static func shared(_ strides: Strides, _ extents: Extents, count: Int) -> Strides {
+        if count == 0 { return Strides(batch: 0, heads: 0, queries: 0, keys: 0) }
+        return Strides(
             batch: extents.batch == 1 ? 0 : strides.batch, heads: extents.heads == 1 ? 0 : strides.heads,
             queries: extents.queries == 1 ? 0 : strides.queries, keys: extents.keys == 1 ? 0 : strides.keys)
     }
