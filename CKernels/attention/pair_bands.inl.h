@@ -227,8 +227,9 @@ static __attribute__((noinline)) void QATTN_FUNCTION(pair_bands)(const qattn_for
             at->parts = block_number(args, ws, args->unpacked ? 0 : block);
             const bool more = x.count + 1 < BAND_BLOCKS && block + 1 < end;
             const char *const keys = more ? block_number(args, ws, block + 1).keys : NULL;
-            prefetch_lines(&ws->upcoming, 2 * ws->upcoming_share);
+            prefetch_lines(&ws->upcoming, ws->upcoming_share);
             meet_pair_block(args, ws, &x, x.count, lines_after(ws, &x.band, keys, x.blocks[0].parts.values));
+            prefetch_lines(&ws->upcoming, ws->upcoming_share); /* of the two tiles, one after the other */
             if (++x.count == BAND_BLOCKS) pair_band_sums(ws, &x);
         }
         pair_band_sums(ws, &x);
