@@ -19,7 +19,8 @@
 #include "memory/pack.inl.h"
 #include "memory/prefetch.inl.h"
 #if defined(QATTN_TILE_UNIT)
-#include "attention/bands.inl.h"
+#include "attention/integer_bands.inl.h"
+#include "attention/pair_bands.inl.h"
 #endif
 
 enum { CHUNK_BLOCKS = QATTN_KEY_CHUNK / QATTN_KEY_BLOCK, TOUCHED_RUN = 131072 /* bytes */ };
@@ -280,7 +281,8 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
                  !ws.bands && (ws.tiles == 1 || (args->beyond_caches && (ws.plain || ws.plain_halves)));
 
 #if defined(QATTN_TILE_UNIT)
-    if (ws.bands) begin_bands(args, &ws);
+    if (ws.bands && args->blocks.storage == QATTN_INT8) halve_queries(args, &ws);
+    if (ws.bands) tile_unit_begin(qattn_min(ws.rows, UNIT_ROWS)); /* of this thread; tiles of few rows are faster */
 #endif
     tile_task task = begin_task(args, &ws);
     if (args->states) {
@@ -296,7 +298,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         store_result(args, &ws, forward_blocks(&task, args, &ws, block_begin, block_end));
     }
 #if defined(QATTN_TILE_UNIT)
-    if (ws.bands) end_bands();
+    if (ws.bands) tile_unit_end();
 #endif
 }
 

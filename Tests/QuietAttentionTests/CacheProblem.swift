@@ -74,7 +74,8 @@ struct CacheProblem {
         var cache = try KeyValueCache(
             keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
             storage: numbers.storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
-            layout: layout, products: numbers.products, kernels: kernels, allocate: allocate)
+            layout: layout, products: numbers.products, kernels: kernels)
+        cache.allocate = allocate
         if let range { try append(range, to: &cache) }
         return cache
     }

@@ -95,7 +95,8 @@ public struct KeyValueCache: Sendable {
     /// Where tokens stand that do not stand at their place among all.
     var tokenPositions = TokenPositions()
     let blockBytes: Int
-    let allocate: AlignedMemory.Allocate
+    /// Where pages come from; tests let it fail.
+    var allocate: AlignedMemory.Allocate = ExtentMemory.allocate
     /// nil where keys are stored as they come.
     let preparation: RowPreparation?
     /// nil where keys are not rotated.
@@ -133,23 +134,8 @@ public struct KeyValueCache: Sendable {
         layout: AttentionLayout = .batchHeadsSequence, positions: AttentionPositions = .none,
         queryKeyNorm: QueryKeyNorm? = nil, products: AttentionProducts = .float32, kernels: KernelSet? = nil
     ) throws(AttentionError) {
-        self = try inFloatMode { () throws(AttentionError) in
-            try KeyValueCache(
-                keyValueHeads: keyValueHeads, headDimension: headDimension, valueDimension: valueDimension,
-                storage: storage, window: window, rollbackTokens: rollbackTokens, maximumTokens: maximumTokens,
-                layout: layout, positions: positions,
-                queryKeyNorm: queryKeyNorm, products: products, kernels: kernels, allocate: ExtentMemory.allocate)
-        }
-    }
-
-    /// With memory from elsewhere, which tests let fail.
-    init(
-        keyValueHeads: Int, headDimension: Int, valueDimension: Int?, storage: Storage, window: Int?,
-        rollbackTokens: Int = Self.usualRollback, maximumTokens: Int?,
-        layout: AttentionLayout = .batchHeadsSequence, positions: AttentionPositions = .none,
-        queryKeyNorm: QueryKeyNorm? = nil, products: AttentionProducts = .float32,
-        kernels: KernelSet?, allocate: @escaping AlignedMemory.Allocate
-    ) throws(AttentionError) {
+        let mode = FloatMode.enter()
+        defer { mode.leave() }
         let most = AttentionShape.longestSequence
         // Of one head: checks the dimensions.
         let head = try AttentionShape(
@@ -181,7 +167,6 @@ public struct KeyValueCache: Sendable {
         self.layout = layout
         self.maximumTokens = min(maximumTokens ?? most, most)
         self.kernels = if let kernels { kernels } else { try KernelSet.preferred() }
-        self.allocate = allocate
         encoding = positions
         self.queryKeyNorm = queryKeyNorm
         self.products = products
