@@ -49,8 +49,29 @@ QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_ar
     if (touches_values) QATTN_FUNCTION(touch_far)(rows->values, count * value_bytes);
 }
 
+/* While few rows read the keys of a block where they stand, they ask for the next block's keys, and with the values for
+ * its values, in quarters: one row over float32 of d 128 reads 13 to 15 GB/s from an Emerald Rapids' memory, and 7.5 after
+ * touch_runs. */
+QATTN_INLINE block_prefetch ask_for_next_rows(const qattn_forward_args *args, const qattn_pack_args *rows, size_t block,
+                                              size_t block_end) {
+    const size_t first = (block + 1) * QATTN_KEY_BLOCK;
+    if (block + 1 >= block_end) return (block_prefetch){0};
+    const ptrdiff_t key_step = rows->key_stride * (ptrdiff_t)storage_size(rows->key_storage);
+    const ptrdiff_t value_step = rows->value_stride * (ptrdiff_t)storage_size(rows->value_storage);
+    qattn_upcoming_rows next = {(const char *)rows->keys + QATTN_KEY_BLOCK * key_step, key_step,
+                                qattn_min(args->problem.seq_kv - first, QATTN_KEY_BLOCK),
+                                args->blocks.head_dim * storage_size(rows->key_storage)};
+    block_prefetch asked = {.following = next, .in_quarters = true};
+    block_prefetch_next_row(&asked);
+    next.base = (const char *)rows->values + QATTN_KEY_BLOCK * value_step;
+    next.stride_bytes = value_step;
+    next.row_bytes = args->blocks.value_dim * storage_size(rows->value_storage);
+    asked.following = next;
+    return asked;
+}
+
 /* Block `block` of a call whose keys and values are rows: what cannot be read where it stands is packed. From beyond
- * the caches, rows one behind the other are read as one run of memory first. */
+ * the caches, rows one behind the other are read as one run of memory first, or asked for a block ahead. */
 QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block,
                                 size_t block_end, tile_task *task) {
     qattn_pack_args rows = *args->unpacked;
@@ -72,7 +93,10 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
         task->block.values = (char *)rows.values;
         task->value_stride = (size_t)rows.value_stride;
     }
-    if (args->beyond_caches) touch_runs(args, &rows, block, block_end);
+    if (args->beyond_caches) {
+        if (ws->in_quarters && ws->keys_in_place) task->next = ask_for_next_rows(args, &rows, block, block_end);
+        else touch_runs(args, &rows, block, block_end);
+    }
     if (!ws->keys_in_place || !ws->values_in_place) QATTN_FUNCTION(pack)(&rows);
 }
 

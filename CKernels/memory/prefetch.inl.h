@@ -66,8 +66,10 @@ QATTN_INLINE void prefetch_lines(prefetch_cursor *cursor, size_t lines) {
  * single run of reads at 0.8 of its rate: there they ask for the next block whole, a line of each of its quarters at a time. Float32,
  * one to four rows of an Emerald Rapids: 0.75, 0.60, 0.54 and 0.50 of the rate without asking, 0.8 in one run, 0.9 in four. */
 typedef struct block_prefetch {
-    const char *at, *end;
-    const char *following; /* block, or NULL */
+    const char *at, *end;          /* of the row that is asked for */
+    qattn_upcoming_rows rows;      /* after it */
+    qattn_upcoming_rows following; /* after those */
+    size_t distance;               /* bytes between the lines of a step */
     bool in_quarters;
 } block_prefetch;
 
@@ -98,6 +100,31 @@ QATTN_INLINE bool asks_in_quarters(bool wanted) {
 /* Rows of a call, up to which it asks. */
 QATTN_INLINE size_t asking_rows(bool in_quarters) { return in_quarters ? 4 * TILE_ROWS : STREAMING_ROWS; }
 
+/* Rows of which `distance` is the length, or the height, of a quarter: those of the first. */
+QATTN_INLINE qattn_upcoming_rows first_quarter(qattn_upcoming_rows rows, size_t *distance) {
+    if (rows.rows == 1) {
+        *distance = rows.row_bytes = rows.row_bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE;
+    } else {
+        rows.rows /= PREFETCH_LINES;
+        *distance = rows.rows * (size_t)rows.stride_bytes;
+    }
+    return rows;
+}
+
+/* Goes on with the next row, of those at hand or of what follows. */
+QATTN_INLINE void block_prefetch_next_row(block_prefetch *next) {
+    if (!next->rows.rows) {
+        next->rows = without_gaps(next->following);
+        next->following.rows = 0;
+        next->distance = CACHE_LINE;
+        if (asks_in_quarters(next->in_quarters)) next->rows = first_quarter(next->rows, &next->distance);
+    }
+    next->at = next->rows.base;
+    next->end = next->at + next->rows.row_bytes;
+    next->rows.base = next->at + next->rows.stride_bytes;
+    next->rows.rows--;
+}
+
 /* So many bytes ahead, or 0: asks for nothing. */
 QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *following, size_t bytes, size_t ahead,
                                                  bool in_quarters) {
@@ -105,23 +132,20 @@ QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *
     if (in_quarters) ahead = bytes;
     return (block_prefetch){.at = block + qattn_min(ahead, bytes),
                             .end = block + bytes,
-                            .following = following,
+                            .following = {following, 0, following ? 1 : 0, bytes},
+                            .distance = CACHE_LINE,
                             .in_quarters = in_quarters};
 }
 
-/* Due whenever PREFETCH_STEP bytes of the block, which is `bytes` long, have been read. */
-QATTN_INLINE void block_prefetch_step(block_prefetch *next, size_t bytes) {
-    const bool in_quarters = asks_in_quarters(next->in_quarters);
-    const size_t distance = in_quarters ? bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE : CACHE_LINE;
+/* Due whenever PREFETCH_STEP bytes of the block have been read. */
+QATTN_INLINE void block_prefetch_step(block_prefetch *next) {
     if (next->at >= next->end) {
-        if (!next->following) return;
-        next->at = next->following;
-        next->end = next->following + (in_quarters ? distance : bytes);
-        next->following = NULL;
+        if (!(next->rows.rows | next->following.rows)) return;
+        block_prefetch_next_row(next);
     }
     QATTN_UNROLL
-    for (size_t n = 0; n < PREFETCH_LINES; n++) __builtin_prefetch(next->at + n * distance, 0, 2);
-    next->at += in_quarters ? CACHE_LINE : PREFETCH_STEP;
+    for (size_t n = 0; n < PREFETCH_LINES; n++) __builtin_prefetch(next->at + n * next->distance, 0, 2);
+    next->at += asks_in_quarters(next->in_quarters) ? CACHE_LINE : PREFETCH_STEP;
 }
 
 /* Whether a step is due with step n of a loop of which each reads so many bytes: a constant power of two of them. */

@@ -190,6 +190,15 @@ QATTN_INLINE f32x16 f32x16_ordered(f32x16 x, qattn_storage storage) {
     return x;
 }
 
+/* The first or the second four of each eight numbers of bfloat16. */
+QATTN_INLINE f32x16 bf16x32_widen_fours(u16x32 x, bool second) {
+    const u16x32 zero = {0};
+    return second ? (f32x16)__builtin_shufflevector(zero, x, 0, 36, 0, 37, 0, 38, 0, 39, 8, 44, 8, 45, 8, 46, 8, 47, 16,
+                                                    52, 16, 53, 16, 54, 16, 55, 24, 60, 24, 61, 24, 62, 24, 63)
+                  : (f32x16)__builtin_shufflevector(zero, x, 0, 32, 0, 33, 0, 34, 0, 35, 8, 40, 8, 41, 8, 42, 8, 43, 16,
+                                                    48, 16, 49, 16, 50, 16, 51, 24, 56, 24, 57, 24, 58, 24, 59);
+}
+
 /* Elements [d, d + 4) of four rows of the given type, which is not int8, one behind the other. */
 QATTN_INLINE f32x16 f32x16_load_fours(const char *const rows[4], size_t d, qattn_storage storage) {
     if (storage == QATTN_FLOAT32) {

@@ -73,12 +73,6 @@ QATTN_INLINE f32x16 f32x16_sums_of_fours(f32x16 x) {
     return pairs + __builtin_shufflevector(pairs, pairs, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
 }
 
-/* p[r] = x[4 r]. */
-QATTN_INLINE void f32x16_store_every_fourth(float *p, f32x16 x) {
-    const f32x4 lanes = __builtin_shufflevector(x, x, 0, 4, 8, 12);
-    memcpy(p, &lanes, sizeof lanes);
-}
-
 #if defined(__x86_64__) && !defined(QATTN_AVX2) && !defined(QATTN_AVX512)
 /* a * b + c, rounded once, where no instruction does it. The product of two floats is exact in double, and a double sum
  * that is rounded to odd (an inexact sum with an even last bit moves one step towards the exact value's side) has

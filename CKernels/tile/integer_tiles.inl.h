@@ -39,7 +39,7 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
     QATTN_UNROLL
     for (size_t i = 0; i < kind.rows; i++) sum[i] = (i32x16)0;
     for (size_t begin = 0; begin < count; begin += STEP_PAIRS) {
-        block_prefetch_step(&next, task->block_bytes);
+        block_prefetch_step(&next);
         /* More at a time, and the compiler adds up products before sums, and spills. */
         QATTN_UNROLL_2
         for (size_t p = begin; p < qattn_min(begin + STEP_PAIRS, count); p++)
@@ -49,7 +49,7 @@ QATTN_INLINE void tile_pairs(tile_task *task, tile_kind kind, const char *pairs,
 }
 
 /* The scales of a block's keys, or values, are one more step of what is read. */
-QATTN_INLINE void tile_scales_read(tile_task *task) { block_prefetch_step(&task->next, task->block_bytes); }
+QATTN_INLINE void tile_scales_read(tile_task *task) { block_prefetch_step(&task->next); }
 
 /* The scores of 16 keys, from the sums of all channels; and o a + the sums of a block's values. */
 QATTN_INLINE f32x16 integer_scores(f32x16 sum, f32x16 scales, float step) {

@@ -75,7 +75,7 @@ QATTN_INLINE void copy_sums(f32x16 (*to)[TILE_ROWS], f32x16 (*from)[TILE_ROWS], 
 
 /* Asks for what is due with step n of a loop of which each reads so many bytes. */
 QATTN_INLINE void tile_prefetch(tile_task *task, tile_kind kind, block_prefetch *next, size_t n, size_t bytes) {
-    if (kind.streams && block_prefetch_due(n, bytes)) block_prefetch_step(next, task->block_bytes);
+    if (kind.streams && block_prefetch_due(n, bytes)) block_prefetch_step(next);
 }
 
 /* Asks for what lies STRIDED_AHEAD behind `at`, where a tile of six reads one of four chains, or vectors of columns, after

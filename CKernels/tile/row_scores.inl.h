@@ -8,22 +8,51 @@
 
 #include "tile/products.inl.h"
 
-enum { KEYS_AT_ONCE = QATTN_LANES / QATTN_CHAINS };
+enum {
+    KEYS_AT_ONCE = QATTN_LANES / QATTN_CHAINS,
+    QUARTER_KEYS = QATTN_KEY_BLOCK / KEYS_AT_ONCE,
+    EVERY_FOURTH_LANE = 0x1111
+};
 
-/* scores[i]: that of each of four keys in the lanes of its chains. */
+/* sum[i] += q'[i][c] k[c] of the channels d, ..., d + 3, one in each chain. */
+QATTN_INLINE void four_channels(const tile_task *task, tile_kind kind, f32x16 keys, size_t d, f32x16 sum[TILE_ROWS]) {
+    QATTN_UNROLL
+    for (size_t i = 0; i < kind.rows; i++)
+        sum[i] = f32x16_fma(f32x16_repeat_four(task->queries + i * task->head_lanes + d), keys, sum[i]);
+}
+
+/* The same of the channels d, ..., d + 15, four after another; bfloat16 is loaded by eights, which takes half the shuffles. */
+QATTN_INLINE void sixteen_channels(const tile_task *task, tile_kind kind, const char *const keys[KEYS_AT_ONCE],
+                                   size_t d, f32x16 sum[TILE_ROWS]) {
+    QATTN_UNROLL
+    for (size_t n = 0; n < QATTN_LANES / (2 * QATTN_CHAINS); n++) {
+        const size_t c = d + n * 2 * QATTN_CHAINS;
+        if (kind.storage == QATTN_BFLOAT16) {
+            const u16x32 eights = (u16x32)f32x16_load_fours(keys, c / 2, QATTN_FLOAT32);
+            four_channels(task, kind, bf16x32_widen_fours(eights, false), c, sum);
+            four_channels(task, kind, bf16x32_widen_fours(eights, true), c + QATTN_CHAINS, sum);
+        } else {
+            four_channels(task, kind, f32x16_load_fours(keys, c, kind.storage), c, sum);
+            four_channels(task, kind, f32x16_load_fours(keys, c + QATTN_CHAINS, kind.storage), c + QATTN_CHAINS, sum);
+        }
+    }
+}
+
+/* scores[i]: that of each of four keys in the lanes of its chains. The next block is asked for on the way. */
 QATTN_INLINE void four_scores(const tile_task *task, tile_kind kind, const char *const keys[KEYS_AT_ONCE],
-                              f32x16 scores[TILE_ROWS]) {
+                              block_prefetch *next, f32x16 scores[TILE_ROWS]) {
     for (size_t begin = 0; begin < task->head_dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t end = qattn_min(begin + QATTN_CHANNEL_BLOCK, task->head_dim);
         f32x16 sum[TILE_ROWS];
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) sum[i] = f32x16_splat(0);
-        for (size_t d = begin; d < end; d += QATTN_CHAINS) {
-            const f32x16 key = f32x16_load_fours(keys, d, kind.storage);
-            QATTN_UNROLL
-            for (size_t i = 0; i < kind.rows; i++)
-                sum[i] = f32x16_fma(f32x16_repeat_four(task->queries + i * task->head_lanes + d), key, sum[i]);
+        size_t d = begin;
+        for (; d + QATTN_LANES <= end; d += QATTN_LANES) {
+            if (block_prefetch_due(d / QATTN_LANES, KEYS_AT_ONCE * QATTN_LANES * storage_size(kind.storage)))
+                block_prefetch_step(next);
+            sixteen_channels(task, kind, keys, d, sum);
         }
+        for (; d < end; d += QATTN_CHAINS) four_channels(task, kind, f32x16_load_fours(keys, d, kind.storage), d, sum);
         QATTN_UNROLL
         for (size_t i = 0; i < kind.rows; i++) {
             const f32x16 all = f32x16_sums_of_fours(sum[i]);
@@ -32,20 +61,32 @@ QATTN_INLINE void four_scores(const tile_task *task, tile_kind kind, const char 
     }
 }
 
-/* The scores of a block, in memory. Past the last key, it is read again. */
-QATTN_INLINE void tile_row_scores(const tile_task *from, tile_kind kind) {
+/* The scores of a block, in memory, of a key of each of its quarters at a time: memory answers four runs of reads faster than
+ * one. Past the last key, it is read again. */
+QATTN_INLINE void tile_row_scores(tile_task *from, tile_kind kind) {
     const tile_task copy = *from, *const task = &copy; /* whose fields no store can change: they stay in registers */
     float *const weights = copy.scratch->weights;
-    for (size_t j = 0; j < QATTN_KEY_BLOCK; j += KEYS_AT_ONCE) {
-        const char *keys[KEYS_AT_ONCE];
+    block_prefetch next = from->next;
+    for (size_t j = 0; j < QUARTER_KEYS; j += QATTN_CHAINS) {
+        f32x16 all[TILE_ROWS]; /* lane 4 k + n: key j + n of quarter k */
+        QATTN_NO_UNROLL
+        for (size_t n = 0; n < QATTN_CHAINS; n++) {
+            const char *keys[KEYS_AT_ONCE];
+            QATTN_UNROLL
+            for (size_t k = 0; k < KEYS_AT_ONCE; k++)
+                keys[k] =
+                    task->block.keys + (ptrdiff_t)qattn_min(j + n + k * QUARTER_KEYS, task->last_key) * task->key_step;
+            f32x16 scores[TILE_ROWS];
+            four_scores(task, kind, keys, &next, scores);
+            QATTN_UNROLL
+            for (size_t i = 0; i < kind.rows; i++)
+                all[i] = n ? f32x16_select(EVERY_FOURTH_LANE << n, scores[i], all[i]) : scores[i];
+        }
         QATTN_UNROLL
-        for (size_t k = 0; k < KEYS_AT_ONCE; k++)
-            keys[k] = task->block.keys + (ptrdiff_t)qattn_min(j + k, task->last_key) * task->key_step;
-        f32x16 scores[TILE_ROWS];
-        four_scores(task, kind, keys, scores);
-        QATTN_UNROLL
-        for (size_t i = 0; i < kind.rows; i++) f32x16_store_every_fourth(weights + i * QATTN_KEY_BLOCK + j, scores[i]);
+        for (size_t i = 0; i < kind.rows; i++)
+            f32x16_store_fours(weights + i * QATTN_KEY_BLOCK + j, QUARTER_KEYS, all[i]);
     }
+    from->next = next;
 }
 
 #define TILE_ROW_SCORES(storage, rows)                                                                                 \
