@@ -70,6 +70,25 @@ QATTN_INLINE block_prefetch ask_for_next_rows(const qattn_forward_args *args, co
     return asked;
 }
 
+/* Takes keys and values of bfloat16 where they stand, by tile instructions: 64 whole rows of factors. */
+QATTN_INLINE bool take_pair_rows(const qattn_forward_args *args, const qattn_pack_args *rows, tile_task *task) {
+    task->key_step = 0;
+    task->value_stride = 0;
+#if defined(QATTN_TILE_UNIT)
+    const ptrdiff_t key_step = rows->key_stride * 2;
+    if (rows->key_end < QATTN_KEY_BLOCK || !rows_are_factors(rows->keys, key_step, args->blocks.head_dim, &task->next))
+        return false;
+    task->block.keys = (char *)rows->keys;
+    task->block.values = (char *)rows->values;
+    task->key_step = key_step;
+    task->value_stride = (size_t)rows->value_stride;
+    return true;
+#else
+    (void)args, (void)rows;
+    return false;
+#endif
+}
+
 /* Block `block` of a call whose keys and values are rows: what cannot be read where it stands is packed. From beyond
  * the caches, rows one behind the other are read as one run of memory first, or asked for a block ahead. */
 QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_workspace *ws, size_t block,
@@ -81,6 +100,11 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
     rows.key_begin = 0;
     rows.key_end = qattn_min(args->problem.seq_kv - block * QATTN_KEY_BLOCK, QATTN_KEY_BLOCK);
     rows.blocks = args->blocks;
+    task->next = (block_prefetch){0};
+    if (args->beyond_caches && ws->in_quarters && (ws->keys_in_place || ws->pairs_in_place)) {
+        task->next = ask_for_next_rows(args, &rows, block, block_end);
+    } else if (args->beyond_caches) touch_runs(args, &rows, block, block_end);
+    if (ws->pairs_in_place && take_pair_rows(args, &rows, task)) return;
     if (ws->keys_in_place) {
         rows.blocks.head_dim = 0;
         task->block = block_cut(&rows.blocks, rows.blocks.base, rows.blocks.storage);
@@ -92,10 +116,6 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
         rows.blocks.value_dim = 0;
         task->block.values = (char *)rows.values;
         task->value_stride = (size_t)rows.value_stride;
-    }
-    if (args->beyond_caches) {
-        if (ws->in_quarters && ws->keys_in_place) task->next = ask_for_next_rows(args, &rows, block, block_end);
-        else touch_runs(args, &rows, block, block_end);
     }
     if (!ws->keys_in_place || !ws->values_in_place) QATTN_FUNCTION(pack)(&rows);
 }
@@ -306,7 +326,9 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
 
 #if defined(QATTN_TILE_UNIT)
     if (ws.bands && args->blocks.storage == QATTN_INT8) halve_queries(args, &ws);
-    if (ws.bands) tile_unit_begin(qattn_min(ws.rows, UNIT_ROWS)); /* of this thread; tiles of few rows are faster */
+    /* Of this thread; tiles of few rows are faster. */
+    if (ws.bands) tile_unit_begin(qattn_min(ws.rows, UNIT_ROWS), QATTN_LANES);
+    if (ws.pairs_in_place) tile_unit_begin(UNIT_ROWS, ws.rows);
 #endif
     tile_task task = begin_task(args, &ws);
     if (args->states) {
@@ -322,7 +344,7 @@ static void QATTN_FUNCTION(forward)(const qattn_forward_args *args) {
         store_result(args, &ws, forward_blocks(&task, args, &ws, block_begin, block_end));
     }
 #if defined(QATTN_TILE_UNIT)
-    if (ws.bands) tile_unit_end();
+    if (ws.bands || ws.pairs_in_place) tile_unit_end();
 #endif
 }
 

@@ -16,6 +16,7 @@ typedef struct forward_workspace {
     qattn_normaliser normaliser; /* of the pass over the keys at hand */
     bool keys_in_place;          /* unpacked, for few rows, with whole sets of chains */
     bool values_in_place;        /* unpacked, in whole vectors */
+    bool pairs_in_place;         /* both, for products of bfloat16 by tile instructions */
     qattn_storage value_storage; /* of what tiles read */
     bool in_phases;              /* softmax over packed float32 */
     bool plain, plain_halves;    /* of scores that need nothing but a mask; the same over packed 16 bit */
@@ -31,7 +32,8 @@ typedef struct forward_workspace {
     tile_scratch *scratch;  /* by tile */
     row_state chunk, state; /* the sums of the chunk at hand, and those of the chunks before */
     row_totals *totals;     /* of the first pass of clipped softmax, by tile */
-    char *fours;            /* int8 in bands: the block at hand as tile instructions take it, keys, then values */
+    char *fours;            /* int8 in bands: the block at hand as tile instructions take it, keys, then values; pairs
+                             * in place: the queries, see tile_task */
     prefetch_cursor upcoming;
     size_t upcoming_share; /* lines to ask for at a time */
 } forward_workspace;
@@ -103,6 +105,18 @@ QATTN_INLINE void quantise_queries(forward_workspace *ws) {
     }
 }
 
+/* The same factors for tile instructions that multiply keys as rows: [channel / 2][row][2]. */
+QATTN_INLINE void pair_queries(const forward_workspace *ws) {
+    for (size_t i = 0; i < ws->rows; i++) {
+        for (size_t d = 0; d < ws->head_lanes; d += QATTN_LANES) {
+            uint32_t pairs[QATTN_LANES / 2];
+            f32x16_store_storage(pairs, f32x16_load(ws->queries + i * ws->head_lanes + d), QATTN_BFLOAT16_PAIRS);
+            for (size_t n = 0; n < QATTN_LANES / 2; n++)
+                memcpy(ws->fours + ((d / 2 + n) * ws->rows + i) * sizeof *pairs, pairs + n, sizeof *pairs);
+        }
+    }
+}
+
 QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_workspace *ws) {
     switch (args->query_storage) {
     case QATTN_FLOAT32: scale_queries(args, ws, QATTN_FLOAT32); break;
@@ -110,6 +124,7 @@ QATTN_INLINE void scale_all_queries(const qattn_forward_args *args, forward_work
     default: scale_queries(args, ws, QATTN_BFLOAT16); break;
     }
     if (args->blocks.storage == QATTN_INT8) quantise_queries(ws);
+    if (ws->pairs_in_place) pair_queries(ws);
 }
 
 /* The empty state, but for what out holds where that is not asked for. */
@@ -257,7 +272,20 @@ QATTN_INLINE bool takes_bands(qattn_storage storage, size_t rows) {
 #endif
 }
 
-/* With `bands`, rows may meet blocks in bands. */
+/* Whether so few rows meet keys and values of bfloat16, by products of bfloat16, where they stand. */
+QATTN_INLINE bool takes_pairs_in_place(const qattn_forward_args *args, size_t rows) {
+#if defined(QATTN_TILE_UNIT)
+    const qattn_pack_args *const x = args->unpacked;
+    return x && args->blocks.storage == QATTN_BFLOAT16_PAIRS && rows <= TILE_ROWS && x->key_storage == QATTN_BFLOAT16 &&
+           x->value_storage == QATTN_BFLOAT16 && x->key_stride != 0 && x->value_stride != 0 &&
+           args->blocks.head_dim % QATTN_PAIR_SEGMENT == 0 && args->blocks.value_dim % QATTN_PAIR_SEGMENT == 0;
+#else
+    (void)args, (void)rows;
+    return false;
+#endif
+}
+
+/* With `bands`, rows may use tile instructions. */
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws, bool bands) {
     ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;
@@ -265,6 +293,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     const bool reads_rows = args->unpacked && args->blocks.storage == QATTN_FLOAT32;
     ws->values_in_place = reads_rows && args->unpacked->value_stride != 0 && args->blocks.value_dim % QATTN_LANES == 0;
     ws->value_storage = ws->values_in_place ? args->unpacked->value_storage : args->blocks.storage;
+    ws->pairs_in_place = bands && takes_pairs_in_place(args, ws->rows);
     ws->keys_in_place = reads_rows && args->unpacked->key_stride != 0 && args->blocks.head_dim % QATTN_CHAINS == 0 &&
                         ws->rows <= STREAMING_ROWS;
     ws->in_phases = !ws->keys_in_place && args->problem.normaliser == QATTN_SOFTMAX &&
@@ -275,7 +304,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
                        (args->blocks.storage == QATTN_FLOAT16 || args->blocks.storage == QATTN_BFLOAT16);
     ws->ranges_only = !args->problem.mask && !args->problem.bias;
     ws->in_quarters = asks_in_quarters(args->in_quarters);
-    ws->bands = bands && takes_bands(args->blocks.storage, ws->rows);
+    ws->bands = bands && !ws->pairs_in_place && takes_bands(args->blocks.storage, ws->rows);
     ws->tile_rows = ws->bands ? UNIT_ROWS : TILE_ROWS;
     ws->tiles = (ws->rows + ws->tile_rows - 1) / ws->tile_rows;
     ws->block_bytes = qattn_block_bytes(args->blocks.storage, args->blocks.head_dim, args->blocks.value_dim);

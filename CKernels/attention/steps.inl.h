@@ -8,6 +8,9 @@
 #include "tile/integer_tiles.inl.h"
 #include "tile/pair_tiles.inl.h"
 #include "tile/row_scores.inl.h"
+#if defined(QATTN_TILE_UNIT)
+#include "tile/pair_rows.inl.h"
+#endif
 
 /* What stands between the products of `count` rows and their weights, of scores in memory, [count][64]. Nothing does where
  * scores are plain and a row sees all, as all rows do if `all` has every bit. */
@@ -28,7 +31,12 @@ QATTN_INLINE void finish_rows(const qattn_forward_args *args, const row_place *p
 /* 1., up to the finished scores, in memory: of `count` rows. */
 QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
                                        size_t count, size_t block_first) {
-    if (task->key_step) tile_row_products(task, args->unpacked->key_storage, count);
+#if defined(QATTN_TILE_UNIT)
+    if (task->key_step && in_pairs(args->blocks.storage)) TILE_CALL(tile_pair_row_scores, count, task);
+    else
+#endif
+        if (task->key_step)
+        tile_row_products(task, args->unpacked->key_storage, count);
     else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
     finish_rows(args, places, task->scratch->visible, task->scratch->all, count, block_first, task->scratch->weights);
 }
@@ -69,6 +77,12 @@ QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args,
                                 size_t count, size_t block_first) {
     tile_finished_scores(task, args, ws->places + i, count, block_first);
     tile_weights(task, args, ws, i, count);
+#if defined(QATTN_TILE_UNIT)
+    if (task->value_stride && in_pairs(ws->value_storage) && ws->value_lanes) {
+        TILE_CALL(tile_pair_row_values, count, task);
+        return;
+    }
+#endif
     if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
 }
 
@@ -83,7 +97,7 @@ QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_
                        .head_lanes = ws->head_lanes,
                        .scratch = ws->scratch,
                        .value_lanes = ws->value_lanes,
-                       .block_bytes = ws->block_bytes,
+                       .query_pairs = ws->fours,
                        .short_passes = args->blocks.storage == QATTN_FLOAT32 && ws->tiles == 1 &&
                                        (args->beyond_caches || ws->rows == 2)};
 }

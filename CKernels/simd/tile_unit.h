@@ -19,23 +19,25 @@
 #include "simd/storage.h"
 #include "tile/tile_size.h"
 
-/* Tiles 0 to 3 are sums and 4 and 5 factors of so many rows as is asked for, UNIT_ROWS at most, 6 and 7 are 16 pairs, or fours,
- * of factors of 16 columns. */
-enum { UNIT_ROW_BYTES = 64, UNIT_SUMS = 4, UNIT_FACTORS = 6, UNIT_TILES = 8 };
+/* Tiles 0 to 3 are sums and 4 and 5 factors of so many rows as is asked for, UNIT_ROWS at most; 6 and 7 are 16 pairs, or fours,
+ * of factors of so many columns as is asked for, and as sums have, QATTN_LANES at most. */
+enum { UNIT_ROW_BYTES = 64, UNIT_COLUMN_BYTES = 4, UNIT_SUMS = 4, UNIT_FACTORS = 6, UNIT_TILES = 8 };
 
 #if defined(QATTN_EMULATED_TILES)
 /* The state of a thread, and what would be a fault of the CPU: tiles that are used without being configured. */
 static _Thread_local struct {
-    size_t rows;     /* of sums; 0 before */
-    size_t products; /* so far */
+    size_t rows, columns; /* of sums; 0 before */
+    size_t products;      /* so far */
     uint8_t bytes[UNIT_TILES][16][UNIT_ROW_BYTES];
 } QATTN_FUNCTION(tiles);
 
 static void QATTN_FUNCTION(unit_move)(size_t tile, char *p, size_t step, bool stores) {
     if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
+    const bool is_factors = tile == UNIT_SUMS || tile == UNIT_SUMS + 1;
+    const size_t bytes = is_factors ? UNIT_ROW_BYTES : QATTN_FUNCTION(tiles).columns * UNIT_COLUMN_BYTES;
     for (size_t r = 0; r < (tile < UNIT_FACTORS ? QATTN_FUNCTION(tiles).rows : 16); r++) {
         uint8_t *const row = QATTN_FUNCTION(tiles).bytes[tile][r];
-        memcpy(stores ? p + r * step : (char *)row, stores ? (char *)row : p + r * step, UNIT_ROW_BYTES);
+        memcpy(stores ? p + r * step : (char *)row, stores ? (char *)row : p + r * step, bytes);
     }
 }
 
@@ -81,7 +83,10 @@ static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bo
 #define unit_multiply_unsigned(c, a, b) QATTN_FUNCTION(unit_multiply_bytes)(c, a, b, false)
 #define unit_stay_awake()               ((void)0)
 
-QATTN_INLINE void tile_unit_begin(size_t rows) { QATTN_FUNCTION(tiles).rows = rows; }
+QATTN_INLINE void tile_unit_begin(size_t rows, size_t columns) {
+    QATTN_FUNCTION(tiles).rows = rows;
+    QATTN_FUNCTION(tiles).columns = columns;
+}
 QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).rows = 0; }
 #else
 #define unit_load(t, p, step)           _tile_loadd(t, p, step)
@@ -94,14 +99,15 @@ QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).rows = 0; }
 #define unit_stay_awake()               _tile_dpbf16ps(0, 4, 6)
 
 /* Of the calling thread, for one call: a thread that keeps tiles takes longer to switch. */
-QATTN_INLINE void tile_unit_begin(size_t rows) {
+QATTN_INLINE void tile_unit_begin(size_t rows, size_t columns) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } shapes = {.palette = 1};
     for (size_t t = 0; t < UNIT_TILES; t++) {
-        shapes.row_bytes[t] = UNIT_ROW_BYTES;
+        const bool is_factors = t == UNIT_SUMS || t == UNIT_SUMS + 1;
+        shapes.row_bytes[t] = (uint16_t)(is_factors ? UNIT_ROW_BYTES : columns * UNIT_COLUMN_BYTES);
         shapes.rows[t] = (uint8_t)(t < UNIT_FACTORS ? rows : 16);
     }
     _tile_loadconfig(&shapes);

@@ -47,7 +47,7 @@ QATTN_INLINE void pair_chain(const pair_product *x, size_t rows, size_t s, size_
     const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = rows <= STREAMING_ROWS && !odd};
     QATTN_UNROLL_2
     for (size_t n = 0; n < SEGMENT; n += 2) {
-        if (kind.streams) tile_prefetch(x->task, kind, &x->task->next, n / 2, count * CACHE_LINE);
+        if (kind.streams) tile_prefetch(kind, &x->task->next, n / 2, count * CACHE_LINE);
         f32x16 column[PANEL_VECTORS];
         QATTN_UNROLL
         for (size_t v = 0; v < count; v++)
@@ -77,7 +77,7 @@ QATTN_INLINE void pair_chains(const pair_product *x, size_t rows, size_t s, size
     const tile_kind kind = {.rows = rows, .storage = QATTN_BFLOAT16_PAIRS, .streams = true};
     QATTN_UNROLL_2
     for (size_t n = 0; n < SEGMENT; n += 2) {
-        tile_prefetch(x->task, kind, &x->task->next, n / 2, CACHE_LINE);
+        tile_prefetch(kind, &x->task->next, n / 2, CACHE_LINE);
         QATTN_UNROLL
         for (size_t half = 0; half < 2; half++) {
             const f32x16 column = bf16x32_widen_half(b + n * QATTN_LANES * 2, half);

@@ -24,10 +24,11 @@ typedef struct tile_task {
     const float *query_steps; /* int8 and bfloat16 pairs: [6], what sums of products are multiplied by */
     block_parts block;
     float *maximum, *sum, *out;
-    size_t head_dim, head_lanes, value_lanes, block_bytes;
+    size_t head_dim, head_lanes, value_lanes;
     ptrdiff_t key_step; /* bytes from one key to the next, of keys as rows; and the last one there is */
     size_t last_key;
-    size_t value_stride; /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
+    const char *query_pairs; /* bfloat16 pairs over keys as rows: [head_dim / 2][rows][2] */
+    size_t value_stride;     /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
     tile_scratch *scratch;
     bool short_passes; /* see in_passes */
     block_prefetch next;
@@ -74,7 +75,7 @@ QATTN_INLINE void copy_sums(f32x16 (*to)[TILE_ROWS], f32x16 (*from)[TILE_ROWS], 
 }
 
 /* Asks for what is due with step n of a loop of which each reads so many bytes. */
-QATTN_INLINE void tile_prefetch(tile_task *task, tile_kind kind, block_prefetch *next, size_t n, size_t bytes) {
+QATTN_INLINE void tile_prefetch(tile_kind kind, block_prefetch *next, size_t n, size_t bytes) {
     if (kind.streams && block_prefetch_due(n, bytes)) block_prefetch_step(next);
 }
 
@@ -140,7 +141,7 @@ QATTN_INLINE void tile_chains(tile_task *task, tile_kind kind, const char *keys,
     score_step at = score_step_at(task, kind, keys, d);
     QATTN_NO_UNROLL
     for (; d < end; d += PASS_STEPS * QATTN_CHAINS) {
-        tile_prefetch(task, kind, next, d / (PASS_STEPS * QATTN_CHAINS),
+        tile_prefetch(kind, next, d / (PASS_STEPS * QATTN_CHAINS),
                       PASS_STEPS * at_once * QATTN_LANES * storage_size(kind.storage));
         QATTN_UNROLL
         for (size_t step = 0; step < PASS_STEPS; step++) {
@@ -193,7 +194,7 @@ QATTN_INLINE void tile_scores(tile_task *task, tile_kind kind, const char *keys,
                 for (; d + at_once <= end; d += QATTN_CHAINS) at = tile_step(kind, at, chain, sum);
             }
             for (; d + chain + at_once <= end; d += QATTN_CHAINS) {
-                tile_prefetch(task, kind, &next, d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage));
+                tile_prefetch(kind, &next, d / QATTN_CHAINS, at_once * QATTN_LANES * storage_size(kind.storage));
                 at = tile_step(kind, at, chain, sum);
             }
             QATTN_UNROLL

@@ -42,7 +42,7 @@ QATTN_INLINE void tile_columns(tile_task *task, tile_kind kind, size_t j, size_t
     copy_sums(part, o, kind.rows, count);
     QATTN_NO_UNROLL
     for (; j < end; j += PASS_STEPS) {
-        tile_prefetch(task, kind, next, j / PASS_STEPS, PASS_STEPS * count * QATTN_LANES * storage_size(kind.storage));
+        tile_prefetch(kind, next, j / PASS_STEPS, PASS_STEPS * count * QATTN_LANES * storage_size(kind.storage));
         QATTN_UNROLL
         for (size_t step = 0; step < PASS_STEPS; step++)
             tile_value(task, kind, j + step, values + (j + step) * stride * storage_size(kind.storage), count, part);
@@ -100,7 +100,7 @@ QATTN_INLINE void tile_values(tile_task *task, tile_kind kind, const char *value
         block_prefetch next = task->next;
         QATTN_UNROLL_2
         for (size_t j = run.begin; j < run.end; j++) {
-            tile_prefetch(task, kind, &next, j, count * QATTN_LANES * size);
+            tile_prefetch(kind, &next, j, count * QATTN_LANES * size);
             ask_for_strided(kind, values + j * stride * size);
             tile_value(task, kind, j, values + j * stride * size, count, o);
         }

@@ -147,6 +147,49 @@ extension [AttentionCase] {
         }
     }
 
+    /// One to seven rows over keys and values of bfloat16, which tile instructions and fma read where they stand; the last
+    /// block, of fewer than 64 keys, is packed.
+    @Test("few queries over rows of bfloat16", arguments: sets, 1...7)
+    func rowsInPlace(kernels: KernelSet, queries: Int) throws {
+        for family in InputFamily.allCases {
+            let shape = AttentionCase(queries: queries, keys: 300, headDimension: 64, valueDimension: 96) {
+                ($0.family, $0.storage, $0.geometry, $0.sink) = (family, .bfloat16, .causal, .amid)
+            }
+            try requireReferenceBits(shape.ofBFloat16, kernels)
+        }
+        for normaliser in AttentionCase.NormaliserChoice.allCases {
+            for layout in AttentionCase.LayoutChoice.allCases {
+                let shape = AttentionCase(queries: 1, keys: 1090, headDimension: 32, valueDimension: 160) {
+                    ($0.normaliser, $0.layout, $0.storage, $0.group) = (normaliser, layout, .bfloat16, queries)
+                    ($0.allowed, $0.geometry, $0.batch) = (.random, .window(1000), 2)
+                }
+                try requireReferenceBits(shape.ofBFloat16, kernels)
+            }
+        }
+    }
+
+    /// One number too small for a factor, or nearly, in a key that such rows would otherwise read where it stands: it would
+    /// move a score by 8. The same in a value, where other values of its column are as small.
+    @Test("a number too small for a factor", arguments: sets, [1, 2, 4, 6])
+    func smallFactors(kernels: KernelSet, queries: Int) throws {
+        let shape = AttentionCase(queries: queries, keys: 128, headDimension: 64, valueDimension: 32) {
+            ($0.storage, $0.sink, $0.scale) = (.bfloat16, .none, .one)
+        }.ofBFloat16
+        for number in [0x1p-56 as Float, -0x1.fep-57, 0x1p-133] {
+            for place in [0, 63, 64 * 17 + 31, 64 * 63 + 32] {
+                var inputs = shape.inputs
+                inputs.queries = inputs.queries.map { _ in 0x1p60 }
+                inputs.keys = inputs.keys.indices.map { $0 == place ? number : 0 }
+                for (column, value) in inputs.values.enumerated() where column % 32 == place % 32 {
+                    inputs.values[column] = column / 32 == place / 64 ? number : value * 0x1p-60
+                }
+                try requireSameBits(
+                    try shape.run(inputs, kernels: kernels), shape.reference(inputs), valueDimension: 32,
+                    "\(kernels) \(number) \(place)")
+            }
+        }
+    }
+
     /// Every option with every other.
     @Test("random cases", arguments: sets)
     func randomCases(kernels: KernelSet) throws {
@@ -162,10 +205,14 @@ extension [AttentionCase] {
         #expect((qattn_emulated_products() > before) == areUsed)
         #expect(!qattn_emulated_tiles_are_held())
         let products = qattn_emulated_products()
+        try requireReferenceBits(
+            AttentionCase(queries: 1, keys: 65, headDimension: 32) { $0.storage = .bfloat16 }.ofBFloat16, .emulatedTiles
+        )
+        #expect(qattn_emulated_products() == products + 4, "of the one whole block, where it stands")
         var float32 = shape
         float32.products = .float32
         try requireReferenceBits(float32, .emulatedTiles)
-        #expect(qattn_emulated_products() == products)
+        #expect(qattn_emulated_products() == products + 4)
     }
 }
 

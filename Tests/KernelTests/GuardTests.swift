@@ -34,6 +34,9 @@ import Testing
             DirectCall(guardSide: .before, padding: 1, keyStride: 3), DirectCall(keyStride: 2, rowsPerCall: 7),
             DirectCall(unpacked: true), DirectCall(guardSide: .before, unpacked: true, fromMemory: true),
             DirectCall(padding: 5, rowsPerCall: 7, unpacked: true), DirectCall(unpacked: true, fromMemory: true),
+            DirectCall(rowsPerCall: 1, unpacked: true, fromMemory: true, inQuarters: true),
+            DirectCall(
+                guardSide: .before, padding: 5, rowsPerCall: 4, unpacked: true, fromMemory: true, inQuarters: true),
             DirectCall(fromMemory: true), DirectCall(guardSide: .before, rowsPerCall: 2, fromMemory: true),
             DirectCall(padding: 5, rowsPerCall: 4, fromMemory: true),
             DirectCall(guardSide: .before, rowsPerCall: 8, fromMemory: true),
@@ -65,6 +68,27 @@ import Testing
                     packsAsStored: true)
                 let actual = try call.run(problem, kernels)
                 try requireSameBits(actual, problem.reference, valueDimension: 70, "\(kernels) \(shape) \(call)")
+            }
+        }
+    }
+
+    /// The same of rows of bfloat16 that are multiplied where they stand, at any distance, or as far as they are no factors
+    /// packed.
+    @Test(
+        "rows of bfloat16 end and start at unmapped pages", arguments: KernelTable.available + [.emulated],
+        [InputFamily.unitNormal, .subnormal])
+    func rowsOfBFloat16(kernels: KernelTable, family: InputFamily) throws {
+        let shape = AttentionCase(queries: 13, keys: 256, headDimension: 96, valueDimension: 32) {
+            ($0.storage, $0.products, $0.family) = (.bfloat16, .bfloat16, family)
+        }
+        let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
+        for (rows, padding) in [(1, 0), (2, 7), (3, 0), (4, 1), (5, 0), (6, 32), (7, 0)] {
+            for (side, fromMemory) in [(GuardedBuffer<UInt8>.Side.after, false), (.before, true), (.after, true)] {
+                let call = DirectCall(
+                    guardSide: side, padding: padding, storage: .bfloat16, rowsPerCall: rows, unpacked: true,
+                    fromMemory: fromMemory, inQuarters: fromMemory)
+                let actual = try call.run(problem, kernels)
+                try requireSameBits(actual, problem.reference, valueDimension: 32, "\(kernels) \(shape) \(call)")
             }
         }
     }
