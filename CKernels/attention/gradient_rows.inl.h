@@ -246,7 +246,7 @@ QATTN_INLINE gradient_call begin_call(const qattn_backward_args *args) {
                                        : gradient_layout_for(args->head_dim, args->value_dim, in_place, bytes);
     float *const workspace = args->workspace;
 #if defined(QATTN_TILE_UNIT)
-    if (args->in_pairs) tile_unit_begin(UNIT_ROWS, QATTN_LANES);
+    if (args->in_pairs) tile_unit_begin((unit_shape){UNIT_ROWS, QATTN_LANES, 0});
 #endif
     return (gradient_call){.args = args,
                            .layout = layout,

@@ -278,7 +278,7 @@ QATTN_INLINE bool takes_pairs_in_place(const qattn_forward_args *args, size_t ro
     const qattn_pack_args *const x = args->unpacked;
     return x && args->blocks.storage == QATTN_BFLOAT16_PAIRS && rows <= TILE_ROWS && x->key_storage == QATTN_BFLOAT16 &&
            x->value_storage == QATTN_BFLOAT16 && x->key_stride != 0 && x->value_stride != 0 &&
-           args->blocks.head_dim % QATTN_PAIR_SEGMENT == 0 && args->blocks.value_dim % QATTN_PAIR_SEGMENT == 0;
+           args->blocks.head_dim % QATTN_LANES == 0 && args->blocks.value_dim % QATTN_LANES == 0;
 #else
     (void)args, (void)rows;
     return false;

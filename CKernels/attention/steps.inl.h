@@ -158,11 +158,11 @@ QATTN_INLINE void phase_weights(const forward_workspace *ws, size_t tile) {
 }
 
 /* By phases: 3. of all tiles, panel by panel, so that each stays in L1 for all of them. */
-QATTN_INLINE void phase_values(tile_task *task, forward_workspace *ws) {
+QATTN_INLINE void phase_values(tile_task *task, forward_workspace *ws, size_t first) {
     const char *panel = task->block.values;
     for (size_t column = 0, lanes; column < ws->value_lanes; column += lanes) {
         lanes = panel_lanes(ws->value_lanes - column);
-        for (size_t tile = 0; tile < ws->tiles; tile++) {
+        for (size_t tile = first; tile < ws->tiles; tile++) {
             if (column == 0) prefetch_lines(&ws->upcoming, ws->upcoming_share);
             if (!ws->scratch[tile].any) continue;
             take_rows(task, ws, tile);

@@ -39,7 +39,7 @@ static float QATTN_FUNCTION(tile_probe)(size_t rounds) {
     uint16_t ones[QATTN_LANES * UNIT_ROW_BYTES / sizeof(uint16_t)];
     float sums[UNIT_ROWS * QATTN_LANES];
     for (size_t i = 0; i < sizeof ones / sizeof *ones; i++) ones[i] = 0x3f80;
-    tile_unit_begin(UNIT_ROWS, QATTN_LANES);
+    tile_unit_begin((unit_shape){UNIT_ROWS, QATTN_LANES, 0});
     unit_zero(0);
     unit_zero(1);
     unit_zero(2);

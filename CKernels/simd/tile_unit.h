@@ -19,34 +19,51 @@
 #include "simd/storage.h"
 #include "tile/tile_size.h"
 
-/* Tiles 0 to 3 are sums and 4 and 5 factors of so many rows as is asked for, UNIT_ROWS at most; 6 and 7 are 16 pairs, or fours,
- * of factors of so many columns as is asked for, and as sums have, QATTN_LANES at most. */
+/* Tiles 0 to 3 are sums; 4 and 5 factors, of as many rows; 6 and 7 are 16 pairs, or fours, of factors, of as many columns as
+ * the sums. With a `rest`, 5 and 7 are what is left of a sum behind its whole segments. */
 enum { UNIT_ROW_BYTES = 64, UNIT_COLUMN_BYTES = 4, UNIT_SUMS = 4, UNIT_FACTORS = 6, UNIT_TILES = 8 };
+
+typedef struct unit_shape {
+    size_t rows, columns; /* of sums, UNIT_ROWS and QATTN_LANES at most */
+    size_t rest;          /* an even number of factors, or 0 */
+} unit_shape;
+
+QATTN_INLINE size_t unit_tile_rows(unit_shape shape, size_t tile) {
+    if (tile < UNIT_FACTORS) return shape.rows;
+    return tile > UNIT_FACTORS && shape.rest ? shape.rest / 2 : 16;
+}
+
+QATTN_INLINE size_t unit_tile_bytes(unit_shape shape, size_t tile) {
+    if (tile < UNIT_SUMS || tile >= UNIT_FACTORS) return shape.columns * UNIT_COLUMN_BYTES;
+    return tile > UNIT_SUMS && shape.rest ? shape.rest * 2 : UNIT_ROW_BYTES;
+}
 
 #if defined(QATTN_EMULATED_TILES)
 /* The state of a thread, and what would be a fault of the CPU: tiles that are used without being configured. */
 static _Thread_local struct {
-    size_t rows, columns; /* of sums; 0 before */
-    size_t products;      /* so far */
+    unit_shape shape; /* no rows before */
+    size_t products;  /* so far */
     uint8_t bytes[UNIT_TILES][16][UNIT_ROW_BYTES];
 } QATTN_FUNCTION(tiles);
 
 static void QATTN_FUNCTION(unit_move)(size_t tile, char *p, size_t step, bool stores) {
-    if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
-    const bool is_factors = tile == UNIT_SUMS || tile == UNIT_SUMS + 1;
-    const size_t bytes = is_factors ? UNIT_ROW_BYTES : QATTN_FUNCTION(tiles).columns * UNIT_COLUMN_BYTES;
-    for (size_t r = 0; r < (tile < UNIT_FACTORS ? QATTN_FUNCTION(tiles).rows : 16); r++) {
+    const unit_shape shape = QATTN_FUNCTION(tiles).shape;
+    if (!shape.rows) __builtin_trap();
+    const size_t bytes = unit_tile_bytes(shape, tile);
+    for (size_t r = 0; r < unit_tile_rows(shape, tile); r++) {
         uint8_t *const row = QATTN_FUNCTION(tiles).bytes[tile][r];
         memcpy(stores ? p + r * step : (char *)row, stores ? (char *)row : p + r * step, bytes);
     }
 }
 
 static void QATTN_FUNCTION(unit_multiply)(size_t c, size_t a, size_t b) {
+    const unit_shape shape = QATTN_FUNCTION(tiles).shape;
+    const size_t pairs = unit_tile_rows(shape, b);
     QATTN_FUNCTION(tiles).products++;
-    if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
-    for (size_t m = 0; m < QATTN_FUNCTION(tiles).rows; m++) {
+    if (!shape.rows || unit_tile_bytes(shape, a) != pairs * UNIT_COLUMN_BYTES) __builtin_trap();
+    for (size_t m = 0; m < shape.rows; m++) {
         f32x16 even = f32x16_splat(0), odd = f32x16_splat(0);
-        for (size_t k = 0; k < 16; k++) {
+        for (size_t k = 0; k < pairs; k++) {
             uint32_t pair;
             memcpy(&pair, QATTN_FUNCTION(tiles).bytes[a][m] + k * sizeof pair, sizeof pair);
             const uint8_t *const columns = QATTN_FUNCTION(tiles).bytes[b][k];
@@ -59,9 +76,10 @@ static void QATTN_FUNCTION(unit_multiply)(size_t c, size_t a, size_t b) {
 }
 
 static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bool a_has_signs) {
+    const unit_shape shape = QATTN_FUNCTION(tiles).shape;
     QATTN_FUNCTION(tiles).products++;
-    if (!QATTN_FUNCTION(tiles).rows) __builtin_trap();
-    for (size_t m = 0; m < QATTN_FUNCTION(tiles).rows; m++) {
+    if (!shape.rows || shape.rest) __builtin_trap();
+    for (size_t m = 0; m < shape.rows; m++) {
         uint32_t sums[QATTN_LANES];
         memcpy(sums, QATTN_FUNCTION(tiles).bytes[c][m], sizeof sums);
         for (size_t d = 0; d < UNIT_ROW_BYTES; d++) {
@@ -83,11 +101,8 @@ static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bo
 #define unit_multiply_unsigned(c, a, b) QATTN_FUNCTION(unit_multiply_bytes)(c, a, b, false)
 #define unit_stay_awake()               ((void)0)
 
-QATTN_INLINE void tile_unit_begin(size_t rows, size_t columns) {
-    QATTN_FUNCTION(tiles).rows = rows;
-    QATTN_FUNCTION(tiles).columns = columns;
-}
-QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).rows = 0; }
+QATTN_INLINE void tile_unit_begin(unit_shape shape) { QATTN_FUNCTION(tiles).shape = shape; }
+QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).shape.rows = 0; }
 #else
 #define unit_load(t, p, step)           _tile_loadd(t, p, step)
 #define unit_stream(t, p, step)         _tile_stream_loadd(t, p, step)
@@ -99,16 +114,15 @@ QATTN_INLINE void tile_unit_end(void) { QATTN_FUNCTION(tiles).rows = 0; }
 #define unit_stay_awake()               _tile_dpbf16ps(0, 4, 6)
 
 /* Of the calling thread, for one call: a thread that keeps tiles takes longer to switch. */
-QATTN_INLINE void tile_unit_begin(size_t rows, size_t columns) {
+QATTN_INLINE void tile_unit_begin(unit_shape shape) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } shapes = {.palette = 1};
     for (size_t t = 0; t < UNIT_TILES; t++) {
-        const bool is_factors = t == UNIT_SUMS || t == UNIT_SUMS + 1;
-        shapes.row_bytes[t] = (uint16_t)(is_factors ? UNIT_ROW_BYTES : columns * UNIT_COLUMN_BYTES);
-        shapes.rows[t] = (uint8_t)(t < UNIT_FACTORS ? rows : 16);
+        shapes.row_bytes[t] = (uint16_t)unit_tile_bytes(shape, t);
+        shapes.rows[t] = (uint8_t)unit_tile_rows(shape, t);
     }
     _tile_loadconfig(&shapes);
 }

@@ -4,7 +4,7 @@
  *
  * Tile instructions multiply keys the other way round: their rows are keys, and their columns are queries, which stand as
  * pairs of channels side by side. As a b = b a, c[key][query] has the bits of c[query][key]. Values meet their weights by
- * fma, 32 columns at a time: even ones in one vector, odd ones in another. */
+ * fma. */
 #ifndef QATTN_PAIR_ROWS_INL_H
 #define QATTN_PAIR_ROWS_INL_H
 
@@ -13,20 +13,27 @@
 
 enum { ROW_SEGMENT_BYTES = SEGMENT * 2 };
 
-/* Whether no number of 64 rows of so many whole segments is a factor only once it is rounded to 0. The rows are read for the first time
- * here, one of each quarter side by side. */
+/* Up to 32 numbers of bfloat16, of which there are whole halves: 0 behind them. */
+QATTN_INLINE u16x32 bf16x32_load_rows(const char *row, size_t numbers) {
+    u16x32 x = {0};
+    if (numbers >= SEGMENT) memcpy(&x, row, sizeof x);
+    else memcpy(&x, row, sizeof x / 2);
+    return x;
+}
+
+/* Whether no number of 64 rows is a factor only once it is rounded to 0. The rows are read for the first time here, one of each
+ * quarter side by side. Every other time the next ones are asked for: the rest comes with the values, or too much is
+ * asked for at once. */
 QATTN_INLINE bool rows_are_factors(const char *rows, ptrdiff_t step, size_t dim, block_prefetch *asked) {
     block_prefetch next = *asked;
     u16x32 least = ~(u16x32){0};
     for (size_t n = 0; n < QATTN_KEY_BLOCK / PREFETCH_LINES; n++, rows += step) {
-        for (size_t s = 0; s < dim / SEGMENT; s++) {
-            if (s % 2)
-                block_prefetch_step(&next); /* the rest comes with the values, or too much is asked for at once */
+        for (size_t d = 0; d < dim; d += SEGMENT) {
+            if (d / SEGMENT % 2) block_prefetch_step(&next);
             QATTN_UNROLL
             for (size_t q = 0; q < PREFETCH_LINES; q++) {
                 const ptrdiff_t quarter = (ptrdiff_t)q * QATTN_KEY_BLOCK / PREFETCH_LINES * step;
-                u16x32 x;
-                memcpy(&x, rows + quarter + s * ROW_SEGMENT_BYTES, sizeof x);
+                const u16x32 x = bf16x32_load_rows(rows + quarter + 2 * d, dim - d);
                 least = __builtin_elementwise_min(least, (u16x32)((x & 0x7fff) - 1)); /* 0 is the largest then */
             }
         }
@@ -35,26 +42,36 @@ QATTN_INLINE bool rows_are_factors(const char *rows, ptrdiff_t step, size_t dim,
     return __builtin_reduce_min(least) >= bf16_bits(QATTN_LEAST_FACTOR) - 1;
 }
 
+/* Adds the products of tile a, 16 keys at a time, and tile b to the sums of all keys. */
+#define UNIT_KEYS(a, b, keys, step)                                                                                    \
+    unit_load(a, keys, step);                                                                                          \
+    unit_multiply(0, a, b);                                                                                            \
+    unit_load(a, (keys) + QATTN_LANES * (step), step);                                                                 \
+    unit_multiply(1, a, b);                                                                                            \
+    unit_load(a, (keys) + 2 * QATTN_LANES * (step), step);                                                             \
+    unit_multiply(2, a, b);                                                                                            \
+    unit_load(a, (keys) + 3 * QATTN_LANES * (step), step);                                                             \
+    unit_multiply(3, a, b)
+
 /* 1. t = (sum of products) * c. */
 QATTN_INLINE void tile_pair_row_scores(const tile_task *task, size_t rows) {
     float sums[QATTN_KEY_BLOCK * TILE_ROWS];
     const size_t row_bytes = rows * sizeof *sums; /* of a pair of channels of all queries, or of a key's scores */
-    const ptrdiff_t group = (ptrdiff_t)QATTN_LANES * task->key_step;
+    const ptrdiff_t step = task->key_step;
+    const char *keys = task->block.keys, *queries = task->query_pairs;
     unit_zero(0);
     unit_zero(1);
     unit_zero(2);
     unit_zero(3);
     for (size_t s = 0; s < task->head_dim / SEGMENT; s++) {
-        const char *const keys = task->block.keys + s * ROW_SEGMENT_BYTES;
-        unit_load(6, task->query_pairs + s * (SEGMENT / 2) * row_bytes, row_bytes);
-        unit_load(4, keys, task->key_step);
-        unit_multiply(0, 4, 6);
-        unit_load(5, keys + group, task->key_step);
-        unit_multiply(1, 5, 6);
-        unit_load(4, keys + 2 * group, task->key_step);
-        unit_multiply(2, 4, 6);
-        unit_load(5, keys + 3 * group, task->key_step);
-        unit_multiply(3, 5, 6);
+        unit_load(6, queries, row_bytes);
+        UNIT_KEYS(4, 6, keys, step);
+        queries += SEGMENT / 2 * row_bytes;
+        keys += ROW_SEGMENT_BYTES;
+    }
+    if (task->head_dim % SEGMENT) {
+        unit_load(7, queries, row_bytes);
+        UNIT_KEYS(5, 7, keys, step);
     }
     unit_store(0, sums, row_bytes);
     unit_store(1, sums + rows * QATTN_LANES, row_bytes);
@@ -67,73 +84,88 @@ QATTN_INLINE void tile_pair_row_scores(const tile_task *task, size_t rows) {
     }
 }
 
-/* The sums of both chains of segment s, of so many times 32 columns from `values` on. */
-QATTN_INLINE void pair_row_columns(tile_task *task, size_t rows, size_t s, const char *values, size_t count,
-                                   bool sees_some, f32x16 sum[PANEL_VECTORS][2][TILE_ROWS]) {
-    f32x16 chain[2][PANEL_VECTORS][2][TILE_ROWS];
+/* A pass over the values: constants, all of them. */
+typedef struct row_pass {
+    size_t rows, words; /* of 32 columns each, even ones in vector 2 w, odd ones in 2 w + 1 */
+    bool ends;          /* the word is 16 columns, the last ones */
+    bool sees_some;     /* whether the scratch's visible counts */
+} row_pass;
+
+enum { MOST_WORDS = 4 };
+
+/* vectors[2 w], vectors[2 w + 1]: the factors of one key's values. */
+QATTN_INLINE void load_row_words(const char *row, row_pass pass, f32x16 vectors[2 * MOST_WORDS]) {
     QATTN_UNROLL
-    for (size_t n = 0; n < 4 * count * rows; n++)
-        chain[n & 1][n / 4 / rows][n >> 1 & 1][n / 4 % rows] = f32x16_splat(0);
+    for (size_t w = 0; w < pass.words; w++) {
+        const u16x32 x = bf16x32_load_rows(row + w * ROW_SEGMENT_BYTES, pass.ends ? QATTN_LANES : SEGMENT);
+        const u32x16 pairs = (u32x16)bf16x32_factors_of(x);
+        vectors[2 * w] = f32x16_from_bits(pairs << 16);
+        vectors[2 * w + 1] = f32x16_from_bits(pairs & 0xffff0000u);
+    }
+}
+
+/* sum[v][i]: both chains of segment s, of vector v and row i; values begin at the pass's first column. */
+QATTN_INLINE void row_pass_sums(tile_task *task, row_pass pass, size_t s, const char *values,
+                                f32x16 sum[2 * MOST_WORDS][TILE_ROWS]) {
+    const size_t vectors = 2 * pass.words;
+    f32x16 chain[2][2 * MOST_WORDS][TILE_ROWS];
+    QATTN_UNROLL
+    for (size_t n = 0; n < vectors * pass.rows; n++)
+        chain[0][n / pass.rows][n % pass.rows] = chain[1][n / pass.rows][n % pass.rows] = f32x16_splat(0);
     block_prefetch next = task->next;
     for (size_t n = 0; n < SEGMENT; n += 2) {
-        if (block_prefetch_due(n / 2, 2 * count * ROW_SEGMENT_BYTES)) block_prefetch_step(&next);
+        if (block_prefetch_due(n / 2, 2 * pass.words * ROW_SEGMENT_BYTES)) block_prefetch_step(&next);
         QATTN_UNROLL
         for (size_t odd = 0; odd < 2; odd++) {
             const size_t j = s * SEGMENT + n + odd;
-            f32x16 value[PANEL_VECTORS][2];
+            f32x16 value[2 * MOST_WORDS];
+            load_row_words(values + j * task->value_stride * 2, pass, value);
             QATTN_UNROLL
-            for (size_t v = 0; v < count; v++) {
-                u16x32 x;
-                memcpy(&x, values + j * task->value_stride * 2 + v * ROW_SEGMENT_BYTES, sizeof x);
-                const u32x16 columns = (u32x16)bf16x32_factors_of(x);
-                value[v][0] = f32x16_from_bits(columns << 16);
-                value[v][1] = f32x16_from_bits(columns & 0xffff0000u);
-            }
-            QATTN_UNROLL
-            for (size_t i = 0; i < rows; i++) {
-                if (sees_some && !(task->scratch->visible[i] >> j & 1)) continue;
+            for (size_t i = 0; i < pass.rows; i++) {
+                if (pass.sees_some && !(task->scratch->visible[i] >> j & 1)) continue;
                 const f32x16 weight = f32x16_splat(task->scratch->weights[i * QATTN_KEY_BLOCK + j]);
                 QATTN_UNROLL
-                for (size_t v = 0; v < 2 * count; v++)
-                    chain[odd][v / 2][v % 2][i] = f32x16_fma(weight, value[v / 2][v % 2], chain[odd][v / 2][v % 2][i]);
+                for (size_t v = 0; v < vectors; v++) chain[odd][v][i] = f32x16_fma(weight, value[v], chain[odd][v][i]);
             }
         }
     }
     task->next = next;
     QATTN_UNROLL
-    for (size_t n = 0; n < 2 * count * rows; n++) {
-        const size_t v = n / 2 / rows, half = n % 2, i = n / 2 % rows;
-        sum[v][half][i] = chain[0][v][half][i] + chain[1][v][half][i];
+    for (size_t n = 0; n < vectors * pass.rows; n++) {
+        const size_t v = n / pass.rows, i = n % pass.rows;
+        sum[v][i] = chain[0][v][i] + chain[1][v][i];
     }
 }
 
-/* 3. of so many times 32 columns from `column` on. */
-QATTN_INLINE void pair_row_values(tile_task *task, size_t rows, size_t column, size_t count, bool sees_some) {
+QATTN_INLINE void add_to(float *out, f32x16 sum) { f32x16_store(out, f32x16_load(out) + sum); }
+
+/* 3. of a pass from `column` on. */
+QATTN_INLINE void row_pass_values(tile_task *task, row_pass pass, size_t column) {
     for (size_t s = 0; s < KEY_SEGMENTS; s++) {
-        f32x16 sum[PANEL_VECTORS][2][TILE_ROWS];
-        pair_row_columns(task, rows, s, task->block.values + 2 * column, count, sees_some, sum);
+        f32x16 sum[2 * MOST_WORDS][TILE_ROWS];
+        row_pass_sums(task, pass, s, task->block.values + 2 * column, sum);
         QATTN_UNROLL
-        for (size_t n = 0; n < count * rows; n++) {
-            const size_t v = n / rows, i = n % rows;
-            float *const out = task->out + i * task->value_lanes + column + v * SEGMENT;
-            const f32x16 even = sum[v][0][i], odd = sum[v][1][i];
-            f32x16_store(out, f32x16_load(out) + __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20,
-                                                                         5, 21, 6, 22, 7, 23));
-            f32x16_store(out + QATTN_LANES,
-                         f32x16_load(out + QATTN_LANES) + __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11,
-                                                                                  27, 12, 28, 13, 29, 14, 30, 15, 31));
+        for (size_t n = 0; n < pass.words * pass.rows; n++) {
+            const size_t w = n / pass.rows, i = n % pass.rows;
+            float *const out = task->out + i * task->value_lanes + column + w * SEGMENT;
+            const f32x16 even = sum[2 * w][i], odd = sum[2 * w + 1][i];
+            add_to(out, __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+            if (!pass.ends)
+                add_to(out + QATTN_LANES, __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
+                                                                  29, 14, 30, 15, 31));
         }
     }
 }
 
-/* 3. o = o a + sum of products. Sixteen chains hide what an fma takes, and leave registers for values. */
+/* 3. o = o a + sum of products. Sixteen chains, or 24, hide what an fma takes, and leave registers for values. */
 QATTN_INLINE void tile_pair_row_values(tile_task *task, size_t rows, bool sees_some) {
-    const size_t at_once = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+    const size_t words = rows == 1 ? MOST_WORDS : rows == 2 ? 2 : 1;
     size_t column = 0;
-    for (; column + at_once * SEGMENT <= task->value_lanes; column += at_once * SEGMENT)
-        pair_row_values(task, rows, column, at_once, sees_some);
-    for (; at_once > 1 && column < task->value_lanes; column += SEGMENT)
-        pair_row_values(task, rows, column, 1, sees_some);
+    for (; column + words * SEGMENT <= task->value_lanes; column += words * SEGMENT)
+        row_pass_values(task, (row_pass){rows, words, false, sees_some}, column);
+    for (; words > 1 && column + SEGMENT <= task->value_lanes; column += SEGMENT)
+        row_pass_values(task, (row_pass){rows, 1, false, sees_some}, column);
+    if (column < task->value_lanes) row_pass_values(task, (row_pass){rows, 1, true, sees_some}, column);
 }
 
 #define TILE_PAIR_ROWS(rows)                                                                                           \

@@ -17,4 +17,4 @@
 
 const qattn_kernels *qattn_emulated_kernels(void) { return &QATTN_FUNCTION(kernels); }
 size_t qattn_emulated_products(void) { return QATTN_FUNCTION(tiles).products; }
-bool qattn_emulated_tiles_are_held(void) { return QATTN_FUNCTION(tiles).rows != 0; }
+bool qattn_emulated_tiles_are_held(void) { return QATTN_FUNCTION(tiles).shape.rows != 0; }

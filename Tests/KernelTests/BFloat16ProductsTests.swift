@@ -159,7 +159,7 @@ extension [AttentionCase] {
         }
         for normaliser in AttentionCase.NormaliserChoice.allCases {
             for layout in AttentionCase.LayoutChoice.allCases {
-                let shape = AttentionCase(queries: 1, keys: 1090, headDimension: 32, valueDimension: 160) {
+                let shape = AttentionCase(queries: 1, keys: 1090, headDimension: 48, valueDimension: 176) {
                     ($0.normaliser, $0.layout, $0.storage, $0.group) = (normaliser, layout, .bfloat16, queries)
                     ($0.allowed, $0.geometry, $0.batch) = (.random, .window(1000), 2)
                 }
