@@ -101,7 +101,8 @@ QATTN_INLINE void pack_unpacked(const qattn_forward_args *args, const forward_wo
     rows.key_end = qattn_min(args->problem.seq_kv - block * QATTN_KEY_BLOCK, QATTN_KEY_BLOCK);
     rows.blocks = args->blocks;
     task->next = (block_prefetch){0};
-    if (args->beyond_caches && ws->in_quarters && (ws->keys_in_place || ws->pairs_in_place || ws->plain)) {
+    if (args->beyond_caches && ws->in_quarters &&
+        (ws->keys_in_place || ws->pairs_in_place || (ws->plain && ws->ranges_only))) {
         task->next = ask_for_next_rows(args, &rows, block, block_end);
     } else if (args->beyond_caches) touch_runs(args, &rows, block, block_end);
     if (ws->pairs_in_place && take_pair_rows(args, &rows, task)) return;
@@ -151,7 +152,8 @@ QATTN_INLINE void take_block(tile_task *task, const qattn_forward_args *args, co
 
 /* One block against every tile, by phases: its keys meet all tiles before its values do, so that either stay in L1. The
  * weights of a tile follow the scores of the next, beside whose products its maximum, a chain of shuffles, takes no time.
- * Where rows are asked for, the first tile does all steps and asks on the way: 24 % with 32 rows of d 128. */
+ * Where the next block is asked for, the first tile takes all its steps and asks on the way: over rows as they stand 32
+ * rows of d 128 take 0.84 of the time. */
 QATTN_INLINE void forward_phases(tile_task *task, const qattn_forward_args *args, forward_workspace *ws,
                                  size_t block_first) {
     size_t scored = ws->tiles; /* the tile whose weights are due */
@@ -162,6 +164,7 @@ QATTN_INLINE void forward_phases(tile_task *task, const qattn_forward_args *args
         if (!tile_sees(task, args, ws, tile, block_first)) continue;
         if (tile == 0 && ws->plain && task->next.at && task->scratch->all == ~UINT64_C(0)) {
             TILE_CALL(tile_streamed, tile_height(ws, 0), task);
+            prefetch_lines(&ws->upcoming, ws->upcoming_share);
             first = 1;
             continue;
         }

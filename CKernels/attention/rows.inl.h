@@ -276,6 +276,7 @@ QATTN_INLINE bool takes_bands(qattn_storage storage, size_t rows) {
 QATTN_INLINE bool takes_pairs_in_place(const qattn_forward_args *args, size_t rows) {
 #if defined(QATTN_TILE_UNIT)
     const qattn_pack_args *const x = args->unpacked;
+    if (args->problem.seq_kv < QATTN_KEY_BLOCK) return false; /* a block that is packed */
     return x && args->blocks.storage == QATTN_BFLOAT16_PAIRS && rows <= TILE_ROWS && x->key_storage == QATTN_BFLOAT16 &&
            x->value_storage == QATTN_BFLOAT16 && x->key_stride != 0 && x->value_stride != 0 &&
            args->blocks.head_dim % QATTN_LANES == 0 && args->blocks.value_dim % QATTN_LANES == 0;

@@ -98,6 +98,7 @@ QATTN_INLINE tile_task begin_task(const qattn_forward_args *args, const forward_
                        .scratch = ws->scratch,
                        .value_lanes = ws->value_lanes,
                        .query_pairs = ws->fours,
+                       .in_quarters = ws->in_quarters,
                        .short_passes = args->blocks.storage == QATTN_FLOAT32 && ws->tiles == 1 &&
                                        (args->beyond_caches || ws->rows == 2)};
 }

@@ -151,11 +151,11 @@ typedef struct qattn_upcoming_rows {
 /* How the scores x of a row's visible keys become weights p; Documentation/Systems.md. c is the row's entry in
  * row_constants. Only the softmaxes have a sink, lse and sink_share. */
 typedef enum qattn_normaliser {
-    QATTN_SOFTMAX,                /* e^x[j] / (e^s + sum_k e^x[k]); c, if there are row_constants, is added to s */
-    QATTN_CLIPPED_SOFTMAX,        /* clip((zeta - c) softmax[j] + c, 0, 1), in two passes over the keys; no states */
-    QATTN_SIGMOID,                /* 1 / (1 + e^-(x[j] + c)) */
-    QATTN_SOFTPICK,               /* max(e^x[j] - 1, 0) / (sum_k |e^x[k] - 1| + c), all times e^-max(0, max x) */
-    QATTN_RELU_SQUARED,           /* max(x[j], 0)^2 / c */
+    QATTN_SOFTMAX,         /* e^x[j] / (e^s + sum_k e^x[k]); c, if there are row_constants, is added to s */
+    QATTN_CLIPPED_SOFTMAX, /* clip((zeta - c) softmax[j] + c, 0, 1), c at most 0, in two passes over the keys; no states */
+    QATTN_SIGMOID,         /* 1 / (1 + e^-(x[j] + c)) */
+    QATTN_SOFTPICK,        /* max(e^x[j] - 1, 0) / (sum_k |e^x[k] - 1| + c), all times e^-max(0, max x) */
+    QATTN_RELU_SQUARED,    /* max(x[j], 0)^2 / c */
     QATTN_NORMALISED_RELU_SQUARED /* max(x[j], 0)^2 / (c + sum_k max(x[k], 0)^2) */
 } qattn_normaliser;
 
@@ -208,7 +208,7 @@ typedef struct qattn_forward_args {
     qattn_storage query_storage;
     qattn_blocks blocks;
     /* If not NULL: keys [0, seq_kv) and their values as unpacked rows. Each block is packed on demand, into
-     * blocks.base, which is room for a single block, unless it is of float32 and can be read in place. For rows that few
+     * blocks.base, which is room for a single block, unless its rows can be multiplied where they stand. For rows that few
      * queries read, and no other call would read again. */
     const qattn_pack_args *unpacked;
     void *out; /* [heads][queries][value_dim] */

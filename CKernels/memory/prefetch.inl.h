@@ -69,7 +69,7 @@ typedef struct block_prefetch {
     const char *at, *end;          /* of the row that is asked for */
     qattn_upcoming_rows rows;      /* after it */
     qattn_upcoming_rows following; /* after those */
-    size_t distance;               /* bytes between the lines of a step */
+    ptrdiff_t distance;            /* bytes between the lines of a step, in quarters */
     bool in_quarters;
 } block_prefetch;
 
@@ -101,12 +101,13 @@ QATTN_INLINE bool asks_in_quarters(bool wanted) {
 QATTN_INLINE size_t asking_rows(bool in_quarters) { return in_quarters ? 4 * TILE_ROWS : STREAMING_ROWS; }
 
 /* Rows of which `distance` is the length, or the height, of a quarter: those of the first. */
-QATTN_INLINE qattn_upcoming_rows first_quarter(qattn_upcoming_rows rows, size_t *distance) {
+QATTN_INLINE qattn_upcoming_rows first_quarter(qattn_upcoming_rows rows, ptrdiff_t *distance) {
     if (rows.rows == 1) {
-        *distance = rows.row_bytes = rows.row_bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE;
+        rows.row_bytes = rows.row_bytes / PREFETCH_LINES / CACHE_LINE * CACHE_LINE;
+        *distance = (ptrdiff_t)rows.row_bytes;
     } else {
-        rows.rows /= PREFETCH_LINES;
-        *distance = rows.rows * (size_t)rows.stride_bytes;
+        rows.rows = (rows.rows + PREFETCH_LINES - 1) / PREFETCH_LINES;
+        *distance = (ptrdiff_t)rows.rows * rows.stride_bytes;
     }
     return rows;
 }
@@ -116,8 +117,8 @@ QATTN_INLINE void block_prefetch_next_row(block_prefetch *next) {
     if (!next->rows.rows) {
         next->rows = without_gaps(next->following);
         next->following.rows = 0;
-        next->distance = CACHE_LINE;
         if (asks_in_quarters(next->in_quarters)) next->rows = first_quarter(next->rows, &next->distance);
+        if (!next->rows.rows) return;
     }
     next->at = next->rows.base;
     next->end = next->at + next->rows.row_bytes;
@@ -133,7 +134,6 @@ QATTN_INLINE block_prefetch block_prefetch_begin(const char *block, const char *
     return (block_prefetch){.at = block + qattn_min(ahead, bytes),
                             .end = block + bytes,
                             .following = {following, 0, following ? 1 : 0, bytes},
-                            .distance = CACHE_LINE,
                             .in_quarters = in_quarters};
 }
 
@@ -143,9 +143,11 @@ QATTN_INLINE void block_prefetch_step(block_prefetch *next) {
         if (!(next->rows.rows | next->following.rows)) return;
         block_prefetch_next_row(next);
     }
+    const bool in_quarters = asks_in_quarters(next->in_quarters);
+    const ptrdiff_t distance = in_quarters ? next->distance : CACHE_LINE;
     QATTN_UNROLL
-    for (size_t n = 0; n < PREFETCH_LINES; n++) __builtin_prefetch(next->at + n * next->distance, 0, 2);
-    next->at += asks_in_quarters(next->in_quarters) ? CACHE_LINE : PREFETCH_STEP;
+    for (ptrdiff_t n = 0; n < PREFETCH_LINES; n++) __builtin_prefetch(next->at + n * distance, 0, 2);
+    next->at += in_quarters ? CACHE_LINE : PREFETCH_STEP;
 }
 
 /* Whether a step is due with step n of a loop of which each reads so many bytes: a constant power of two of them. */

@@ -46,13 +46,13 @@ static _Thread_local struct {
     uint8_t bytes[UNIT_TILES][16][UNIT_ROW_BYTES];
 } QATTN_FUNCTION(tiles);
 
-static void QATTN_FUNCTION(unit_move)(size_t tile, char *p, size_t step, bool stores) {
+static void QATTN_FUNCTION(unit_move)(size_t tile, char *p, ptrdiff_t step, bool stores) {
     const unit_shape shape = QATTN_FUNCTION(tiles).shape;
     if (!shape.rows) __builtin_trap();
     const size_t bytes = unit_tile_bytes(shape, tile);
-    for (size_t r = 0; r < unit_tile_rows(shape, tile); r++) {
+    for (size_t r = 0; r < unit_tile_rows(shape, tile); r++, p += step) {
         uint8_t *const row = QATTN_FUNCTION(tiles).bytes[tile][r];
-        memcpy(stores ? p + r * step : (char *)row, stores ? (char *)row : p + r * step, bytes);
+        memcpy(stores ? p : (char *)row, stores ? (char *)row : p, bytes);
     }
 }
 
@@ -92,9 +92,9 @@ static void QATTN_FUNCTION(unit_multiply_bytes)(size_t c, size_t a, size_t b, bo
     }
 }
 
-#define unit_load(t, p, step)           QATTN_FUNCTION(unit_move)(t, (char *)(p), step, false)
+#define unit_load(t, p, step)           QATTN_FUNCTION(unit_move)(t, (char *)(p), (ptrdiff_t)(step), false)
 #define unit_stream(t, p, step)         unit_load(t, p, step)
-#define unit_store(t, p, step)          QATTN_FUNCTION(unit_move)(t, (char *)(p), step, true)
+#define unit_store(t, p, step)          QATTN_FUNCTION(unit_move)(t, (char *)(p), (ptrdiff_t)(step), true)
 #define unit_zero(t)                    memset(QATTN_FUNCTION(tiles).bytes[t], 0, sizeof QATTN_FUNCTION(tiles).bytes[t])
 #define unit_multiply(c, a, b)          QATTN_FUNCTION(unit_multiply)(c, a, b)
 #define unit_multiply_signed(c, a, b)   QATTN_FUNCTION(unit_multiply_bytes)(c, a, b, true)

@@ -67,6 +67,11 @@ QATTN_INLINE void f32x16_store_fours(float *p, size_t step, f32x16 x) {
     for (size_t q = 0; q < 4; q++) memcpy(p + q * step, &fours[q], sizeof fours[q]);
 }
 
+/* Lane 4 q + r is lane 4 r + q of x. */
+QATTN_INLINE f32x16 f32x16_transposed_fours(f32x16 x) {
+    return __builtin_shufflevector(x, x, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+
 /* (x[0] + x[1]) + (x[2] + x[3]) of every four lanes, in all of them. */
 QATTN_INLINE f32x16 f32x16_sums_of_fours(f32x16 x) {
     const f32x16 pairs = x + __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);

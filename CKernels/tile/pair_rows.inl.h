@@ -119,7 +119,7 @@ QATTN_INLINE void row_pass_sums(tile_task *task, row_pass pass, size_t s, const 
         for (size_t odd = 0; odd < 2; odd++) {
             const size_t j = s * SEGMENT + n + odd;
             f32x16 value[2 * MOST_WORDS];
-            load_row_words(values + j * task->value_stride * 2, pass, value);
+            load_row_words(values + (ptrdiff_t)j * (ptrdiff_t)task->value_stride * 2, pass, value);
             QATTN_UNROLL
             for (size_t i = 0; i < pass.rows; i++) {
                 if (pass.sees_some && !(task->scratch->visible[i] >> j & 1)) continue;
@@ -157,7 +157,7 @@ QATTN_INLINE void row_pass_values(tile_task *task, row_pass pass, size_t column)
     }
 }
 
-/* 3. o = o a + sum of products. Sixteen chains, or 24, hide what an fma takes, and leave registers for values. */
+/* 3. o = o a + sum of products. Twelve chains to 24 hide what an fma takes, and leave registers for values. */
 QATTN_INLINE void tile_pair_row_values(tile_task *task, size_t rows, bool sees_some) {
     const size_t words = rows == 1 ? MOST_WORDS : rows == 2 ? 2 : 1;
     size_t column = 0;

@@ -61,21 +61,23 @@ QATTN_INLINE void four_scores(const tile_task *task, tile_kind kind, const char 
     }
 }
 
-/* The scores of a block, in memory, of a key of each of its quarters at a time: memory answers four runs of reads faster than
- * one. Past the last key, it is read again. */
+/* The scores of a block, in memory, of four keys at a time: one of each quarter of the block where memory answers four runs of
+ * reads faster than one, else one behind the other. Past the last key, it is read again. */
 QATTN_INLINE void tile_row_scores(tile_task *from, tile_kind kind) {
     const tile_task copy = *from, *const task = &copy; /* whose fields no store can change: they stay in registers */
-    float *const weights = copy.scratch->weights;
+    const bool in_quarters = asks_in_quarters(task->in_quarters);
+    const size_t group_step = in_quarters ? 1 : KEYS_AT_ONCE, key_step = in_quarters ? QUARTER_KEYS : 1;
     block_prefetch next = from->next;
     for (size_t j = 0; j < QUARTER_KEYS; j += QATTN_CHAINS) {
-        f32x16 all[TILE_ROWS]; /* lane 4 k + n: key j + n of quarter k */
+        f32x16 all[TILE_ROWS]; /* lane 4 k + n: key k of group j + n */
         QATTN_NO_UNROLL
         for (size_t n = 0; n < QATTN_CHAINS; n++) {
             const char *keys[KEYS_AT_ONCE];
             QATTN_UNROLL
-            for (size_t k = 0; k < KEYS_AT_ONCE; k++)
-                keys[k] =
-                    task->block.keys + (ptrdiff_t)qattn_min(j + n + k * QUARTER_KEYS, task->last_key) * task->key_step;
+            for (size_t k = 0; k < KEYS_AT_ONCE; k++) {
+                const size_t key = qattn_min((j + n) * group_step + k * key_step, task->last_key);
+                keys[k] = task->block.keys + (ptrdiff_t)key * task->key_step;
+            }
             f32x16 scores[TILE_ROWS];
             four_scores(task, kind, keys, &next, scores);
             QATTN_UNROLL
@@ -83,8 +85,11 @@ QATTN_INLINE void tile_row_scores(tile_task *from, tile_kind kind) {
                 all[i] = n ? f32x16_select(EVERY_FOURTH_LANE << n, scores[i], all[i]) : scores[i];
         }
         QATTN_UNROLL
-        for (size_t i = 0; i < kind.rows; i++)
-            f32x16_store_fours(weights + i * QATTN_KEY_BLOCK + j, QUARTER_KEYS, all[i]);
+        for (size_t i = 0; i < kind.rows; i++) {
+            float *const weights = task->scratch->weights + i * QATTN_KEY_BLOCK + j * group_step;
+            if (in_quarters) f32x16_store_fours(weights, QUARTER_KEYS, all[i]);
+            else f32x16_store(weights, f32x16_transposed_fours(all[i]));
+        }
     }
     from->next = next;
 }

@@ -19,6 +19,15 @@ public struct TensorDescription: Sendable, Equatable {
 
     /// The number of elements: the product of the shape.
     public var count: Int { shape.contains(0) ? 0 : shape.reduce(1, *) }
+
+    /// Returns the `Float` nearest to an element of F64, ties to even.
+    ///
+    /// - Throws: `beyondFloat` where a finite number would become infinite.
+    public func narrowed(_ bits: UInt64) throws(SafetensorsError) -> Float {
+        let value = Double(bitPattern: bits)
+        guard Float(value).isFinite || !value.isFinite else { throw .beyondFloat(tensor: name, value: value) }
+        return Float(value)
+    }
 }
 
 /// A header that keeps every rule of the format. Reading one takes time in proportion to its length.

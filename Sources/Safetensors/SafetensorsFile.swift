@@ -107,14 +107,7 @@ public struct SafetensorsFile: Sendable {
             switch tensor.elementType {
             case .float16: return try elements(tensor, widenedFloat16)
             case .bfloat16: return try elements(tensor, widenedBFloat16)
-            case .float64:
-                return try elements(tensor) { (bits: UInt64) in
-                    let value = Double(bitPattern: bits)
-                    if value.isFinite, !Float(value).isFinite {
-                        throw SafetensorsError.beyondFloat(tensor: name, value: value)
-                    }
-                    return Float(value)
-                }
+            case .float64: return try elements(tensor) { (bits: UInt64) in try tensor.narrowed(bits) }
             default: return try elements(tensor)
             }
         }

@@ -169,14 +169,16 @@ enum Layout: String, CaseIterable, ExpressibleByArgument {
 
     fileprivate func shape(_ tensors: [TensorDescription]) throws -> AttentionShape {
         let (q, k, v) = (tensors[0].shape, tensors[1].shape, tensors[2].shape)
-        guard k[heads] > 0 ? q[heads].isMultiple(of: k[heads]) : q[heads] == 0 else {
+        do {
+            return try AttentionShape(
+                batch: q[0], queryHeads: q[heads], keyValueHeads: k[heads], queries: q[sequence], keys: k[sequence],
+                headDimension: q[3], valueDimension: v[3])
+        } catch {
+            guard error.kind == .headGroups else { throw error }
             throw Failure(
                 "tensor \(quoted(tensors[1].name)): expected heads that divide the \(q[heads]) of \(quoted(tensors[0].name)), "
                     + "got \(k[heads]) in the shape \(shown(shape: k))")
         }
-        return try AttentionShape(
-            batch: q[0], queryHeads: q[heads], keyValueHeads: k[heads], queries: q[sequence], keys: k[sequence],
-            headDimension: q[3], valueDimension: v[3])
     }
 
     fileprivate func fits(_ tensors: [TensorDescription]) -> Bool {

@@ -152,10 +152,13 @@ extension [AttentionCase] {
     @Test("few queries over rows of bfloat16", arguments: sets, 1...7)
     func rowsInPlace(kernels: KernelSet, queries: Int) throws {
         for family in InputFamily.allCases {
-            let shape = AttentionCase(queries: queries, keys: 300, headDimension: 64, valueDimension: 96) {
-                ($0.family, $0.storage, $0.geometry, $0.sink) = (family, .bfloat16, .causal, .amid)
+            for allowed in [AttentionCase.AllowedChoice.none, .random] {
+                let shape = AttentionCase(queries: queries, keys: 320, headDimension: 64, valueDimension: 96) {
+                    ($0.family, $0.storage, $0.geometry, $0.sink) = (family, .bfloat16, .causal, .amid)
+                    $0.allowed = allowed
+                }
+                try requireReferenceBits(shape.ofBFloat16, kernels)
             }
-            try requireReferenceBits(shape.ofBFloat16, kernels)
         }
         for normaliser in AttentionCase.NormaliserChoice.allCases {
             for layout in AttentionCase.LayoutChoice.allCases {

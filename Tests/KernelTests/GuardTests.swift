@@ -73,14 +73,14 @@ import Testing
         }
     }
 
-    /// The same of rows of bfloat16 that are multiplied where they stand, at any distance, or as far as they are no factors
-    /// packed.
+    /// Products of bfloat16 of rows that are multiplied where they stand, at any distance from each other, or packed, where
+    /// they are no factors and where a block is not whole.
     @Test(
         "rows of bfloat16 end and start at unmapped pages", arguments: KernelTable.available + [.emulated],
-        [InputFamily.unitNormal, .subnormal])
-    func rowsOfBFloat16(kernels: KernelTable, family: InputFamily) throws {
-        let shape = AttentionCase(queries: 13, keys: 300, headDimension: 112, valueDimension: 48) {
-            ($0.storage, $0.products, $0.family) = (.bfloat16, .bfloat16, family)
+        [(300, InputFamily.unitNormal), (130, .subnormal), (67, .unitNormal)])
+    func rowsOfBFloat16(kernels: KernelTable, inputs: (keys: Int, family: InputFamily)) throws {
+        let shape = AttentionCase(queries: 13, keys: inputs.keys, headDimension: 112, valueDimension: 48) {
+            ($0.storage, $0.products, $0.family) = (.bfloat16, .bfloat16, inputs.family)
         }
         let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
         for (rows, padding) in [(1, 0), (2, 7), (3, 0), (4, 1), (5, 0), (6, 32), (7, 0)] {

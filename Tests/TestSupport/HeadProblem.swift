@@ -83,6 +83,7 @@ extension AttentionCase {
         (problem.firstKeyOffset, problem.lastKeyOffset) = (keyOffsets.first + moved, keyOffsets.last + moved)
         problem.allowed = inputs.allowed.map { plane($0.values, $0.extents, item, head) }
         problem.bias = inputs.bias.map { plane($0.values, $0.extents, item, head) }
+        problem.products = products
         return problem
     }
 

@@ -62,14 +62,7 @@ struct FileRows<Element: AttentionScalar>: RowSource {
         switch tensor.elementType {
         case .bfloat16: try convert(tensor, first, target, widenedBFloat16)
         case .float16: try convert(tensor, first, target, widenedFloat16)
-        default:
-            try convert(tensor, first, target) { (bits: UInt64) in
-                let value = Double(bitPattern: bits)
-                if value.isFinite, !Float(value).isFinite {
-                    throw SafetensorsError.beyondFloat(tensor: tensor.name, value: value)
-                }
-                return Float(value)
-            }
+        default: try convert(tensor, first, target) { (bits: UInt64) in try tensor.narrowed(bits) }
         }
     }
 

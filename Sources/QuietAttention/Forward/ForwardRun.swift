@@ -141,6 +141,7 @@ struct ForwardRun: @unchecked Sendable {
         arguments.problem.heads = rows.heads
         arguments.unpacked = unpacked
         arguments.beyond_caches = unpacked != nil && schedule.isBeyondCaches
+        arguments.in_quarters = schedule.readsInQuarters
         let (queries, end) = (arguments.queries_base!, rows.rows.upperBound)
         let calls = (group.sequence.queries + schedule.queryBlock - 1) / schedule.queryBlock
         withUnsafeTemporaryAllocation(of: Float.self, capacity: rows.heads) { sinks in

@@ -27,8 +27,8 @@ final class ForwardSchedule: Sendable {
     let takesWholeGroups: Bool
     /// Whether the rows of a group are so few that one call computes them, and packs blocks of keys as it goes.
     let packsAsItGoes: Bool
-    /// Whether keys and values, as Float, come from memory rather than from a cache.
-    let isBeyondCaches: Bool
+    /// Whether keys and values, as Float, come from memory rather than from a cache; and how rows that are not packed ask for them.
+    let isBeyondCaches, readsInQuarters: Bool
     /// Packed groups in memory; with `packsAsItGoes` packed blocks.
     let slots: Int
     /// First ticket of each sequence; empty if uniform.
@@ -47,8 +47,8 @@ final class ForwardSchedule: Sendable {
     static let multiplyAddsPerPackedElement = 10.0
     /// Most rows of a group for which it is not packed first: with 32 of d 64 there is nothing left to gain.
     static let rowsUnpacked = 16
-    /// Above this, keys and values are taken to be in memory when a call begins, not in a last cache of 32 MB. A threshold of
-    /// 8 MB costs rows that are in cache 25 %, one of 32 MB rows that are in memory 33 %.
+    /// Above this, keys and values are taken to be in memory when a call begins, not in a last cache of 32 MB, where they are
+    /// not read in quarters. A threshold of 8 MB costs rows that are in cache 25 %, one of 32 MB rows that are in memory 33 %.
     static let cachedBytes = 16.0 * 1024 * 1024
     /// Groups of less work than this are taken whole: handing out their items would cost too much.
     static let nanosecondsPerSharedGroup = 40_000.0
@@ -95,7 +95,9 @@ final class ForwardSchedule: Sendable {
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
         wokenWorkers = worthwhile.woken
-        isBeyondCaches = work.packedBytes > Self.cachedBytes
+        let reading = kernels.reading
+        readsInQuarters = reading.in_quarters
+        isBeyondCaches = work.packedBytes > (readsInQuarters ? Double(reading.cache_bytes) : Self.cachedBytes)
         let keys = min(sequences.reduce(0) { max($0, $1.keys) }, packsAsItGoes ? SequencePlan.block : .max)
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
