@@ -22,8 +22,7 @@ QATTN_INLINE u16x32 bf16x32_load_rows(const char *row, size_t numbers) {
 }
 
 /* Whether no number of 64 rows is a factor only once it is rounded to 0. The rows are read for the first time here, one of each
- * quarter side by side. Every other time the next ones are asked for: the rest comes with the values, or too much is
- * asked for at once. */
+ * quarter side by side. Every other time the next ones are asked for: more at once is slower, and hardware follows. */
 QATTN_INLINE bool rows_are_factors(const char *rows, ptrdiff_t step, size_t dim, block_prefetch *asked) {
     block_prefetch next = *asked;
     u16x32 least = ~(u16x32){0};

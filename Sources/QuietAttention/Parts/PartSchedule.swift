@@ -23,8 +23,8 @@ struct PartSchedule {
                 / ForwardSchedule.multiplyAddsPerNanosecond,
             nanosecondsPerWorker: attention.nanosecondsPerWorker, threads: attention.threads)
         (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
-        packsAsItGoes =
-            attention.groupHeads * shape.queries <= ForwardSchedule.rowsUnpacked && attention.preparation == nil
+        let mostRows = ForwardSchedule.rowsUnpacked(shape, attention.products, attention.kernels.reading)
+        packsAsItGoes = attention.groupHeads * shape.queries <= mostRows && attention.preparation == nil
         kernelBytes = ForwardSchedule.Memory.forwardBytes(shape)
         stateBytes = AlignedMemory.aligned(
             attention.kernels.queryBlock * qattn_state_floats(shape.valueDimension) * MemoryLayout<Float>.stride)
