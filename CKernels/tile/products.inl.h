@@ -27,7 +27,7 @@ typedef struct tile_task {
     size_t head_dim, head_lanes, value_lanes;
     ptrdiff_t key_step; /* bytes from one key to the next, of keys as rows; and the last one there is */
     size_t last_key;
-    bool in_quarters; /* how rows are read */
+    bool in_quarters;        /* how rows are read */
     const char *query_pairs; /* bfloat16 pairs over keys as rows: [head_dim / 2][rows][2] */
     size_t value_stride;     /* elements from one key's values to the next's; 0: in panels, after blocks.inl.h */
     tile_scratch *scratch;
