@@ -111,6 +111,8 @@ extension PartwiseAttention {
     /// every row the keys come in ascending order, and for every key the rows come in ascending order of `groupHead`, and for
     /// each of these in ascending order of their places: blocks of 64 keys and of 64 rows are summed by themselves, so rows
     /// begin at a query of the sequence whose number is a multiple of 64. Pairs that see nothing of each other may be left out.
+    /// Before the first call the gradients are +0, or what is to be added to: no -0, and with products of bfloat16 below 2^80, which
+    /// `Attention` sees to by itself.
     ///
     /// Rows and keys are those that are multiplied: where they are normalised or rotated before, those of ``prepareQueries(_:into:)``
     /// and ``prepareKeys(_:of:into:)`` of a problem with positions, brought to one without, and their gradients brought back.
