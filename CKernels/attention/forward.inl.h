@@ -49,8 +49,7 @@ QATTN_INLINE void touch_runs(const qattn_forward_args *args, const qattn_pack_ar
     if (touches_values) QATTN_FUNCTION(touch_far)(rows->values, count * value_bytes);
 }
 
-/* While few rows read the keys of a block where they stand, they ask for the next block's keys, and with the values for
- * its values, in quarters: one row over float32 of d 128 reads 13 to 15 GB/s from an Emerald Rapids' memory, and 7.5 after
+/* While a call multiplies a block's keys it asks for the keys of the next block, and then for its values, in quarters: one row over float32 of d 128 reads 13 to 15 GB/s from an Emerald Rapids' memory, and 7.5 after
  * touch_runs. */
 QATTN_INLINE block_prefetch ask_for_next_rows(const qattn_forward_args *args, const qattn_pack_args *rows, size_t block,
                                               size_t block_end) {

@@ -28,15 +28,21 @@ QATTN_INLINE void finish_rows(const qattn_forward_args *args, const row_place *p
     }
 }
 
+/* 1. of keys that stand as rows. */
+QATTN_INLINE void tile_products_in_place(tile_task *task, const qattn_forward_args *args, size_t count) {
+#if defined(QATTN_TILE_UNIT)
+    if (in_pairs(args->blocks.storage)) {
+        TILE_CALL(tile_pair_row_scores, count, task);
+        return;
+    }
+#endif
+    tile_row_products(task, args->unpacked->key_storage, count);
+}
+
 /* 1., up to the finished scores, in memory: of `count` rows. */
 QATTN_INLINE void tile_finished_scores(tile_task *task, const qattn_forward_args *args, const row_place *places,
                                        size_t count, size_t block_first) {
-#if defined(QATTN_TILE_UNIT)
-    if (task->key_step && in_pairs(args->blocks.storage)) TILE_CALL(tile_pair_row_scores, count, task);
-    else
-#endif
-        if (task->key_step)
-        tile_row_products(task, args->unpacked->key_storage, count);
+    if (task->key_step) tile_products_in_place(task, args, count);
     else TILE_CALL_STORAGE(tile_products, args->blocks.storage, count, task)
     finish_rows(args, places, task->scratch->visible, task->scratch->all, count, block_first, task->scratch->weights);
 }
@@ -77,13 +83,14 @@ QATTN_INLINE void tile_finished(tile_task *task, const qattn_forward_args *args,
                                 size_t count, size_t block_first) {
     tile_finished_scores(task, args, ws->places + i, count, block_first);
     tile_weights(task, args, ws, i, count);
+    if (!ws->value_lanes) return;
 #if defined(QATTN_TILE_UNIT)
-    if (task->value_stride && in_pairs(ws->value_storage) && ws->value_lanes) {
+    if (task->value_stride && in_pairs(ws->value_storage)) {
         TILE_CALL(tile_pair_row_values, count, task);
         return;
     }
 #endif
-    if (ws->value_lanes) TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
+    TILE_CALL_STORAGE(tile_values, ws->value_storage, count, task)
 }
 
 QATTN_INLINE block_parts block_number(const qattn_forward_args *args, const forward_workspace *ws, size_t block) {

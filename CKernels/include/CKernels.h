@@ -330,7 +330,7 @@ typedef struct qattn_kernels {
  * Valid for ever, safe from any thread. */
 const qattn_kernels *const *qattn_available_kernels(size_t *count);
 
-/* How a set's kernels best read packed blocks that come from memory, on this CPU. */
+/* How a set's kernels best read packed blocks, or rows as they stand, that come from memory, on this CPU. */
 typedef struct qattn_reading {
     bool in_quarters;   /* four places of a block are asked for at once; else one run of it */
     size_t cache_bytes; /* calls that read more of packed blocks find them in memory: beyond_caches */

@@ -97,9 +97,9 @@ QATTN_INLINE void load_row_words(const char *row, row_pass pass, f32x16 vectors[
     QATTN_UNROLL
     for (size_t w = 0; w < pass.words; w++) {
         const u16x32 x = bf16x32_load_rows(row + w * ROW_SEGMENT_BYTES, pass.ends ? QATTN_LANES : SEGMENT);
-        const u32x16 pairs = (u32x16)bf16x32_factors_of(x);
-        vectors[2 * w] = f32x16_from_bits(pairs << 16);
-        vectors[2 * w + 1] = f32x16_from_bits(pairs & 0xffff0000u);
+        const u16x32 factors = bf16x32_factors_of(x);
+        vectors[2 * w] = bf16x32_widen_half(&factors, false);
+        vectors[2 * w + 1] = bf16x32_widen_half(&factors, true);
     }
 }
 

@@ -147,8 +147,8 @@ extension [AttentionCase] {
         }
     }
 
-    /// One to seven rows over keys and values of bfloat16, which tile instructions and fma read where they stand; the last
-    /// block, of fewer than 64 keys, is packed.
+    /// One to seven rows over keys and values of bfloat16, which tile instructions and fma read where they stand; of 1090 keys
+    /// the last block, of fewer than 64, is packed.
     @Test("few queries over rows of bfloat16", arguments: sets, 1...7)
     func rowsInPlace(kernels: KernelSet, queries: Int) throws {
         for family in InputFamily.allCases {

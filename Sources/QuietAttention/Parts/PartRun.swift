@@ -109,7 +109,7 @@ struct PartRun: @unchecked Sendable {
             let unpacked = packArguments(head: keyHead, 0..<chunk.count, into: arguments.blocks)
             withUnsafePointer(to: unpacked) {
                 arguments.unpacked = $0
-                (arguments.beyond_caches, arguments.in_quarters) = (true, attention.kernels.reading.in_quarters)
+                (arguments.beyond_caches, arguments.in_quarters) = (true, schedule.readsInQuarters)
                 kernels.pointee.forward(&arguments)
             }
         } else {

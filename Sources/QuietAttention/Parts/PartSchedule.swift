@@ -12,8 +12,8 @@ struct PartSchedule {
     private let chunks: Int
     let counters: Int
     let byteCount: Int
-    /// Whether so few rows read a key that it is not packed before.
-    let packsAsItGoes: Bool
+    /// Whether so few rows read a key that it is not packed before; and how such rows ask for keys.
+    let packsAsItGoes, readsInQuarters: Bool
 
     init(_ attention: PartwiseAttention) {
         let shape = attention.shape
@@ -23,7 +23,9 @@ struct PartSchedule {
                 / ForwardSchedule.multiplyAddsPerNanosecond,
             nanosecondsPerWorker: attention.nanosecondsPerWorker, threads: attention.threads)
         (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
-        let mostRows = ForwardSchedule.rowsUnpacked(shape, attention.products, attention.kernels.reading)
+        let reading = attention.kernels.reading
+        readsInQuarters = reading.in_quarters
+        let mostRows = ForwardSchedule.rowsUnpacked(shape, attention.products, reading)
         packsAsItGoes = attention.groupHeads * shape.queries <= mostRows && attention.preparation == nil
         kernelBytes = ForwardSchedule.Memory.forwardBytes(shape)
         stateBytes = AlignedMemory.aligned(
