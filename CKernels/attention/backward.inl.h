@@ -177,7 +177,7 @@ QATTN_INLINE void take_deltas(gradient_call *call) {
 
 /* 1. and 2. of products of bfloat16. */
 QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, size_t block) {
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
     const block_parts keys = pair_keys(call, block - call->block_begin);
     const bool finite = call->queries_finite && call->gradients_finite && !*not_finite(keys);
     if (call->rule.plain && (sight == SEES_ALL || finite)) {
@@ -187,7 +187,7 @@ QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, siz
 #endif
     panel_weights(call, sight, block, false, NULL);
     clear_unused_rows(call);
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
     factor *const w_factors = call->pair_factors + FACTOR_MATRIX;
     QATTN_FUNCTION(turn_factors)(call->weights, QATTN_LEAST_FACTOR, call->pair_factors, NULL);
     QATTN_FUNCTION(turn_factors)(call->products, QATTN_LEAST_GRADIENT_FACTOR, w_factors, w_factors + FACTOR_MATRIX);

@@ -21,7 +21,7 @@ typedef struct factor_rows_task {
 } factor_rows_task;
 
 QATTN_INLINE void store_factors(factor *to, f32x16 x) {
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
     *(u16x16_unaligned *)to = __builtin_convertvector(f32x16_bits(x) >> 16, u16x16);
 #else
     f32x16_store(to, x);
@@ -71,7 +71,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(round_to_factors)(float *ro
         f32x16_store(rows + n, bf16x16_factor_from(f32x16_load(rows + n), least));
 }
 
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
 /* The factors of 32 numbers; those below `least`, a power of two, are +0. */
 QATTN_INLINE u16x32 bf16x32_factors(f32x16 first, f32x16 second, float least) {
 #if defined(QATTN_AVX512)

@@ -20,6 +20,8 @@
 #include "memory/prefetch.inl.h"
 #if defined(QATTN_TILE_UNIT)
 #include "attention/integer_bands.inl.h"
+#endif
+#if defined(QATTN_BANDS)
 #include "attention/pair_bands.inl.h"
 #endif
 
@@ -199,10 +201,14 @@ QATTN_INLINE void forward_block(tile_task *task, const qattn_forward_args *args,
     prefetch_cursor next = prefetch_begin(&next_block, 1);
     const size_t share = (prefetch_line_count(&next_block, 1) + ws->tiles - 1) / ws->tiles;
 #if defined(QATTN_TILE_UNIT)
+    if (ws->bands && args->blocks.storage == QATTN_INT8) {
+        QATTN_FUNCTION(integer_bands)(args, ws, task->block, block_first, &next, 2 * share);
+        return;
+    }
+#endif
+#if defined(QATTN_BANDS)
     if (ws->bands) {
-        if (args->blocks.storage == QATTN_INT8)
-            QATTN_FUNCTION(integer_bands)(args, ws, task->block, block_first, &next, 2 * share);
-        else QATTN_FUNCTION(pair_bands)(args, ws, block, block + 1, false);
+        QATTN_FUNCTION(pair_bands)(args, ws, block, block + 1, false);
         return;
     }
 #endif
@@ -257,7 +263,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *t
  */
 QATTN_INLINE void forward_chunk(tile_task *task, const qattn_forward_args *args, forward_workspace *ws, size_t begin,
                                 size_t end, size_t block_end) {
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
     if (ws->bands && args->blocks.storage == QATTN_BFLOAT16_PAIRS && !args->unpacked) {
         reset_state(ws->chunk, ws, false);
         QATTN_FUNCTION(pair_bands)(args, ws, begin, end, true);

@@ -9,11 +9,9 @@
 #include "attention/band_rows.inl.h"
 #include "simd/bf16_weights.h"
 #include "tile/factor_products.inl.h"
-#include "tile/unit_products.inl.h"
 
-_Static_assert(SEGMENT_BYTES == UNIT_TILE_BYTES, "segments of a block are tiles");
 
-enum { BAND_BLOCKS = UNIT_MATRICES, MOST_BYTES_ASKED_FOR = 16384 };
+enum { BAND_BLOCKS = BAND_MATRICES, MOST_BYTES_ASKED_FOR = 16384 };
 
 /* What a band has in memory between the steps for two blocks. */
 typedef struct pair_band {
@@ -40,28 +38,19 @@ QATTN_INLINE void begin_pair_band(const qattn_forward_args *args, const forward_
     for (size_t n = 0; n < BAND_BLOCKS; n++) x->blocks[n].all = 0, x->blocks[n].scores = x->scores;
 }
 
-/* Sums of products of all rows of a band. */
-QATTN_INLINE unit_product pair_product_of_band(unit_product x, const band *band) {
-    x.a_segment = UNIT_ROW_BYTES;
-    x.a_second = UNIT_ROWS * x.a_row;
-    x.c_second = UNIT_ROWS * x.c_row;
-    x.second = band->count > UNIT_ROWS;
-    return x;
-}
-
 /* 1. of a block, but for factors. */
 QATTN_INLINE void pair_band_products(const forward_workspace *ws, const band *band, band_block *x) {
     const size_t segments = ws->head_lanes / SEGMENT;
-    const unit_product product = {.a = (const char *)(ws->queries + band->first * ws->head_lanes),
-                                  .a_row = ws->head_lanes * sizeof(float),
-                                  .segments = segments,
-                                  .matrices = 1,
-                                  .b = {x->parts.keys},
-                                  .b_vector = segments * SEGMENT_BYTES,
-                                  .vectors = BLOCK_VECTORS,
-                                  .c = (char *)x->scores,
-                                  .c_row = sizeof *x->scores};
-    unit_sums(pair_product_of_band(product, band), false);
+    band_sums((band_product){.a = (const char *)(ws->queries + band->first * ws->head_lanes),
+                             .a_row = ws->head_lanes * sizeof(float),
+                             .rows = band->count,
+                             .segments = segments,
+                             .matrices = 1,
+                             .b = {x->parts.keys},
+                             .b_vector = segments * SEGMENT_BYTES,
+                             .vectors = BLOCK_VECTORS,
+                             .c = x->scores[0],
+                             .c_step = QATTN_KEY_BLOCK});
 }
 
 /* Scores as they are compared: finished, or still without their factors. */
@@ -129,17 +118,17 @@ QATTN_INLINE uint32_t moved_rows(const band *band, const band_block *block) {
 
 /* 3. of blocks [first, end), whose values are finite. */
 QATTN_INLINE void pair_band_values(const forward_workspace *ws, pair_band *x, size_t first, size_t end) {
-    const unit_product product = {.a = (const char *)x->weights[0][first],
-                                  .a_row = sizeof *x->weights,
-                                  .segments = KEY_SEGMENTS,
-                                  .matrices = end - first,
-                                  .b = {x->blocks[first].parts.values, x->blocks[end - 1].parts.values},
-                                  .b_vector = VALUE_BYTES,
-                                  .vectors = ws->value_lanes / QATTN_LANES,
-                                  .c = (char *)(ws->chunk.out + x->band.first * ws->value_lanes),
-                                  .c_row = ws->value_lanes * sizeof(float),
-                                  .adds = x->has_sums};
-    unit_sums(pair_product_of_band(product, &x->band), false);
+    band_sums((band_product){.a = (const char *)x->weights[0][first],
+                             .a_row = sizeof *x->weights,
+                             .rows = x->band.count,
+                             .segments = KEY_SEGMENTS,
+                             .matrices = end - first,
+                             .b = {x->blocks[first].parts.values, x->blocks[end - 1].parts.values},
+                             .b_vector = VALUE_BYTES,
+                             .vectors = ws->value_lanes / QATTN_LANES,
+                             .c = ws->chunk.out + x->band.first * ws->value_lanes,
+                             .c_step = ws->value_lanes,
+                             .adds = x->has_sums});
     x->has_sums = true;
 }
 

@@ -152,7 +152,7 @@ QATTN_INLINE void panel_pair_products(gradient_call *call, size_t slot) {
 
 enum { FACTOR_MATRIX = QATTN_KEY_BLOCK * QATTN_KEY_BLOCK };
 
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
 /* 2. of 32 rows from row `first` on, of softmax alone: from q.k and dout.v, the first rows of weights and products, to
  * factors. */
 QATTN_INLINE void segment_gradients(const gradient_call *call, size_t first, bool masked) {
@@ -230,7 +230,7 @@ typedef struct pair_sum_task {
 QATTN_INLINE void add_pair_sums(const gradient_call *call, block_sight sight, const pair_sum_task *task) {
     const bool by_columns = task->by_columns;
     const factor_product product = {
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
         .a = {task->factors, QATTN_KEY_BLOCK, 1},
 #else
         .a = {task->weights, by_columns ? 1 : QATTN_KEY_BLOCK, by_columns ? QATTN_KEY_BLOCK : 1},

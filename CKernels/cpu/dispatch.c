@@ -12,7 +12,8 @@
 
 extern const qattn_kernels qattn_kernels_portable;
 #if defined(__x86_64__)
-extern const qattn_kernels qattn_kernels_x86_64_v3, qattn_kernels_x86_64_v4, qattn_kernels_x86_64_amx;
+extern const qattn_kernels qattn_kernels_x86_64_v3, qattn_kernels_x86_64_v4, qattn_kernels_x86_64_v4_bf16,
+    qattn_kernels_x86_64_amx;
 #elif defined(__aarch64__)
 extern const qattn_kernels qattn_kernels_arm64_neon;
 #endif
@@ -44,28 +45,40 @@ static bool tile_unit_is_ours(void) {
 }
 #endif
 
-const qattn_kernels *const *qattn_available_kernels(size_t *count) {
-#if defined(__x86_64__)
-    static const qattn_kernels *const best_first[] = {&qattn_kernels_x86_64_amx, &qattn_kernels_x86_64_v4,
-                                                      &qattn_kernels_x86_64_v3, &qattn_kernels_portable};
-    /* The words are those of the sets' target regions, and cover the operating system's part too. */
-    __builtin_cpu_init();
-    const size_t skipped = __builtin_cpu_supports("x86-64-v4")   ? !tile_unit_is_ours()
-                           : __builtin_cpu_supports("x86-64-v3") ? 2
-                                                                 : 3;
-#elif defined(__aarch64__)
-    static const qattn_kernels *const best_first[] = {&qattn_kernels_arm64_neon, &qattn_kernels_portable};
-    const size_t skipped = 0; /* NEON is part of 64-bit ARM */
-#else
-    static const qattn_kernels *const best_first[] = {&qattn_kernels_portable};
-    const size_t skipped = 0;
-#endif
-    *count = sizeof best_first / sizeof *best_first - skipped;
+/* The sets of a list of so many but for the first. */
+static const qattn_kernels *const *sets_behind(const qattn_kernels *const *best_first, size_t length, size_t skipped,
+                                               size_t *count) {
+    *count = length - skipped;
     return best_first + skipped;
 }
 
+#define SETS_BEHIND(best_first, skipped, count)                                                                        \
+    sets_behind(best_first, sizeof best_first / sizeof *best_first, skipped, count)
+
+const qattn_kernels *const *qattn_available_kernels(size_t *count) {
+#if defined(__x86_64__)
+    /* A dot of two products takes the time of one multiply-add on AMD's CPUs, and of four on Intel's. */
+    static const qattn_kernels *const best_of_intel[] = {&qattn_kernels_x86_64_amx, &qattn_kernels_x86_64_v4,
+                                                         &qattn_kernels_x86_64_v4_bf16, &qattn_kernels_x86_64_v3,
+                                                         &qattn_kernels_portable};
+    static const qattn_kernels *const best_of_others[] = {&qattn_kernels_x86_64_v4_bf16, &qattn_kernels_x86_64_v4,
+                                                          &qattn_kernels_x86_64_v3, &qattn_kernels_portable};
+    /* The words are those of the sets' target regions, and cover the operating system's part too. */
+    __builtin_cpu_init();
+    const bool v4 = __builtin_cpu_supports("x86-64-v4"), dots = v4 && __builtin_cpu_supports("avx512bf16");
+    if (dots && __builtin_cpu_is("intel")) return SETS_BEHIND(best_of_intel, !tile_unit_is_ours(), count);
+    return SETS_BEHIND(best_of_others, dots ? 0 : v4 ? 1 : __builtin_cpu_supports("x86-64-v3") ? 2 : 3, count);
+#elif defined(__aarch64__)
+    static const qattn_kernels *const best_first[] = {&qattn_kernels_arm64_neon, &qattn_kernels_portable};
+    return SETS_BEHIND(best_first, 0, count); /* NEON is part of 64-bit ARM */
+#else
+    static const qattn_kernels *const best_first[] = {&qattn_kernels_portable};
+    return SETS_BEHIND(best_first, 0, count);
+#endif
+}
+
 /* Whether a set has tile instructions, emulated ones included. */
-static bool has_tile_unit(const qattn_kernels *kernels) { return kernels->tile_probe != NULL; }
+static bool has_tile_unit(const qattn_kernels *kernels) { return kernels->has_tiles; }
 
 /* Intel's CPUs with AVX-512, which are servers with few exceptions, are read in quarters. Blocks of more than a megabyte count as in memory
  * there, half of what L2 has on those with tile instructions: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes
@@ -76,7 +89,8 @@ qattn_reading qattn_reading_of(const qattn_kernels *kernels) {
     bool in_quarters = has_tile_unit(kernels);
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    in_quarters |= kernels == &qattn_kernels_x86_64_v4 && __builtin_cpu_is("intel");
+    in_quarters |= (kernels == &qattn_kernels_x86_64_v4 || kernels == &qattn_kernels_x86_64_v4_bf16) &&
+                   __builtin_cpu_is("intel");
 #endif
     return (qattn_reading){in_quarters, in_quarters ? 1 << 20 : 64 << 20};
 }

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* probe.inl.h - the machine's ceilings, as this instruction set can reach them: multiply-adds, of float32 and in tiles of
- * bfloat16, and memory reads. */
+/* probe.inl.h - the machine's ceilings, as this instruction set can reach them: multiply-adds of float32, products of pairs
+ * of bfloat16, and memory reads. */
 #ifndef QATTN_PROBE_INL_H
 #define QATTN_PROBE_INL_H
 
 #include "simd/vector.h"
 #if defined(QATTN_TILE_UNIT)
 #include "simd/tile_unit.h"
+#elif defined(QATTN_BANDS)
+#include "simd/pair_dot.h"
 #endif
 
 /* Independent chains: AVX-512 and AVX2 start two a cycle at most and take four cycles, NEON four and four. */
@@ -31,11 +33,11 @@ static float QATTN_FUNCTION(fma_probe)(size_t rounds) {
 }
 
 #if defined(QATTN_TILE_UNIT)
-enum { TILE_PROBE_FLOPS = UNIT_SUMS * UNIT_ROWS * QATTN_LANES * QATTN_PAIR_SEGMENT * 2 };
+enum { PAIR_PROBE_FLOPS = UNIT_SUMS * UNIT_ROWS * QATTN_LANES * QATTN_PAIR_SEGMENT * 2 };
 
 /* Products as bands take them, 32 rows by 32 columns, of tiles that stay where they are: 1 times 1, since zeros would let the
  * clock rise. */
-static float QATTN_FUNCTION(tile_probe)(size_t rounds) {
+static float QATTN_FUNCTION(pair_probe)(size_t rounds) {
     uint16_t ones[QATTN_LANES * UNIT_ROW_BYTES / sizeof(uint16_t)];
     float sums[UNIT_ROWS * QATTN_LANES];
     for (size_t i = 0; i < sizeof ones / sizeof *ones; i++) ones[i] = 0x3f80;
@@ -57,6 +59,23 @@ static float QATTN_FUNCTION(tile_probe)(size_t rounds) {
     unit_store(0, sums, UNIT_ROW_BYTES);
     tile_unit_end();
     return sums[0];
+}
+#elif defined(QATTN_BANDS)
+enum { PAIR_PROBE_FLOPS = FMA_PROBE_CHAINS * QATTN_LANES * 4 };
+
+static float QATTN_FUNCTION(pair_probe)(size_t rounds) {
+    f32x16 chain[FMA_PROBE_CHAINS];
+    QATTN_UNROLL
+    for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_splat(0);
+    const uint32_t one = 0x3f803f80u;
+    const u32x16 ones = (u32x16)one;
+    for (size_t n = 0; n < rounds; n++) {
+        QATTN_UNROLL
+        for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = pair_dot(chain[i], &one, ones);
+    }
+    f32x16 sum = chain[0];
+    __asm__ volatile("" : : "m"(chain)); /* nor all chains but the first */
+    return sum[0];
 }
 #endif
 

@@ -271,10 +271,11 @@ typedef struct qattn_backward_args {
 
 /* One instruction set's kernels. */
 typedef struct qattn_kernels {
-    const char *name;   /* portable, x86_64_v3, x86_64_v4, x86_64_amx, arm64_neon */
+    const char *name;   /* portable, x86_64_v3, x86_64_v4, x86_64_v4_bf16, x86_64_amx, arm64_neon */
     size_t tile_rows;   /* rows that share the loads of keys and values: calls of a multiple of it waste none */
     size_t query_block; /* rows of a call that stay in cache while the keys pass by; at most QATTN_QUERY_BLOCK */
-    size_t band_rows;   /* tile_rows of int8 and bfloat16 pairs by tile instructions, or 0 where there are none */
+    size_t band_rows;   /* tile_rows of bfloat16 pairs where instructions multiply pairs, or 0 where there are none */
+    bool has_tiles;     /* these are tile instructions, which multiply int8, too, in bands of as many rows */
     void (*prepare)(const qattn_prepare_args *args);
     void (*pack)(const qattn_pack_args *args);
     void (*forward)(const qattn_forward_args *args);
@@ -311,13 +312,14 @@ typedef struct qattn_kernels {
     /* Ceilings, for benchmarks; the results only keep the work from being optimised away.
      *
      * fma_probe    n rounds of independent fused multiply-adds, and the float operations that one round counts
-     * tile_probe   the same of tiles of bfloat16 (32 n on return); NULL where they are multiplied by fused multiply-adds
+     * pair_probe   the same of products of bfloat16 by instructions that multiply pairs of 1 by 1, and their sum on return: 32 n
+     *              by tiles, 2 n by dots; NULL where they are multiplied by fused multiply-adds
      * read_probe   a sum over n floats, read from 1, 2, 4 or QATTN_READ_STREAMS places side by side: CPUs differ in
      *              which is fastest */
     float (*fma_probe)(size_t rounds);
     size_t fma_probe_flops;
-    float (*tile_probe)(size_t rounds);
-    size_t tile_probe_flops;
+    float (*pair_probe)(size_t rounds);
+    size_t pair_probe_flops;
     float (*read_probe)(const float *data, size_t count, size_t streams);
     /* out[i] = 2^x[i] for x[i] <= 126, log2(x[i]) for positive normal x[i], and tanh(x[i]), as every kernel computes
      * them. out may be x. */

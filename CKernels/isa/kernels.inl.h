@@ -39,8 +39,11 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .name = QATTN_STRING(QATTN_ISA),
     .tile_rows = TILE_ROWS,
     .query_block = QUERY_TILES * TILE_ROWS,
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
     .band_rows = BAND_ROWS,
+#endif
+#if defined(QATTN_TILE_UNIT)
+    .has_tiles = true,
 #endif
     .prepare = QATTN_FUNCTION(enter_prepare),
     .pack = QATTN_FUNCTION(enter_pack),
@@ -57,9 +60,9 @@ const qattn_kernels QATTN_FUNCTION(kernels) = {
     .log_scale_gradients = QATTN_FUNCTION(enter_log_scale_gradients),
     .fma_probe = QATTN_FUNCTION(fma_probe),
     .fma_probe_flops = FMA_PROBE_FLOPS,
-#if defined(QATTN_TILE_UNIT)
-    .tile_probe = QATTN_FUNCTION(tile_probe),
-    .tile_probe_flops = TILE_PROBE_FLOPS,
+#if defined(QATTN_BANDS)
+    .pair_probe = QATTN_FUNCTION(pair_probe),
+    .pair_probe_flops = PAIR_PROBE_FLOPS,
 #endif
     .read_probe = QATTN_FUNCTION(read_probe),
     .exp2 = QATTN_FUNCTION(enter_exp2),

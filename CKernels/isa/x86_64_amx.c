@@ -9,6 +9,7 @@
 #define QATTN_ISA       x86_64_amx
 #define QATTN_AVX512    1
 #define QATTN_TILE_UNIT 1
+#define QATTN_BANDS     1
 #define QATTN_VECTORS   4
 QATTN_TARGET_BEGIN("arch=x86-64-v4,no-prefer-256-bit,avx512bf16,amx-tile,amx-bf16,amx-int8")
 #include "isa/kernels.inl.h"

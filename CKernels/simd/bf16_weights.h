@@ -20,7 +20,7 @@ QATTN_INLINE f32x16 bf16x16_weight(f32x16 x) { return bf16x16_factor(f32x16_shor
 
 /* x[i] becomes the factor nearest to 2^x[i], and weights the same as bfloat16, for x[i] <= 126. */
 QATTN_INLINE void bf16x64_weights(f32x16 x[4], void *weights) {
-#if defined(QATTN_TILE_UNIT) && defined(QATTN_AVX512)
+#if defined(QATTN_BANDS) && defined(QATTN_AVX512)
     QATTN_UNROLL
     for (int v = 0; v < 4; v++) x[v] = f32x16_short_exp2(x[v], QATTN_LEAST_WEIGHT_EXPONENT);
     const __m512i low = _mm512_set_epi16(QATTN_WORDS_AS_FLOATS(0)), high = _mm512_set_epi16(QATTN_WORDS_AS_FLOATS(16));

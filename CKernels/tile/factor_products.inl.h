@@ -9,12 +9,13 @@
 #ifndef QATTN_FACTOR_PRODUCTS_INL_H
 #define QATTN_FACTOR_PRODUCTS_INL_H
 
+#if defined(QATTN_BANDS)
+#include "tile/band_products.inl.h"
+#else
 #include "tile/pair_tiles.inl.h"
-#if defined(QATTN_TILE_UNIT)
-#include "tile/unit_products.inl.h"
 #endif
 
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
 typedef uint16_t factor;
 enum { SUM_ROWS = BAND_ROWS }; /* of c at once */
 #else
@@ -42,7 +43,7 @@ typedef struct factor_product {
     bool adds; /* to what is in c, or to 0 */
 } factor_product;
 
-#if !defined(QATTN_TILE_UNIT)
+#if !defined(QATTN_BANDS)
 QATTN_INLINE void make_factor_products(const factor_product *x, bool by_columns) {
     for (size_t r = 0; r < x->rows; r += SUM_ROWS) {
         const pair_product product = {.a = x->a.base + r * x->a.row,
@@ -61,23 +62,19 @@ QATTN_INLINE void make_factor_products(const factor_product *x, bool by_columns)
 #endif
 
 static __attribute__((noinline)) void QATTN_FUNCTION(factor_products)(const factor_product *x) {
-#if defined(QATTN_TILE_UNIT)
+#if defined(QATTN_BANDS)
     for (size_t r = 0; r < x->rows; r += SUM_ROWS) {
-        const unit_product product = {.a = (const char *)(x->a.base + r * x->a.row),
-                                      .a_row = x->a.row * sizeof(factor),
-                                      .a_segment = UNIT_ROW_BYTES,
-                                      .a_second = UNIT_ROWS * x->a.row * sizeof(factor),
-                                      .segments = x->segments,
-                                      .second = x->rows - r > UNIT_ROWS,
-                                      .matrices = 1,
-                                      .b = {x->b},
-                                      .b_vector = x->b_vector,
-                                      .vectors = x->vectors,
-                                      .c = (char *)(x->c + r * x->c_step),
-                                      .c_row = x->c_step * sizeof(float),
-                                      .c_second = UNIT_ROWS * x->c_step * sizeof(float),
-                                      .adds = x->adds};
-        unit_sums(product, false);
+        band_sums((band_product){.a = (const char *)(x->a.base + r * x->a.row),
+                                 .a_row = x->a.row * sizeof(factor),
+                                 .rows = qattn_min(x->rows - r, SUM_ROWS),
+                                 .segments = x->segments,
+                                 .matrices = 1,
+                                 .b = {x->b},
+                                 .b_vector = x->b_vector,
+                                 .vectors = x->vectors,
+                                 .c = x->c + r * x->c_step,
+                                 .c_step = x->c_step,
+                                 .adds = x->adds});
     }
 #else
     if (x->a.element == 1) make_factor_products(x, false);

@@ -37,14 +37,14 @@ struct Measurement {
 
         // Measuring the machine takes no longer than measuring attention; each repeats five times at least.
         let peakSeconds = min(limit / Double(Self.turns), 0.1)
-        let usesTiles = problem.products == .bfloat16 && kernels.hasTiles
+        let multipliesPairs = problem.products == .bfloat16 && kernels.multipliesPairs
         var times: [Double] = []
-        var (fmaPeak, tilePeak) = (0.0, 0.0)
+        var (fmaPeak, pairPeak) = (0.0, 0.0)
         func measurePeaks() {
             fmaPeak = max(fmaPeak, MachineCeilings.fmaPeak(threads: threads, kernels: kernels, seconds: peakSeconds))
-            guard usesTiles else { return }
-            let peak = MachineCeilings.tilePeak(threads: threads, kernels: kernels, seconds: peakSeconds)
-            tilePeak = max(tilePeak, peak ?? 0)
+            guard multipliesPairs else { return }
+            let peak = MachineCeilings.pairPeak(threads: threads, kernels: kernels, seconds: peakSeconds)
+            pairPeak = max(pairPeak, peak ?? 0)
         }
         var memory = ReadTurns(MachineCeilings.ReadProbe(threads: threads, kernels: kernels))
         for turn in 1...Self.turns {
@@ -59,7 +59,7 @@ struct Measurement {
             memory.measure(seconds: min(share, 0.1))
         }
         measurePeaks()
-        (self.fmaPeak, productsPeak) = (fmaPeak, usesTiles ? tilePeak : fmaPeak)
+        (self.fmaPeak, productsPeak) = (fmaPeak, multipliesPairs ? pairPeak : fmaPeak)
 
         (median, minimum) = (times.median, times.min()!)
         (runs, callsPerRun) = (times.count, calls)

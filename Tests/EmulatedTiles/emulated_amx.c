@@ -7,6 +7,7 @@
 
 #define QATTN_ISA            emulated_amx
 #define QATTN_TILE_UNIT      1
+#define QATTN_BANDS          1
 #define QATTN_EMULATED_TILES 1
 #define QATTN_VECTORS        1
 #if defined(__x86_64__)

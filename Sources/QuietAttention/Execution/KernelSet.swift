@@ -11,7 +11,8 @@ import CKernels
     import Musl
 #endif
 
-/// The kernels of one instruction set: `portable`, `x86_64_v3`, `x86_64_v4`, `x86_64_amx` or `arm64_neon`.
+/// The kernels of one instruction set: `portable`, `x86_64_v3`, `x86_64_v4`, `x86_64_v4_bf16`,
+/// `x86_64_amx` or `arm64_neon`.
 ///
 /// All sets give the same bits; they differ in speed. The best one that the CPU runs is the default, unless the
 /// environment variable `QUIET_ATTENTION_KERNELS` names another.
@@ -43,16 +44,20 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
 
     public var description: String { name }
 
-    /// Whether products of bfloat16 are made by tile instructions; else they are fused multiply-adds of widened numbers.
-    package var hasTiles: Bool { functions.pointee.tile_probe != nil }
+    /// Whether products of bfloat16 and int8 are made by tile instructions.
+    package var hasTiles: Bool { functions.pointee.has_tiles }
+
+    /// Whether products of bfloat16 are made by instructions that multiply pairs, tile instructions or others; else they are
+    /// fused multiply-adds of widened numbers.
+    package var multipliesPairs: Bool { functions.pointee.pair_probe != nil }
 
     /// Most rows of a call.
     var queryBlock: Int { functions.pointee.query_block }
 
     /// Rows that share the loads of keys and values in blocks of that storage.
     func tileRows(_ storage: qattn_storage) -> Int {
-        let (tile, band) = (functions.pointee.tile_rows, functions.pointee.band_rows)
-        return band > 0 && (storage == QATTN_INT8 || storage == QATTN_BFLOAT16_PAIRS) ? band : tile
+        let inBands = storage == QATTN_INT8 ? hasTiles : storage == QATTN_BFLOAT16_PAIRS && multipliesPairs
+        return inBands ? functions.pointee.band_rows : functions.pointee.tile_rows
     }
 
     /// As many rows of a call over such blocks as waste nothing.

@@ -18,11 +18,11 @@ package enum MachineCeilings {
         return peak(of: functions.fma_probe, flops: functions.fma_probe_flops, threads: threads, seconds: seconds)
     }
 
-    /// The same of products of bfloat16 in tiles; nil where the set multiplies them by fused multiply-adds.
-    package static func tilePeak(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double? {
+    /// The same of products of bfloat16 by instructions that multiply pairs; nil where the set has fused multiply-adds for them.
+    package static func pairPeak(threads: Int, kernels: KernelSet, seconds: Double = 0.3) -> Double? {
         let functions = kernels.functions.pointee
-        guard let probe = functions.tile_probe else { return nil }
-        return peak(of: probe, flops: functions.tile_probe_flops, threads: threads, seconds: seconds)
+        guard let probe = functions.pair_probe else { return nil }
+        return peak(of: probe, flops: functions.pair_probe_flops, threads: threads, seconds: seconds)
     }
 
     private static func peak(

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* x86_64_v4_bf16.c - the kernels for x86-64-v4 with AVX512-BF16: those of x86_64_v4.c, and products of bfloat16 by dots of
+ * pairs. */
+#include "isa/isa.h"
+
+#if defined(__x86_64__)
+#pragma STDC FP_CONTRACT OFF /* the contract: an fma where one is written, nowhere else */
+
+#define QATTN_ISA     x86_64_v4_bf16
+#define QATTN_AVX512  1
+#define QATTN_BANDS   1
+#define QATTN_VECTORS 4
+QATTN_TARGET_BEGIN("arch=x86-64-v4,no-prefer-256-bit,avx512bf16")
+#include "isa/kernels.inl.h"
+QATTN_TARGET_END
+#endif
