@@ -265,10 +265,9 @@ _Static_assert(sizeof(row_totals) == TOTALS_FLOATS * sizeof(float), "what forwar
 /* Whether so many rows meet blocks of such a type in bands. */
 QATTN_INLINE bool takes_bands(qattn_storage storage, size_t rows) {
 #if defined(QATTN_TILE_UNIT)
-    if (storage == QATTN_INT8) return rows >= LEAST_INTEGER_BAND_ROWS;
-#endif
-#if defined(QATTN_BANDS)
-    return storage == QATTN_BFLOAT16_PAIRS && rows >= LEAST_PAIR_BAND_ROWS;
+    return in_pairs(storage) && rows >= (storage == QATTN_INT8 ? LEAST_INTEGER_BAND_ROWS : LEAST_PAIR_BAND_ROWS);
+#elif defined(QATTN_BANDS)
+    return storage == QATTN_BFLOAT16_PAIRS && rows >= LEAST_DOT_BAND_ROWS;
 #else
     (void)storage, (void)rows;
     return false;

@@ -10,8 +10,13 @@
 
 #include "simd/storage.h"
 
+#if defined(QATTN_EMULATED_DOTS)
+static _Thread_local size_t QATTN_FUNCTION(dots); /* of a thread, so far */
+#endif
+
 QATTN_INLINE f32x16 pair_dot(f32x16 c, const uint32_t *a, u32x16 b) {
 #if defined(QATTN_EMULATED_DOTS)
+    QATTN_FUNCTION(dots)++;
     const f32x16 high = f32x16_from_bits((u32x16)(*a & 0xffff0000u)), low = f32x16_from_bits((u32x16)(*a << 16));
     return f32x16_fma(low, f32x16_from_bits(b << 16), f32x16_fma(high, f32x16_from_bits(b & 0xffff0000u), c));
 #else

@@ -17,7 +17,8 @@ enum {
     BLOCK_VECTORS = QATTN_KEY_BLOCK / QATTN_LANES,
     PANEL_VECTORS = 4, /* columns of values, or of gradients, side by side */
     QUERY_TILES = QATTN_QUERY_BLOCK / TILE_ROWS,
-    /* Tile instructions multiply 16 rows, of which two make a band. Rows in bands are not cut into tiles of six. */
+    /* Tile instructions multiply 16 rows, of which two make a band, and dots 8, of which four do. Rows in bands are not cut
+     * into tiles of six. */
     UNIT_ROWS = 16,
     BAND_ROWS = 2 * UNIT_ROWS,
     QUERY_UNITS = (QATTN_QUERY_BLOCK + UNIT_ROWS - 1) / UNIT_ROWS,
@@ -27,6 +28,7 @@ enum {
     LEAST_INTEGER_BAND_ROWS = TILE_ROWS + 1,
     /* Up to so many rows are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
+    LEAST_DOT_BAND_ROWS = STREAMING_ROWS + 1,
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */
     QATTN_CHAINS = 4

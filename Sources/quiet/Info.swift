@@ -19,17 +19,18 @@ struct Info: ParsableCommand {
             AttentionShape(queryHeads: 1, queries: 1, keys: 1, headDimension: 1), sink: .softmax1)
         let available = KernelSet.available.map(\.name)
         let features = KernelSet.cpuFeatures
-        let hasTiles = attention.kernels.hasTiles
+        let kernels = attention.kernels
+        let hasTiles = kernels.hasTiles
         if json {
             let members: [(String, JSONValue)] = [
                 ("version", .string(Quiet.version)),
                 ("cpu", .string(Machine.cpu)),
                 ("cpu_features", .array(features.map(JSONValue.string))),
                 ("kernels_available", .array(available.map(JSONValue.string))),
-                ("kernels", .string(attention.kernels.name)),
-                ("bfloat16_products", .string(hasTiles ? "tiles" : "fma")),
+                ("kernels", .string(kernels.name)),
+                ("bfloat16_products", .string(hasTiles ? "tiles" : kernels.multipliesPairs ? "dots" : "fma")),
                 ("int8_products", .string(hasTiles ? "tiles" : "pairs")),
-                ("cache_reads", .string(attention.kernels.readsInQuarters ? "four" : "one")),
+                ("cache_reads", .string(kernels.readsInQuarters ? "four" : "one")),
                 ("threads", .integer(attention.threads)),
             ]
             try emit(JSONValue.object(members).text())
@@ -39,9 +40,9 @@ struct Info: ParsableCommand {
                 version   \(Quiet.version)
                 cpu       \(Machine.cpu)
                 features  \(features.joined(separator: " "))
-                kernels   \(attention.kernels.name), of \(available.joined(separator: ", "))
-                products  \(Self.products(byTiles: hasTiles))
-                caches    \(Self.reads(inQuarters: attention.kernels.readsInQuarters))
+                kernels   \(kernels.name), of \(available.joined(separator: ", "))
+                products  \(Self.products(kernels))
+                caches    \(Self.reads(inQuarters: kernels.readsInQuarters))
                 threads   \(attention.threads)
                 """)
         }
@@ -52,9 +53,9 @@ struct Info: ParsableCommand {
         inQuarters ? "read from memory in four places at once" : "read from memory in one run"
     }
 
-    private static func products(byTiles hasTiles: Bool) -> String {
-        hasTiles
-            ? "of many rows with bfloat16 and int8 by tile instructions"
-            : "of bfloat16 by fused multiply-adds, of int8 by pairs of 16-bit integers"
+    private static func products(_ kernels: KernelSet) -> String {
+        if kernels.hasTiles { return "of many rows with bfloat16 and int8 by tile instructions" }
+        let unit = kernels.multipliesPairs ? "of many rows with bfloat16 by dots of pairs" : "of bfloat16 by fused multiply-adds"
+        return unit + ", of int8 by pairs of 16-bit integers"
     }
 }

@@ -523,13 +523,14 @@ static bool is_among(const char *name, char **names, size_t count) {
     return count > 0;
 }
 
-/* The sets that this CPU offers, and the one whose tile instructions are emulated; of them those that are named, if any are.
+/* The sets that this CPU offers, and those whose instructions are emulated; of them those that are named, if any are.
  * Returns their number, or 0 when a name is none of theirs. */
 static size_t kernel_sets(const qattn_kernels *sets[MOST_SETS], char **names, size_t name_count) {
     size_t count, found = 0;
     const qattn_kernels *const *available = qattn_available_kernels(&count);
-    for (size_t i = 0; i <= count; i++) {
-        const qattn_kernels *set = i < count ? available[i] : qattn_emulated_kernels();
+    const qattn_kernels *const emulated[] = {qattn_emulated_tile_kernels(), qattn_emulated_dot_kernels()};
+    for (size_t i = 0; i < count + 2; i++) {
+        const qattn_kernels *set = i < count ? available[i] : emulated[i - count];
         if (name_count == 0 || is_among(set->name, names, name_count)) sets[found++] = set;
     }
     return name_count == 0 || found == name_count ? found : 0;

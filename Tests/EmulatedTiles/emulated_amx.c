@@ -16,6 +16,6 @@
 #endif
 #include "isa/kernels.inl.h"
 
-const qattn_kernels *qattn_emulated_kernels(void) { return &QATTN_FUNCTION(kernels); }
+const qattn_kernels *qattn_emulated_tile_kernels(void) { return &QATTN_FUNCTION(kernels); }
 size_t qattn_emulated_products(void) { return QATTN_FUNCTION(tiles).products; }
 bool qattn_emulated_tiles_are_held(void) { return QATTN_FUNCTION(tiles).shape.rows != 0; }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// BFloat16ProductsTests.swift - products of bfloat16: every kernel set, and the one with emulated tile instructions, against
+// BFloat16ProductsTests.swift - products of bfloat16: every kernel set, and those with emulated instructions, against
 // the reference, bit for bit.
 
 import AttentionReference
@@ -9,7 +9,7 @@ import SeededInputs
 import TestSupport
 import Testing
 
-private let sets = KernelSet.available + [.emulatedTiles]
+private let sets = KernelSet.available + KernelSet.emulated
 
 extension AttentionCase {
     fileprivate var ofBFloat16: AttentionCase {
@@ -216,6 +216,14 @@ extension [AttentionCase] {
         float32.products = .float32
         try requireReferenceBits(float32, .emulatedTiles)
         #expect(qattn_emulated_products() == products + 4)
+    }
+
+    @Test(arguments: [(4, false), (5, true), (30, true)])
+    func dotsAreUsed(queries: Int, areUsed: Bool) throws {
+        let shape = AttentionCase(queries: queries, keys: 65, headDimension: 33).ofBFloat16
+        let before = qattn_emulated_dots()
+        try requireReferenceBits(shape, .emulatedDots)
+        #expect((qattn_emulated_dots() > before) == areUsed)
     }
 }
 

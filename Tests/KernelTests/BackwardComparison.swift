@@ -9,7 +9,7 @@ import TestSupport
 extension ReferenceProducts {
     /// The sets that make such products: those of bfloat16 also by tile instructions, which are emulated.
     var kernelTables: [KernelTable] {
-        self == .bfloat16 ? KernelTable.available + [.emulated] : KernelTable.available
+        self == .bfloat16 ? KernelTable.available + KernelTable.emulated : KernelTable.available
     }
 }
 

@@ -173,15 +173,16 @@ import Testing
         }
     }
 
-    // MARK: - Tile instructions
+    // MARK: - Emulated instructions
 
     /// Without this the emulation could pass every test by never being used; and a thread that kept tiles would be slowed
     /// down.
     @Test(arguments: ReferenceProducts.all, normalisers.indices.prefix(2))
     func tilesAreUsedAndGivenBack(products: ReferenceProducts, number: Int) throws {
-        let before = qattn_emulated_products()
+        let before = qattn_emulated_products(), dots = qattn_emulated_dots()
         try requireReferenceGradients(Self.shape, products) { rules(number, &$0, &$1) }
         #expect((qattn_emulated_products() > before) == (products == .bfloat16))
+        #expect((qattn_emulated_dots() > dots) == (products == .bfloat16))
         #expect(!qattn_emulated_tiles_are_held())
     }
 }

@@ -14,7 +14,7 @@ import Testing
             digest == digestCase.expected, "the line would be\n\(digestCase.line(digest: digest))")
     }
 
-    @Test("kernels give the table's digests", arguments: KernelTable.available + [.emulated], DigestCase.all)
+    @Test("kernels give the table's digests", arguments: KernelTable.available + KernelTable.emulated, DigestCase.all)
     func kernels(kernels: KernelTable, digestCase: DigestCase) throws {
         guard AttentionCase.StorageChoice.available.contains(digestCase.storage) else { return }
         let call = DirectCall(storage: digestCase.storage)

@@ -18,7 +18,10 @@ struct KernelTable: Sendable, CustomStringConvertible {
     }()
 
     /// The kernels of `x86_64_amx`, their tile instructions in plain C.
-    static let emulated = KernelTable(functions: qattn_emulated_kernels())
+    static let emulatedTiles = KernelTable(functions: qattn_emulated_tile_kernels())
+
+    /// Also those of `x86_64_v4_bf16`, their dots in plain C.
+    static let emulated = [emulatedTiles, KernelTable(functions: qattn_emulated_dot_kernels())]
 
     var description: String { String(cString: functions.pointee.name) }
 }

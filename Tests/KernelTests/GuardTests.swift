@@ -76,7 +76,7 @@ import Testing
     /// Products of bfloat16 of rows that are multiplied where they stand, at any distance from each other, or packed, where
     /// they are no factors and where a block is not whole.
     @Test(
-        "rows of bfloat16 end and start at unmapped pages", arguments: KernelTable.available + [.emulated],
+        "rows of bfloat16 end and start at unmapped pages", arguments: KernelTable.available + KernelTable.emulated,
         [(300, InputFamily.unitNormal), (130, .subnormal), (67, .unitNormal)])
     func rowsOfBFloat16(kernels: KernelTable, inputs: (keys: Int, family: InputFamily)) throws {
         let shape = AttentionCase(queries: 13, keys: inputs.keys, headDimension: 112, valueDimension: 48) {

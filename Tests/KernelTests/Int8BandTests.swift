@@ -10,7 +10,7 @@ import TestSupport
 import Testing
 
 /// The set with tile instructions in plain C beside the best that this CPU has.
-private let sets = [KernelTable.emulated, KernelTable.available[0]]
+private let sets = [KernelTable.emulatedTiles, KernelTable.available[0]]
 
 @Suite struct Int8BandTests {
     /// Around the rows of a softmax tile (6), of a tile of the unit (16), of a band (32) and of a call (128 and 132).
@@ -147,7 +147,7 @@ private let sets = [KernelTable.emulated, KernelTable.available[0]]
     @Test(arguments: [(4, false), (6, false), (7, true), (30, true)])
     func tilesAreUsedAndGivenBack(queries: Int, areUsed: Bool) throws {
         let before = qattn_emulated_products()
-        try requireInt8Bits([.emulated], AttentionCase(queries: queries, keys: 65, headDimension: 33))
+        try requireInt8Bits([.emulatedTiles], AttentionCase(queries: queries, keys: 65, headDimension: 33))
         #expect((qattn_emulated_products() > before) == areUsed)
         #expect(!qattn_emulated_tiles_are_held())
     }

@@ -7,7 +7,7 @@ import SeededInputs
 import TestSupport
 import Testing
 
-private let sets = KernelTable.available + [.emulated]
+private let sets = KernelTable.available + [.emulatedTiles]
 
 @Suite struct Int8Tests {
     @Test("sizes", arguments: sets)

@@ -40,7 +40,7 @@ func requireReferenceBits(_ shape: AttentionCase, _ kernels: KernelSet, threads:
     /// Sets that all CPUs share read as suits the one at hand; of the others it is known.
     @Test func howCachesAreRead() throws {
         for kernels in kernelSets {
-            guard kernels.name == "x86_64_v4" else {
+            guard ["x86_64_v4", "x86_64_v4_bf16"].contains(kernels.name) else {
                 #expect(kernels.readsInQuarters == (kernels.name == "x86_64_amx"))
                 continue
             }
@@ -58,6 +58,7 @@ func requireReferenceBits(_ shape: AttentionCase, _ kernels: KernelSet, threads:
         #if arch(x86_64)
             if features.isSuperset(of: ["avx2", "fma"]) { names.insert("x86_64_v3") }
             if features.contains("avx512f") { names.insert("x86_64_v4") }
+            if features.contains("avx512bf16") { names.insert("x86_64_v4_bf16") }
             if features.contains("amx") { names.insert("x86_64_amx") }
         #elseif arch(arm64)
             if features.contains("neon") { names.insert("arm64_neon") }

@@ -124,7 +124,7 @@ private struct TokenList {
 }
 
 @Suite struct CacheSequenceTests {
-    @Test("random sequences of operations", arguments: kernelSets + [.emulatedTiles])
+    @Test("random sequences of operations", arguments: kernelSets + KernelSet.emulated)
     func sequences(kernels: KernelSet) throws {
         try forAll(CacheCase.self, cases: caseCount) { try check($0, kernels) }
     }

@@ -8,7 +8,7 @@ import Testing
 
 @testable import QuietAttention
 
-private let sets = KernelSet.available + [.emulatedTiles]
+private let sets = KernelSet.available + KernelSet.emulated
 
 @Suite struct BFloat16CacheTests {
     /// Channels beyond a segment, values beyond two vectors, keys beyond a chunk and not at the end of a page.

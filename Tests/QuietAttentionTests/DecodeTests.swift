@@ -6,7 +6,7 @@ import Testing
 
 @testable import QuietAttention
 
-private let sets = KernelSet.available + [.emulatedTiles]
+private let sets = KernelSet.available + KernelSet.emulated
 
 @Suite struct DecodeTests {
     /// Beyond a chunk, and not at the end of a page.

@@ -10,7 +10,7 @@ import Testing
     private static let problem = CacheProblem(tokens: 4200)
     private static let queries = 4190..<4200
 
-    @Test(arguments: CacheNumbers.all, KernelSet.available + [.emulatedTiles])
+    @Test(arguments: CacheNumbers.all, KernelSet.available + KernelSet.emulated)
     func anyCutAtChunksGivesTheWhole(_ numbers: CacheNumbers, _ kernels: KernelSet) throws {
         let problem = CacheProblem(tokens: 2150)
         let queries = problem.queries(2147..<2150)

@@ -146,7 +146,7 @@ import Testing
         }
     }
 
-    @Test(arguments: KernelSet.available + [.emulatedTiles], [rules[1]] + bfloat16Products.prefix(1))
+    @Test(arguments: KernelSet.available + KernelSet.emulated, [rules[1]] + bfloat16Products.prefix(1))
     func everySetAndStorage(_ kernels: KernelSet, _ rules: Rules) throws {
         let whole = try Whole(rules, queries: 40, keys: 1300)
         let rows = Array(0..<40)

@@ -181,7 +181,7 @@ private final class Memory {
         try requireWhole(rules, kernels)
     }
 
-    @Test(arguments: bfloat16Products, [KernelSet.available[0], .emulatedTiles])
+    @Test(arguments: bfloat16Products, [KernelSet.available[0]] + KernelSet.emulated)
     private func productsOfBFloat16GiveTheWhole(_ rules: Rules, _ kernels: KernelSet) throws {
         try requireWhole(rules, kernels)
     }

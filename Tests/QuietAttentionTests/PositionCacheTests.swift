@@ -45,7 +45,7 @@ import Testing
     func equalsOnePrefill(positions: PositionCase, numbers: CacheNumbers) throws {
         let problem = Self.problem
         let expected = try prefill(positions, numbers.products)
-        for kernels in KernelSet.available + (numbers == .float32 ? [] : [.emulatedTiles]) {
+        for kernels in KernelSet.available + (numbers == .float32 ? [] : KernelSet.emulated) {
             var cache = try cache(positions, kernels, numbers)
             for (begin, end) in [(0, 1), (1, 63), (63, 65), (65, 700), (700, 1080), (1080, 1060), (1060, 1061)] {
                 if end < begin { try cache.truncate(to: end) } else { try problem.append(begin..<end, to: &cache) }

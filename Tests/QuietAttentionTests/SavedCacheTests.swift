@@ -46,7 +46,7 @@ import Testing
         try cache.append(keys: [Float](repeating: .nan, count: 10), values: [Float](repeating: .nan, count: 36))
         try problem.append(101..<130, to: &cache)
         try cache.truncate(to: 90)
-        for kernels in KernelSet.available + [.emulatedTiles] {
+        for kernels in KernelSet.available + KernelSet.emulated {
             let fresh = try problem.cache(numbers, kernels: kernels, appending: 0..<90)
             #expect(try fresh.savedBytes() == cache.savedBytes())
         }

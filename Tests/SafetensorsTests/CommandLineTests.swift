@@ -293,12 +293,13 @@ import Testing
         #expect(sets.contains("portable") && sets.contains(json["kernels"] as? String ?? ""))
         #expect(json["threads"] as? Int ?? 0 >= 1)
         let tiles = json["kernels"] as? String == "x86_64_amx"
-        #expect(json["bfloat16_products"] as? String == (tiles ? "tiles" : "fma"))
+        let dots = json["kernels"] as? String == "x86_64_v4_bf16"
+        #expect(json["bfloat16_products"] as? String == (tiles ? "tiles" : dots ? "dots" : "fma"))
         #expect(json["int8_products"] as? String == (tiles ? "tiles" : "pairs"))
         let set = try KernelSet(named: #require(json["kernels"] as? String))
         #expect(json["cache_reads"] as? String == (set.readsInQuarters ? "four" : "one"))
         let text = try QuietProcess("info").output
-        #expect(text.contains("portable") && text.contains(tiles ? "by tile instructions" : "by fused multiply-adds"))
+        #expect(text.contains("portable") && text.contains(tiles ? "by tile instructions" : dots ? "by dots of pairs" : "by fused multiply-adds"))
         #expect(text.contains(tiles ? "int8 by tile instructions" : "int8 by pairs"))
         let forced = try QuietProcess(["info", "--json"], environment: ["QUIET_ATTENTION_KERNELS": "portable"]).json
         #expect(forced["kernels"] as? String == "portable")

@@ -8,8 +8,8 @@ extension ReferenceProducts {
     /// The argument of tests that hold for both.
     public static let all: [ReferenceProducts] = [.float32, .bfloat16]
 
-    /// Those of this CPU; of products of bfloat16 also the set whose tile instructions are emulated.
+    /// Those of this CPU; of products of bfloat16 also the sets whose instructions are emulated.
     public var kernelSets: [KernelSet] {
-        self == .bfloat16 ? KernelSet.available + [.emulatedTiles] : KernelSet.available
+        self == .bfloat16 ? KernelSet.available + KernelSet.emulated : KernelSet.available
     }
 }
