@@ -148,7 +148,7 @@ def markdown(results):
         f"Written by `Benchmarks/Peers/run --backward`; PyTorch {results['version']}. Ours is with the sink, PyTorch's plain "
         "softmax. GFLOP/s count 10 operations for each pair of query and key and channel, of half the pairs where a causal "
         "mask is square, of the visible ones under a window; of peak: over the peak of what multiplies in the same process, "
-        "tiles where there are such for products of bfloat16, else fused multiply-adds. "
+        "tiles or dots of pairs where there are such for products of bfloat16, else fused multiply-adds. "
         "A ratio is PyTorch's time over ours, median over rounds that take turns: above 1 we are faster. Where one pass of "
         f"PyTorch takes more than {LONGEST_SECONDS} s it ran once. A step is forward and backward; GFLOP/s, share and ratio are those of backward.",
         "",

@@ -78,7 +78,7 @@ def markdown(results):
         "Written by `Benchmarks/Peers/run --products`; "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         + ". Ours is softmax_1. The peak is that of the unit which multiplies bfloat16 on this kernel set, measured in the same"
-        " runs: tiles where the CPU has them, else multiply-adds of float32.",
+        " runs: tiles or dots of pairs where the CPU has them, else multiply-adds of float32.",
         "A ratio is the time of the column over that of our products of bfloat16, median over rounds that take turns: above 1"
         " these are faster. Errors are the largest absolute ones over the largest output, against the definition in float64"
         " over the tensors before they were rounded to bfloat16, on sampled rows.",

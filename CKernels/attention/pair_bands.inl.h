@@ -10,7 +10,6 @@
 #include "simd/bf16_weights.h"
 #include "tile/factor_products.inl.h"
 
-
 enum { BAND_BLOCKS = BAND_MATRICES, MOST_BYTES_ASKED_FOR = 16384 };
 
 /* What a band has in memory between the steps for two blocks. */

@@ -89,8 +89,8 @@ qattn_reading qattn_reading_of(const qattn_kernels *kernels) {
     bool in_quarters = has_tile_unit(kernels);
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    in_quarters |= (kernels == &qattn_kernels_x86_64_v4 || kernels == &qattn_kernels_x86_64_v4_bf16) &&
-                   __builtin_cpu_is("intel");
+    in_quarters |=
+        (kernels == &qattn_kernels_x86_64_v4 || kernels == &qattn_kernels_x86_64_v4_bf16) && __builtin_cpu_is("intel");
 #endif
     return (qattn_reading){in_quarters, in_quarters ? 1 << 20 : 64 << 20};
 }

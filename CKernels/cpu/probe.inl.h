@@ -67,15 +67,15 @@ static float QATTN_FUNCTION(pair_probe)(size_t rounds) {
     f32x16 chain[FMA_PROBE_CHAINS];
     QATTN_UNROLL
     for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_splat(0);
+    __asm__ volatile("" : "+m"(chain)); /* else they would be one */
     const uint32_t one = 0x3f803f80u;
-    const u32x16 ones = (u32x16)one;
     for (size_t n = 0; n < rounds; n++) {
         QATTN_UNROLL
-        for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = pair_dot(chain[i], &one, ones);
+        for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = pair_dot(chain[i], &one, (u32x16)one);
     }
-    f32x16 sum = chain[0];
-    __asm__ volatile("" : : "m"(chain)); /* nor all chains but the first */
-    return sum[0];
+    QATTN_UNROLL
+    for (int i = 1; i < FMA_PROBE_CHAINS; i++) chain[0] += chain[i];
+    return chain[0][0] / FMA_PROBE_CHAINS;
 }
 #endif
 

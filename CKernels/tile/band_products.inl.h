@@ -83,8 +83,8 @@ QATTN_INLINE void take_dot_columns(const band_product *x, size_t first, size_t c
     }
 }
 
-/* Of DOT_ROWS rows from row r on, and 16 columns, c + (e + o) of a segment. */
-QATTN_INLINE void add_dot_segment(const dot_operands *x, size_t r, size_t s, bool adds, float *c, size_t c_step) {
+/* sums = sums + (e + o) of DOT_ROWS rows from row r on, and 16 columns, of segment s. */
+QATTN_INLINE void add_dot_segment(const dot_operands *x, size_t r, size_t s, f32x16 sums[DOT_ROWS]) {
     f32x16 even[DOT_ROWS], odd[DOT_ROWS];
     QATTN_UNROLL
     for (size_t i = 0; i < DOT_ROWS; i++) even[i] = odd[i] = f32x16_splat(0);
@@ -97,10 +97,17 @@ QATTN_INLINE void add_dot_segment(const dot_operands *x, size_t r, size_t s, boo
         }
     }
     QATTN_UNROLL
-    for (size_t i = 0; i < DOT_ROWS; i++) {
-        const f32x16 sum = even[i] + odd[i];
-        f32x16_store(c + i * c_step, adds ? f32x16_load(c + i * c_step) + sum : sum);
-    }
+    for (size_t i = 0; i < DOT_ROWS; i++) sums[i] += even[i] + odd[i];
+}
+
+/* The same of `count` segments, to what is in c, or to 0: +0 + (e + o) is e + o, as neither chain is ever -0. */
+QATTN_INLINE void add_dot_segments(const dot_operands *x, size_t r, size_t count, bool adds, float *c, size_t c_step) {
+    f32x16 sums[DOT_ROWS];
+    QATTN_UNROLL
+    for (size_t i = 0; i < DOT_ROWS; i++) sums[i] = adds ? f32x16_load(c + i * c_step) : f32x16_splat(0);
+    for (size_t s = 0; s < count; s++) add_dot_segment(x, r, s, sums);
+    QATTN_UNROLL
+    for (size_t i = 0; i < DOT_ROWS; i++) f32x16_store(c + i * c_step, sums[i]);
 }
 
 static __attribute__((noinline)) void QATTN_FUNCTION(dot_products)(const band_product *x) {
@@ -113,8 +120,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(dot_products)(const band_pr
             take_dot_columns(x, first, count, v, &operands);
             for (size_t r = 0; r < x->rows; r += DOT_ROWS) {
                 float *const c = x->c + r * x->c_step + v * QATTN_LANES;
-                for (size_t s = 0; s < count; s++)
-                    add_dot_segment(&operands, r, s, x->adds || first || s, c, x->c_step);
+                add_dot_segments(&operands, r, count, x->adds || first, c, x->c_step);
             }
         }
     }

@@ -55,7 +55,9 @@ struct Info: ParsableCommand {
 
     private static func products(_ kernels: KernelSet) -> String {
         if kernels.hasTiles { return "of many rows with bfloat16 and int8 by tile instructions" }
-        let unit = kernels.multipliesPairs ? "of many rows with bfloat16 by dots of pairs" : "of bfloat16 by fused multiply-adds"
+        let unit =
+            kernels.multipliesPairs
+            ? "of many rows with bfloat16 by dots of pairs" : "of bfloat16 by fused multiply-adds"
         return unit + ", of int8 by pairs of 16-bit integers"
     }
 }

@@ -179,7 +179,8 @@ import Testing
     /// down.
     @Test(arguments: ReferenceProducts.all, normalisers.indices.prefix(2))
     func tilesAreUsedAndGivenBack(products: ReferenceProducts, number: Int) throws {
-        let before = qattn_emulated_products(), dots = qattn_emulated_dots()
+        let before = qattn_emulated_products()
+        let dots = qattn_emulated_dots()
         try requireReferenceGradients(Self.shape, products) { rules(number, &$0, &$1) }
         #expect((qattn_emulated_products() > before) == (products == .bfloat16))
         #expect((qattn_emulated_dots() > dots) == (products == .bfloat16))
