@@ -64,10 +64,11 @@ static float QATTN_FUNCTION(pair_probe)(size_t rounds) {
 enum { PAIR_PROBE_FLOPS = FMA_PROBE_CHAINS * QATTN_LANES * 4 };
 
 static float QATTN_FUNCTION(pair_probe)(size_t rounds) {
+    float zeros[FMA_PROBE_CHAINS][QATTN_LANES] = {0};
+    __asm__ volatile("" : "+m"(zeros)); /* else the chains would be one */
     f32x16 chain[FMA_PROBE_CHAINS];
     QATTN_UNROLL
-    for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_splat(0);
-    __asm__ volatile("" : "+m"(chain)); /* else they would be one */
+    for (int i = 0; i < FMA_PROBE_CHAINS; i++) chain[i] = f32x16_load(zeros[i]);
     const uint32_t one = 0x3f803f80u;
     for (size_t n = 0; n < rounds; n++) {
         QATTN_UNROLL
