@@ -54,7 +54,7 @@ let package = Package(
             name: "TestSupport",
             dependencies: ["EmulatedTiles", "QuietAttention", "AttentionReference", "SeededInputs"],
             path: "Tests/TestSupport"),
-        // Kernels of tile instructions, which few machines have, in plain C.
+        // Kernels of tile instructions and of dots, which few machines have, in plain C.
         .target(
             name: "EmulatedTiles", dependencies: ["CKernels"], path: "Tests/EmulatedTiles",
             cSettings: [

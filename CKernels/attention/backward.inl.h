@@ -191,7 +191,7 @@ QATTN_INLINE void panel_pair_factors(gradient_call *call, block_sight sight, siz
     factor *const w_factors = call->pair_factors + FACTOR_MATRIX;
     QATTN_FUNCTION(turn_factors)(call->weights, QATTN_LEAST_FACTOR, call->pair_factors, NULL);
     QATTN_FUNCTION(turn_factors)(call->products, QATTN_LEAST_GRADIENT_FACTOR, w_factors, w_factors + FACTOR_MATRIX);
-    if (sight == SEES_ALL || finite) return; /* tile instructions take all of them */
+    if (sight == SEES_ALL || finite) return; /* tiles and dots take all of them */
 #endif
     QATTN_FUNCTION(round_to_factors)(call->weights, QATTN_LEAST_FACTOR);
     QATTN_FUNCTION(round_to_factors)(call->products, QATTN_LEAST_GRADIENT_FACTOR);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* band_rows.inl.h - forward by tile instructions: up to 32 rows, a band, meet a block at once, as two tiles of 16 rows. Here is
+/* band_rows.inl.h - forward by instructions that multiply pairs or fours: up to 32 rows, a band, meet a block at once. Here is
  * what they see of a block, and their softmax; the bits are those of tiles of six. */
 #ifndef QATTN_BAND_ROWS_INL_H
 #define QATTN_BAND_ROWS_INL_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pair_bands.inl.h - bands of rows over bfloat16 pairs by tile instructions. The bits are those of pair_tiles.inl.h.
+/* pair_bands.inl.h - bands of rows over bfloat16 pairs by tile instructions or dots. The bits are those of pair_tiles.inl.h.
  *
  * A band meets the blocks of a chunk two at a time: scores and weights of the one, scores and weights of the other, and then
  * the values of both, whose sums are loaded and stored once. What it has in memory stays in L1. */

@@ -220,7 +220,7 @@ QATTN_INLINE void pair_block_factors(gradient_call *call, block_sight sight, siz
 /* 3. One of dq, dk, dv: weights are those of rows, [64][64], taken by rows or by columns. */
 typedef struct pair_sum_task {
     const float *weights;
-    const factor *factors; /* the same, as tile instructions take them */
+    const factor *factors; /* the same, as bands take them */
     bool by_columns;
     const char *pairs; /* what they are summed with */
     bool finite;

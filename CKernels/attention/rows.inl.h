@@ -21,7 +21,7 @@ typedef struct forward_workspace {
     bool in_phases;              /* softmax over packed float32 */
     bool plain, plain_halves;    /* of scores that need nothing but a mask; the same over packed 16 bit */
     bool ranges_only;            /* masks are ranges of keys */
-    bool bands;                  /* by tile instructions: tiles are UNIT_ROWS high */
+    bool bands;                  /* tiles are UNIT_ROWS high */
     bool in_quarters;            /* how blocks from memory are asked for */
     bool streams;                /* few rows over packed keys that wait for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, tile_rows, block_bytes;
@@ -63,7 +63,7 @@ QATTN_INLINE void copy_factors(void *to, const void *from, size_t dim) {
 }
 
 /* q' = q * c, c = Float(scale * log2 e) unless scores.inl.h has more to say: scores live in base 2. Or q rounded, for
- * bfloat16 pairs, and c for the scores; for tile instructions in the first half of every row. */
+ * bfloat16 pairs, and c for the scores; for bands in the first half of every row. */
 QATTN_INLINE void scale_queries(const qattn_forward_args *args, forward_workspace *ws, qattn_storage storage) {
     const size_t head_dim = args->blocks.head_dim;
     const bool rounds = args->blocks.storage == QATTN_BFLOAT16_PAIRS;
@@ -288,7 +288,7 @@ QATTN_INLINE bool takes_pairs_in_place(const qattn_forward_args *args, size_t ro
 #endif
 }
 
-/* With `bands`, rows may use tile instructions. */
+/* With `bands`, rows may be multiplied in bands. */
 QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspace *ws, bool bands) {
     ws->normaliser = args->problem.normaliser;
     ws->rows = args->row_end - args->row_begin;

@@ -45,19 +45,12 @@ static bool tile_unit_is_ours(void) {
 }
 #endif
 
-/* The sets of a list of so many but for the first. */
-static const qattn_kernels *const *sets_behind(const qattn_kernels *const *best_first, size_t length, size_t skipped,
-                                               size_t *count) {
-    *count = length - skipped;
-    return best_first + skipped;
-}
-
-#define SETS_BEHIND(best_first, skipped, count)                                                                        \
-    sets_behind(best_first, sizeof best_first / sizeof *best_first, skipped, count)
+/* The sets of a list but for the first, and their number in *count. */
+#define SETS_BEHIND(list, skipped, count) (*(count) = sizeof list / sizeof *list - (size_t)(skipped), list + (skipped))
 
 const qattn_kernels *const *qattn_available_kernels(size_t *count) {
 #if defined(__x86_64__)
-    /* A dot of two products takes the time of one multiply-add on AMD's CPUs, and of four on Intel's. */
+    /* A dot of two products takes the time of one multiply-add on a Zen 4, and of four on an Emerald Rapids. */
     static const qattn_kernels *const best_of_intel[] = {&qattn_kernels_x86_64_amx, &qattn_kernels_x86_64_v4,
                                                          &qattn_kernels_x86_64_v4_bf16, &qattn_kernels_x86_64_v3,
                                                          &qattn_kernels_portable};
@@ -66,7 +59,8 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
     /* The words are those of the sets' target regions, and cover the operating system's part too. */
     __builtin_cpu_init();
     const bool v4 = __builtin_cpu_supports("x86-64-v4"), dots = v4 && __builtin_cpu_supports("avx512bf16");
-    if (dots && __builtin_cpu_is("intel")) return SETS_BEHIND(best_of_intel, !tile_unit_is_ours(), count);
+    const bool tiles = dots && tile_unit_is_ours();
+    if (tiles || (dots && __builtin_cpu_is("intel"))) return SETS_BEHIND(best_of_intel, !tiles, count);
     return SETS_BEHIND(best_of_others, dots ? 0 : v4 ? 1 : __builtin_cpu_supports("x86-64-v3") ? 2 : 3, count);
 #elif defined(__aarch64__)
     static const qattn_kernels *const best_first[] = {&qattn_kernels_arm64_neon, &qattn_kernels_portable};
@@ -77,16 +71,13 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
 #endif
 }
 
-/* Whether a set has tile instructions, emulated ones included. */
-static bool has_tile_unit(const qattn_kernels *kernels) { return kernels->has_tiles; }
-
 /* Intel's CPUs with AVX-512, which are servers with few exceptions, are read in quarters. Blocks of more than a megabyte count as in memory
  * there, half of what L2 has on those with tile instructions: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes
  * 15 to 30 % of one row's speed, 10 % of three's), and a model's layers pass through the caches one after another, so that the
  * 1.5 MB of a layer are in memory again when their turn comes. On other CPUs it is 64 MB: more than the last cache that one process
  * usually has to itself. */
 qattn_reading qattn_reading_of(const qattn_kernels *kernels) {
-    bool in_quarters = has_tile_unit(kernels);
+    bool in_quarters = kernels->has_tiles;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     in_quarters |=
@@ -156,7 +147,7 @@ size_t qattn_forward_workspace(size_t head_dim, size_t value_dim) {
 
 size_t qattn_backward_workspace(const qattn_kernels *kernels, size_t head_dim, size_t value_dim) {
     if (!rows_have_room(head_dim, value_dim)) return SIZE_MAX;
-    const size_t bytes = has_tile_unit(kernels) ? GRADIENT_BYTES_OF_TILE_UNIT : GRADIENT_BYTES;
+    const size_t bytes = kernels->has_tiles ? GRADIENT_BYTES_OF_TILE_UNIT : GRADIENT_BYTES;
     const size_t in_place = gradient_layout_for(head_dim, value_dim, true, bytes).floats;
     const size_t copied = gradient_layout_for(head_dim, value_dim, false, bytes).floats;
     const size_t in_pairs = pair_gradient_layout_for(head_dim, value_dim, bytes).floats;

@@ -11,7 +11,8 @@
 #include "simd/pair_dot.h"
 #endif
 
-/* Independent chains: AVX-512 and AVX2 start two a cycle at most and take four cycles, NEON four and four. */
+/* Independent chains: AVX-512 and AVX2 start two a cycle at most and take four cycles, NEON four and four. A dot takes six,
+ * one a cycle. */
 enum {
     FMA_PROBE_CHAINS = 6 * QATTN_VECTORS > 12 ? 12 : 6 * QATTN_VECTORS,
     FMA_PROBE_FLOPS = FMA_PROBE_CHAINS * QATTN_LANES * 2

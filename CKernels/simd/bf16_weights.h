@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bf16_weights.h - powers of two as factors of bfloat16, of a row's scores of a block.
- * CPUs with tile instructions round by themselves, 32 numbers at once, and nothing else is as many operations per score. */
+ * CPUs with AVX512-BF16 round by themselves, 32 numbers at once, and nothing else is as many operations per score. */
 #ifndef QATTN_BF16_WEIGHTS_H
 #define QATTN_BF16_WEIGHTS_H
 

@@ -20,7 +20,7 @@ QATTN_INLINE f32x16 pair_dot(f32x16 c, const uint32_t *a, u32x16 b) {
     const f32x16 high = f32x16_from_bits((u32x16)(*a & 0xffff0000u)), low = f32x16_from_bits((u32x16)(*a << 16));
     return f32x16_fma(low, f32x16_from_bits(b << 16), f32x16_fma(high, f32x16_from_bits(b & 0xffff0000u), c));
 #else
-    /* In assembly, as the compiler would load the factor by an instruction of its own: 1.5 times the time on Zen 4. */
+    /* In assembly, as the compiler would load the factor by an instruction of its own: 1.5 times the time on a Zen 4. */
     __asm__("vdpbf16ps %1%{1to16%}, %2, %0" : "+v"(c) : "m"(*a), "v"(b));
     return c;
 #endif

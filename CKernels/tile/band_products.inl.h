@@ -31,6 +31,9 @@ typedef struct band_product {
 } band_product;
 
 #if defined(QATTN_TILE_UNIT)
+_Static_assert(SEGMENT_BYTES == UNIT_TILE_BYTES && FACTOR_SEGMENT_BYTES == UNIT_ROW_BYTES, "segments are tiles");
+_Static_assert(BAND_MATRICES == UNIT_MATRICES, "as many matrices");
+
 QATTN_INLINE void band_sums(band_product x) {
     const size_t c_row = x.c_step * sizeof(float);
     const unit_product product = {.a = x.a,
@@ -54,6 +57,8 @@ QATTN_INLINE void band_sums(band_product x) {
 
 /* Both chains of 8 rows and 16 columns take 16 registers, which is more than the 6 cycles that a dot takes. */
 enum { DOT_ROWS = 8, DOT_SEGMENTS = 8 /* at once */, SEGMENT_PAIRS = SEGMENT / 2 };
+
+_Static_assert(UNIT_ROWS % DOT_ROWS == 0, "rows that fill up are there, as for tiles");
 
 /* The operands of up to 256 elements in the order of dots: all rows, and 16 columns. */
 typedef struct dot_operands {
@@ -113,6 +118,7 @@ QATTN_INLINE void add_dot_segments(const dot_operands *x, size_t r, size_t count
 static __attribute__((noinline)) void QATTN_FUNCTION(dot_products)(const band_product *x) {
     const size_t segments = x->segments * x->matrices;
     dot_operands operands;
+    if (!x->vectors) return; /* of clipped softmax's first pass */
     for (size_t first = 0; first < segments; first += DOT_SEGMENTS) {
         const size_t count = qattn_min(segments - first, DOT_SEGMENTS);
         take_dot_rows(x, first, count, &operands);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* factor_products.inl.h - the products of backward.inl.h where factors are of bfloat16, and of forward where some of b is not
- * finite: sums over segments of 32 elements in two chains, after pair_tiles.inl.h, by tile instructions where the set has them.
+ * finite: sums over segments of 32 elements in two chains, after pair_tiles.inl.h, in bands where the set has them.
  *
  *     c[i][n] = sum over d of a[i][d] b[d][n]
  *
- * a is a matrix of factors, bfloat16 for tile instructions and float32 for multiply-adds; b stands in pairs of bfloat16, as
+ * a is a matrix of factors, bfloat16 for bands and float32 for multiply-adds; b stands in pairs of bfloat16, as
  * packed keys or values do. */
 #ifndef QATTN_FACTOR_PRODUCTS_INL_H
 #define QATTN_FACTOR_PRODUCTS_INL_H
@@ -27,7 +27,7 @@ enum { SUM_ROWS = TILE_ROWS };
 #define QATTN_GRADIENT_RAISE 0x1p48f
 #define QATTN_GRADIENT_LOWER 0x1p-48f
 
-/* Factors, so many from row to row and from element to element; tile instructions want elements side by side. */
+/* Factors, so many from row to row and from element to element; bands want elements side by side. */
 typedef struct factor_matrix {
     const factor *base;
     size_t row, element;

@@ -28,7 +28,7 @@ enum {
     LEAST_INTEGER_BAND_ROWS = TILE_ROWS + 1,
     /* Up to so many rows are bound by memory: 4 multiply-adds take less time than 4 bytes. */
     STREAMING_ROWS = 4,
-    LEAST_DOT_BAND_ROWS = STREAMING_ROWS + 1,
+    LEAST_DOT_BAND_ROWS = TILE_ROWS, /* five take as long by multiply-adds */
     /* A score is the sum of four chains: side by side where the registers hold them for all rows, else one after
      * another. */
     QATTN_CHAINS = 4

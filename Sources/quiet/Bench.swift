@@ -18,7 +18,7 @@ struct Bench: ParsableCommand {
                                    count: all, half (causal and L = S), or visible
                                    (of other masks)
               fma_peak_gflops      fused multiply-adds at best, on the same threads
-              products_peak_gflops the same of tile instructions or of dots of pairs, where
+              products_peak_gflops the same of tile instructions or dot products, where
                                    products of bfloat16 are made by them; else
                                    fma_peak_gflops
               fraction_of_peak     gflops / products_peak_gflops

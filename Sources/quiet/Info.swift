@@ -57,7 +57,7 @@ struct Info: ParsableCommand {
         if kernels.hasTiles { return "of many rows with bfloat16 and int8 by tile instructions" }
         let unit =
             kernels.multipliesPairs
-            ? "of many rows with bfloat16 by dots of pairs" : "of bfloat16 by fused multiply-adds"
+            ? "of many rows with bfloat16 by dot-product instructions" : "of bfloat16 by fused multiply-adds"
         return unit + ", of int8 by pairs of 16-bit integers"
     }
 }

@@ -11,7 +11,7 @@ struct Measurement {
     let runs, callsPerRun: Int
     /// GFLOP/s of fused multiply-adds on the threads of the problem.
     let fmaPeak: Double
-    /// The same of the unit that multiplies what the problem multiplies: tiles, or fused multiply-adds.
+    /// The same of the unit that multiplies what the problem multiplies: tiles, dots, or fused multiply-adds.
     let productsPeak: Double
     /// 10^9 bytes per second read from memory on the same threads: the median of turns, and the best of them.
     let readBandwidth, bestReadBandwidth: Double

@@ -15,7 +15,7 @@ struct ProductsOption: ParsableArguments {
             discussion: """
                 f32               queries, keys, values and weights, the default
                 bf16              the same rounded to bfloat16, as CPUs with
-                                  AMX multiply them
+                                  AMX or AVX512-BF16 multiply them
                 """,
             valueName: "type"))
     var products = Kind.f32

@@ -529,7 +529,7 @@ static size_t kernel_sets(const qattn_kernels *sets[MOST_SETS], char **names, si
     size_t count, found = 0;
     const qattn_kernels *const *available = qattn_available_kernels(&count);
     const qattn_kernels *const emulated[] = {qattn_emulated_tile_kernels(), qattn_emulated_dot_kernels()};
-    for (size_t i = 0; i < count + 2; i++) {
+    for (size_t i = 0; i < count + sizeof emulated / sizeof *emulated; i++) {
         const qattn_kernels *set = i < count ? available[i] : emulated[i - count];
         if (name_count == 0 || is_among(set->name, names, name_count)) sets[found++] = set;
     }

@@ -24,13 +24,13 @@ extension [AttentionCase] {
 }
 
 @Suite struct BFloat16ProductsTests {
-    /// Queries around the rows of a softmax tile (6), of a tile of the unit (16) and of a band (32); keys around segments (32),
+    /// Queries around the rows of a softmax tile (6), of dots (8), of a tile of the unit (16) and of a band (32); keys around segments (32),
     /// channels too.
     static let boundaries: [AttentionCase] =
-        [13, 15, 16, 17, 18, 19, 31, 32, 33, 36, 37, 47, 48, 49, 63, 64, 65, 127, 128, 129].map {
+        [7, 8, 9, 13, 15, 16, 17, 18, 19, 31, 32, 33, 36, 37, 47, 48, 49, 63, 64, 65, 127, 128, 129].map {
             AttentionCase(queries: $0, keys: 97, headDimension: 33, valueDimension: 48) { $0.geometry = .causal }
         }
-        + [31, 32, 33, 34, 95, 96, 97, 127, 160].flatMap { size in
+        + [31, 32, 33, 34, 95, 96, 97, 127, 160, 257, 288].flatMap { size in
             [
                 AttentionCase(queries: 20, keys: size, headDimension: 5, valueDimension: 17),
                 AttentionCase(queries: 33, keys: 70, headDimension: size, valueDimension: 16),
@@ -106,7 +106,7 @@ extension [AttentionCase] {
         #expect(actual.output.allSatisfy { $0 == 0 })
     }
 
-    /// Weights that round to less than 2^-56 are 0, which tile instructions' weights know by their exponents: those of the
+    /// Weights that round to less than 2^-56 are 0, which weights of AVX512-BF16 know by their exponents: those of the
     /// six numbers around the least that is none.
     @Test("the least weights", arguments: sets)
     func leastWeights(kernels: KernelSet) throws {
@@ -218,12 +218,17 @@ extension [AttentionCase] {
         #expect(qattn_emulated_products() == products + 4)
     }
 
-    @Test(arguments: [(4, false), (5, true), (30, true)])
+    @Test(arguments: [(5, false), (6, true), (30, true)])
     func dotsAreUsed(queries: Int, areUsed: Bool) throws {
         let shape = AttentionCase(queries: queries, keys: 65, headDimension: 33).ofBFloat16
         let before = qattn_emulated_dots()
         try requireReferenceBits(shape, .emulatedDots)
-        #expect((qattn_emulated_dots() > before) == areUsed)
+        let dots = qattn_emulated_dots()
+        #expect((dots > before) == areUsed)
+        var float32 = shape
+        float32.products = .float32
+        try requireReferenceBits(float32, .emulatedDots)
+        #expect(qattn_emulated_dots() == dots)
     }
 }
 

@@ -7,7 +7,7 @@ import SeededInputs
 import TestSupport
 
 extension ReferenceProducts {
-    /// The sets that make such products: those of bfloat16 also by tile instructions, which are emulated.
+    /// The sets that make such products: those of bfloat16 also by tile instructions and dots, which are emulated.
     var kernelTables: [KernelTable] {
         self == .bfloat16 ? KernelTable.available + KernelTable.emulated : KernelTable.available
     }

@@ -95,14 +95,18 @@ import Testing
     }
 
     /// As many rows as a call takes, of the normaliser that needs all of the workspace: it ends at an unmapped page.
-    @Test("the workspace is as large as it is said to be", arguments: KernelTable.available, [1, 16, 33])
+    @Test(
+        "the workspace is as large as it is said to be", arguments: KernelTable.available + KernelTable.emulated,
+        [1, 16, 33, 257])
     func wholeWorkspace(kernels: KernelTable, dimension: Int) throws {
-        let shape = AttentionCase(
-            queries: Int(QATTN_QUERY_BLOCK), keys: 70, headDimension: dimension, valueDimension: dimension
-        ) { $0.normaliser = .clipped }
-        let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
-        let actual = try DirectCall().run(problem, kernels)
-        try requireSameBits(actual, problem.reference, valueDimension: dimension, "\(kernels) \(shape)")
+        for products in ReferenceProducts.all {
+            let shape = AttentionCase(
+                queries: Int(QATTN_QUERY_BLOCK), keys: 70, headDimension: dimension, valueDimension: dimension
+            ) { ($0.normaliser, $0.products) = (.clipped, products) }
+            let problem = shape.headProblem(shape.inputs, item: 0, head: 0)
+            let actual = try DirectCall().run(problem, kernels)
+            try requireSameBits(actual, problem.reference, valueDimension: dimension, "\(kernels) \(shape)")
+        }
     }
 
     @Test("lse and sink share are not written unasked", arguments: KernelTable.available, shapes)

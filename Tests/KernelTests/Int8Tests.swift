@@ -7,7 +7,7 @@ import SeededInputs
 import TestSupport
 import Testing
 
-private let sets = KernelTable.available + [.emulatedTiles]
+private let sets = KernelTable.available + KernelTable.emulated
 
 @Suite struct Int8Tests {
     @Test("sizes", arguments: sets)

@@ -301,7 +301,9 @@ import Testing
         let text = try QuietProcess("info").output
         #expect(
             text.contains("portable")
-                && text.contains(tiles ? "by tile instructions" : dots ? "by dots of pairs" : "by fused multiply-adds"))
+                && text.contains(
+                    tiles ? "by tile instructions" : dots ? "by dot-product instructions" : "by fused multiply-adds")
+        )
         #expect(text.contains(tiles ? "int8 by tile instructions" : "int8 by pairs"))
         let forced = try QuietProcess(["info", "--json"], environment: ["QUIET_ATTENTION_KERNELS": "portable"]).json
         #expect(forced["kernels"] as? String == "portable")

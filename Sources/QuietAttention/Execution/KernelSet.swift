@@ -49,7 +49,7 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
 
     /// Whether products of bfloat16 are made by instructions that multiply pairs, tile instructions or others; else they are
     /// fused multiply-adds of widened numbers.
-    package var multipliesPairs: Bool { functions.pointee.pair_probe != nil }
+    package var multipliesPairs: Bool { functions.pointee.band_rows > 0 }
 
     /// Most rows of a call.
     var queryBlock: Int { functions.pointee.query_block }
