@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // GuardTests.swift - the C interface with every tensor at the edge of its memory, rows apart, and any storage type.
 
+import AttentionReference
 import CKernels
 import TestSupport
 import Testing
