@@ -21,7 +21,7 @@ typedef struct forward_workspace {
     bool in_phases;              /* softmax over packed float32 */
     bool plain, plain_halves;    /* of scores that need nothing but a mask; the same over packed 16 bit */
     bool ranges_only;            /* masks are ranges of keys */
-    bool bands;                  /* tiles are UNIT_ROWS high */
+    bool bands;                  /* rows meet blocks in bands: tiles are UNIT_ROWS high */
     bool in_quarters;            /* how blocks from memory are asked for */
     bool streams;                /* few rows over packed keys that wait for memory, with ranges and no other work */
     size_t head_lanes, value_lanes, rows, tiles, tile_rows, block_bytes;

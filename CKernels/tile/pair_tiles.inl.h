@@ -4,9 +4,8 @@
  *
  *     c = c + (e + o),  e = sum of a[2n] b[2n],  o = sum of a[2n + 1] b[2n + 1]      by fma from +0, n ascending
  *
- * which is what tile instructions of x86-64 compute by themselves, dots of AVX512-BF16 whose pairs are of one chain, and fma of
- * widened numbers elsewhere. Factors below
- * 2^-56 are 0: then all products are multiples of 2^-126, and no sum is subnormal. A sum is never -0, so that a key
+ * which is what tile instructions of x86-64 compute by themselves, and so do dots of AVX512-BF16 whose pairs are of one
+ * chain, and fma of widened numbers elsewhere. Factors below 2^-56 are 0: then all products are multiples of 2^-126, and no sum is subnormal. A sum is never -0, so that a key
  * with a weight of 0 may be added or left out, unless its value is not finite. */
 #ifndef QATTN_PAIR_TILES_INL_H
 #define QATTN_PAIR_TILES_INL_H
