@@ -228,7 +228,7 @@ typedef struct qattn_forward_args {
     float *states;
     size_t chunk_begin, chunk_end;
     qattn_upcoming_rows upcoming[QATTN_UPCOMING];
-    /* For speed alone: a guess, that the blocks of all calls are more than cache_bytes; and in_quarters, of
+    /* For speed alone: a guess, that the blocks of all calls come from memory; and in_quarters, of
      * qattn_reading_of(). */
     bool beyond_caches, in_quarters;
     float *workspace; /* qattn_forward_workspace() bytes, contents irrelevant, one per concurrent call */
@@ -334,8 +334,10 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count);
 
 /* How a set's kernels best read packed blocks, or rows as they stand, that come from memory, on this CPU. */
 typedef struct qattn_reading {
-    bool in_quarters;   /* four places of a block are asked for at once; else one run of it */
-    size_t cache_bytes; /* calls that read more of packed blocks find them in memory: beyond_caches */
+    bool in_quarters; /* four places of a block are asked for at once; else one run of it */
+    /* Calls that read more than the first and at most the second of packed blocks find them in a cache; others in memory:
+     * beyond_caches. */
+    size_t cached_above, cached_most;
 } qattn_reading;
 
 qattn_reading qattn_reading_of(const qattn_kernels *kernels);

@@ -49,10 +49,26 @@ import Testing
             for _ in 0..<64 { try append(1, to: &cache) }
             #expect(cache.byteCount == 33 * 256 << 10)
             #expect(try residentBytes(cache) == cache.byteCount)
-            // The last page of an extent makes it large pages, which are resident as a whole.
+            // With two thirds of its pages an extent lies in large pages, which are resident as a whole.
             for _ in 0..<256 { try append(1, to: &cache) }
             #expect(cache.byteCount == 37 * 256 << 10)
             #expect(try residentBytes(cache) <= cache.byteCount)
+            try append(64, to: &cache)
+            #expect(cache.byteCount == 38 * 256 << 10)
+            #expect(try residentBytes(cache) <= cache.byteCount + AlignedMemory.largePage / 3)
+        }
+
+        /// 96 KB a page, of which 22 make a large page: whatever is appended together, extents are as long.
+        @Test(arguments: [1, 64, 1000, 1024, 4096])
+        func fewHeadsGetLargePages(_ together: Int) throws {
+            var cache = try KeyValueCache(keyValueHeads: 3, headDimension: 64)
+            let rows = [Float](repeating: 1, count: together * 3 * 64)
+            while cache.count < 4096 { try cache.append(keys: rows, values: rows) }
+            let short = extents(cache).values.filter { $0.reservedBytes < AlignedMemory.largePage }
+            #expect(short.reduce(0) { $0 + $1.reservedBytes } < AlignedMemory.largePage)
+            #expect(cache.byteCount == (cache.count + 63) / 64 * 96 << 10)
+            #expect(try residentBytes(cache) <= cache.byteCount + AlignedMemory.largePage)
+            if together > 64 { #expect(short.isEmpty) }
         }
 
         @Test(arguments: [2048, 2050])

@@ -285,7 +285,7 @@ import Testing
         #expect(page.pageBytes >= 1 << 56)
         expectRefusal(.memory, "cache") {
             _ = try KeyValuePage.pages(
-                1, heads: 1, blockBytes: page.pageBytes, filled: true, ExtentMemory.allocate)
+                1, heads: 1, blockBytes: page.pageBytes, filled: 1, ExtentMemory.allocate)
         }
     }
 

@@ -85,7 +85,7 @@ struct CachedSchedule {
         workers = max(1, min(most, items))
         wokenWorkers = worthwhile.woken
         let reading = attention.kernels.reading
-        isBeyondCaches = bytes > Double(reading.cache_bytes)
+        isBeyondCaches = bytes <= Double(reading.cached_above) || bytes > Double(reading.cached_most)
         readsInQuarters = reading.in_quarters
         memory = Memory(
             workers: workers,

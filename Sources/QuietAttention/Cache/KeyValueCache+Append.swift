@@ -154,7 +154,7 @@ extension KeyValueCache {
         let reused = own.prefix(count - taken.count)
         let missing = count - taken.count - reused.count
         do {
-            let allocated = missing == 0 ? [] : try allocatePages(missing, ahead: max(1, pages.count / 8))
+            let allocated = missing == 0 ? [] : try allocatePages(missing, behind: pages.count)
             spares += allocated.dropFirst(missing).reversed()
             if spares.isEmpty, own.count > reused.count { spares = [behind[own[reused.count]]] }
             taken += reused.map { behind[$0] } + allocated.prefix(missing)
@@ -166,35 +166,31 @@ extension KeyValueCache {
         return taken
     }
 
-    /// New pages, and room for some more. Room takes no memory before it is written to; allocating many pages together
-    /// makes long runs of a head's blocks.
-    private func allocatePages(_ missing: Int, ahead: Int) throws(AttentionError) -> [KeyValuePage] {
-        let most = pagesPerExtent
-        let ahead = max(missing, min(ahead, most))
+    /// New pages behind so many, and room for some more: an eighth of what is held, or the rest of a large page once two
+    /// thirds of one are. Room takes no memory before it is written to, or its large page is nearly full; allocating many
+    /// pages together makes long runs of a head's blocks.
+    func allocatePages(_ missing: Int, behind held: Int) throws(AttentionError) -> [KeyValuePage] {
+        let (most, whole) = pagesPerExtent
+        var wanted = max(missing, min(max(1, held / 8), most))
+        if 3 * (held + missing) >= 2 * whole { wanted = (wanted + whole - 1) / whole * whole }
         var allocated: [KeyValuePage] = []
-        while allocated.count < ahead {
-            let count = min(most, ahead - allocated.count)
+        while allocated.count < wanted {
+            let count = min(most, wanted - allocated.count)
             allocated += try KeyValuePage.pages(
-                count, heads: keyValueHeads, blockBytes: blockBytes, filled: allocated.count + count <= missing,
-                allocate)
+                count, heads: keyValueHeads, blockBytes: blockBytes, filled: missing - allocated.count, allocate)
         }
         return allocated
     }
 
-    /// New pages that are filled at once.
-    func newPages(_ count: Int) throws(AttentionError) -> [KeyValuePage] {
-        let pages = try allocatePages(count, ahead: 0)
-        for page in pages { page.beginUse() }
-        return pages
-    }
-
-    /// As many pages as make a large page of memory, and as hold the chunk that attention reads at once. An extent is freed
-    /// with the last of its pages: under a window, an eighth of what that holds, so that little is kept for nothing.
-    private var pagesPerExtent: Int {
-        let together = max(
-            (AlignedMemory.largePage - 1) / pageBytes + 1, SequencePlan.blocks(of: SequencePlan.chunk))
-        guard let window else { return together }
-        return max(1, min(together, window / Self.pageTokens / 8))
+    /// The most pages of an extent: as many as hold the chunk that attention reads at once, and make whole large pages of
+    /// memory; and how many make one of those. An extent is freed with the last of its pages: under a window it has an eighth
+    /// of what that holds, so that little is kept for nothing.
+    private var pagesPerExtent: (most: Int, largePage: Int) {
+        let whole = (AlignedMemory.largePage - 1) / pageBytes + 1
+        let together = (SequencePlan.blocks(of: SequencePlan.chunk) + whole - 1) / whole * whole
+        guard let window else { return (together, whole) }
+        let most = max(1, min(together, window / Self.pageTokens / 8))
+        return (most, whole <= most ? whole : 1)
     }
 
     // MARK: - Packing

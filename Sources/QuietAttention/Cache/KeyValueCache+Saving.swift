@@ -102,7 +102,9 @@ extension KeyValueCache {
                 .savedCache, "bytes", expected: "\(pageCount) pages of \(self.pageBytes) bytes",
                 found: "\(bytes.byteCount) bytes in all")
         }
-        let restored = try newPages(pageCount)
+        let allocated = try allocatePages(pageCount, behind: 0)
+        let restored = Array(allocated.prefix(pageCount))
+        for page in restored { page.beginUse() }
         bytes.withUnsafeBytes { bytes in
             var source = bytes.baseAddress! + SavedCacheHeader.byteCount
             for page in restored {
@@ -112,7 +114,8 @@ extension KeyValueCache {
                 }
             }
         }
-        (pages, spares, freedPages, self.count) = (restored, [], freed, count)
+        (pages, spares) = (restored, allocated.dropFirst(pageCount).reversed())
+        (freedPages, self.count) = (freed, count)
         tokenPositions = TokenPositions()
     }
 

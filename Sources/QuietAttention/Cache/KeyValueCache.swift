@@ -14,8 +14,9 @@ import CKernels
 /// A value: copies are independent. It is stored in pages of ``pageTokens`` tokens that copies share, so a copy takes a
 /// pointer per page and no keys; when two copies that share a partly filled last page both go on, one of them copies that
 /// page. So a copy costs the memory of what it appends, and at most one page more. Pages never move and are never copied
-/// to grow; addresses for an eighth more than is held are reserved ahead, which takes memory only as tokens come. Several
-/// tasks may read one cache, or write to copies of it.
+/// to grow; addresses for an eighth more than is held, or for the rest of a large page of memory (2 MB), are reserved ahead,
+/// which takes memory only as tokens come. The last third of a large page is taken with the first two. Several tasks may
+/// read one cache, or write to copies of it.
 ///
 /// *Storage*. 16-bit storage rounds each element to nearest even; what comes in that type is kept exactly. int8 has one
 /// scale per token, head, and of keys and values: with `amax` the largest magnitude of the token's key (value),

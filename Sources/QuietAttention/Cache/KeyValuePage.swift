@@ -43,9 +43,9 @@ final class KeyValuePage: @unchecked Sendable {
 
     /// Pages of one extent, whose contents are unknown: what was never packed is never read into a result.
     ///
-    /// - Parameter filled: whether all of them are filled at once, and not token by token.
+    /// - Parameter filled: how many of them are filled at once, and not token by token.
     static func pages(
-        _ count: Int, heads: Int, blockBytes: Int, filled: Bool, _ allocate: AlignedMemory.Allocate
+        _ count: Int, heads: Int, blockBytes: Int, filled: Int, _ allocate: AlignedMemory.Allocate
     ) throws(AttentionError) -> [KeyValuePage] {
         let (bytes, overflow) = count.multipliedReportingOverflow(by: heads * blockBytes)
         guard !overflow, let address = allocate(bytes) else {
@@ -63,15 +63,18 @@ final class KeyValueExtent: @unchecked Sendable {
     fileprivate let pages, heads, blockBytes: Int
     /// Pages that tokens were written to: the others take no memory.
     private let usedPages = Atomic(0)
-    private let filled: Bool
+    /// With so many in use the extent lies in large pages: the others would fill no more than a third of one.
+    private let pagesOfLarge: Int
+    private let isLargeAtOnce: Bool
 
-    fileprivate init(_ address: UnsafeMutableRawPointer, pages: Int, heads: Int, blockBytes: Int, filled: Bool) {
+    fileprivate init(_ address: UnsafeMutableRawPointer, pages: Int, heads: Int, blockBytes: Int, filled: Int) {
         self.address = address
         self.pages = pages
         self.heads = heads
         self.blockBytes = blockBytes
-        self.filled = filled
-        if filled {
+        pagesOfLarge = pages - min(pages - 1, AlignedMemory.largePage / 3 / (heads * blockBytes))
+        isLargeAtOnce = filled >= pagesOfLarge
+        if isLargeAtOnce {
             ExtentMemory.useLargePages(address, byteCount: reservedBytes, isWritten: false)
         } else {
             ExtentMemory.expectTokens(address, byteCount: reservedBytes)
@@ -86,7 +89,7 @@ final class KeyValueExtent: @unchecked Sendable {
 
     fileprivate func beginPage() {
         let used = usedPages.wrappingAdd(1, ordering: .relaxed).newValue
-        if used == pages, !filled {
+        if used == pagesOfLarge, !isLargeAtOnce {
             ExtentMemory.useLargePages(address, byteCount: reservedBytes, isWritten: true)
         }
     }

@@ -101,7 +101,7 @@ final class ForwardSchedule: Sendable {
         tickets = takesWholeGroups ? (groups + groupsPerTicket - 1) / groupsPerTicket : items
         workers = max(1, min(most, tickets))
         wokenWorkers = worthwhile.woken
-        isBeyondCaches = work.packedBytes > (readsInQuarters ? Double(reading.cache_bytes) : Self.cachedBytes)
+        isBeyondCaches = work.packedBytes > (readsInQuarters ? Double(reading.cached_most) : Self.cachedBytes)
         let keys = min(sequences.reduce(0) { max($0, $1.keys) }, packsAsItGoes ? SequencePlan.block : .max)
         slots = Self.slots(
             workers: workers, whole: takesWholeGroups, groups: groups, items: items,
