@@ -154,7 +154,7 @@ extension KeyValueCache {
         let reused = own.prefix(count - taken.count)
         let missing = count - taken.count - reused.count
         do {
-            let allocated = missing == 0 ? [] : try allocatePages(missing, behind: pages.count)
+            let allocated = try allocatePages(missing, behind: pages.count)
             spares += allocated.dropFirst(missing).reversed()
             if spares.isEmpty, own.count > reused.count { spares = [behind[own[reused.count]]] }
             taken += reused.map { behind[$0] } + allocated.prefix(missing)
@@ -170,6 +170,7 @@ extension KeyValueCache {
     /// thirds of one are. Room takes no memory before it is written to, or its large page is nearly full; allocating many
     /// pages together makes long runs of a head's blocks.
     func allocatePages(_ missing: Int, behind held: Int) throws(AttentionError) -> [KeyValuePage] {
+        guard missing > 0 else { return [] }
         let (most, whole) = pagesPerExtent
         var wanted = max(missing, min(max(1, held / 8), most))
         if 3 * (held + missing) >= 2 * whole { wanted = (wanted + whole - 1) / whole * whole }
