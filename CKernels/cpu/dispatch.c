@@ -74,20 +74,21 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
 /* Intel's CPUs with AVX-512, which are servers with few exceptions, are read in quarters. Blocks of more than a megabyte count as in memory
  * there, half of what L2 has on those with tile instructions: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes
  * 15 to 30 % of one row's speed, 10 % of three's), and a model's layers pass through the caches one after another, so that the
- * 1.5 MB of a layer are in memory again when their turn comes. On other CPUs more than 64 MB count as in memory: more than the
- * last cache that one process usually has to itself. On those that are not Intel's up to 16 MB do, too, for the sake of
- * such layers: from the last cache of a Zen 4 AVX-512 reads as fast either way (AVX2 up to 12 % slower as from memory), and
- * from memory 33 GB/s come instead of 24 (28 instead of 24). */
+ * 1.5 MB of a layer are in memory again when their turn comes. Elsewhere more than 64 MB count as in memory: more than the last
+ * cache that one process usually has to itself. For the sake of such layers up to 16 MB do, too, on x86 CPUs that are not Intel's:
+ * from the last cache of a Zen 4 AVX-512 reads as fast either way (AVX2 up to 12 % slower as from memory), and from memory 33 GB/s
+ * come instead of 24 (28 instead of 24). */
 qattn_reading qattn_reading_of(const qattn_kernels *kernels) {
-    size_t above = 0;
     bool in_quarters = kernels->has_tiles;
+    size_t above = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool intel = __builtin_cpu_is("intel");
-    in_quarters |= (kernels == &qattn_kernels_x86_64_v4 || kernels == &qattn_kernels_x86_64_v4_bf16) && intel;
+    in_quarters |= intel && (kernels == &qattn_kernels_x86_64_v4 || kernels == &qattn_kernels_x86_64_v4_bf16);
     if (!intel) above = 16 << 20;
 #endif
-    return (qattn_reading){in_quarters, in_quarters ? 0 : above, in_quarters ? 1 << 20 : 64 << 20};
+    if (in_quarters) return (qattn_reading){.in_quarters = true, .cached_above = 0, .cached_most = 1 << 20};
+    return (qattn_reading){.in_quarters = false, .cached_above = above, .cached_most = 64 << 20};
 }
 
 /* What the features are for: f16c and avx512_bf16 widen or multiply 16-bit storage, avx512_vnni multiplies int8, and amx

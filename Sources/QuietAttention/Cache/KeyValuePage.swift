@@ -63,18 +63,18 @@ final class KeyValueExtent: @unchecked Sendable {
     fileprivate let pages, heads, blockBytes: Int
     /// Pages that tokens were written to: the others take no memory.
     private let usedPages = Atomic(0)
-    /// With so many in use the extent lies in large pages: the others would fill no more than a third of one.
-    private let pagesOfLarge: Int
-    private let isLargeAtOnce: Bool
+    /// With so many in use the extent is put into large pages, since the others would fill no more than a third of one; 0:
+    /// it lies in them from the beginning.
+    private let pagesBeforeLarge: Int
 
     fileprivate init(_ address: UnsafeMutableRawPointer, pages: Int, heads: Int, blockBytes: Int, filled: Int) {
         self.address = address
         self.pages = pages
         self.heads = heads
         self.blockBytes = blockBytes
-        pagesOfLarge = pages - min(pages - 1, AlignedMemory.largePage / 3 / (heads * blockBytes))
-        isLargeAtOnce = filled >= pagesOfLarge
-        if isLargeAtOnce {
+        let least = pages - min(pages - 1, AlignedMemory.largePage / 3 / (heads * blockBytes))
+        pagesBeforeLarge = filled >= least ? 0 : least
+        if pagesBeforeLarge == 0 {
             ExtentMemory.useLargePages(address, byteCount: reservedBytes, isWritten: false)
         } else {
             ExtentMemory.expectTokens(address, byteCount: reservedBytes)
@@ -89,7 +89,7 @@ final class KeyValueExtent: @unchecked Sendable {
 
     fileprivate func beginPage() {
         let used = usedPages.wrappingAdd(1, ordering: .relaxed).newValue
-        if used == pagesOfLarge, !isLargeAtOnce {
+        if used == pagesBeforeLarge {
             ExtentMemory.useLargePages(address, byteCount: reservedBytes, isWritten: true)
         }
     }
