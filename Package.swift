@@ -26,11 +26,11 @@ let package = Package(
     ],
     targets: [
         // MARK: - Public
-        .target(name: "QuietAttention", dependencies: ["CKernels", "SeededInputs"]),
+        .target(name: "QuietAttention", dependencies: ["CKernels", "CheckedFiles", "SeededInputs"]),
         .target(name: "AttentionReference", swiftSettings: referenceSettings),
         // Attention for Swift's automatic differentiation, which not every toolchain has: apart, so that nothing else needs it.
         .target(name: "Differentiation", dependencies: ["QuietAttention"]),
-        .target(name: "Safetensors"),
+        .target(name: "Safetensors", dependencies: ["CheckedFiles"]),
         .executableTarget(
             name: "quiet",
             dependencies: [
@@ -50,6 +50,8 @@ let package = Package(
             // AttentionReference and CKernels call fma(); on Linux that symbol lives in libm.
             linkerSettings: [.linkedLibrary("m")]),
         .target(name: "SeededInputs"),
+        // Files read with every length checked, and replaced whole.
+        .target(name: "CheckedFiles"),
         .target(
             name: "TestSupport",
             dependencies: ["EmulatedTiles", "QuietAttention", "AttentionReference", "SeededInputs"],
@@ -78,7 +80,7 @@ let package = Package(
             name: "QuietAttentionTests",
             dependencies: ["EmulatedTiles", "QuietAttention", "AttentionReference", "SeededInputs", "TestSupport"]),
         .testTarget(name: "ReferenceTests", dependencies: ["AttentionReference", "SeededInputs", "TestSupport"]),
-        .testTarget(name: "SafetensorsTests", dependencies: ["Safetensors", "QuietAttention"]),
+        .testTarget(name: "SafetensorsTests", dependencies: ["CheckedFiles", "Safetensors", "QuietAttention"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .c11

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // FileOperation.swift - the system's failures as errors of this module.
 
+import CheckedFiles
+
 enum FileOperation {
     case open, read, write
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // SafetensorsFile.swift - reading: open, check the header, then fetch tensors one at a time.
 
+import CheckedFiles
+
 #if !_endian(little)
     #error("safetensors data are little endian and are read and written as they lie in memory")
 #endif

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // SafetensorsWriter.swift - writing: the whole file or none of it.
 
+import CheckedFiles
+
 /// A tensor to be written.
 public struct NamedTensor: Sendable {
     public var name: String

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // TensorSlices.swift - parts of tensors: read from a file, and written to one that is not complete yet.
 
+import CheckedFiles
+
 /// A tensor to be written, without its values.
 public struct TensorPlan: Sendable {
     public var name: String

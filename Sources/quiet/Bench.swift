@@ -35,24 +35,9 @@ struct Bench: ParsableCommand {
                                    kernel sets and threads
             """)
 
-    enum Pass: String, CaseIterable, ExpressibleByArgument {
-        case forward, decode, backward
-    }
-
-    @Option(help: "What to time.")
-    var pass = Pass.forward
-
-    @OptionGroup var problem: SeededShape
-
-    @OptionGroup(title: "Norms") var norms: NormOptions
-
-    @OptionGroup(title: "Positions") var position: PositionOptions
-
-    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
+    @OptionGroup var timing: TimingOptions
 
     @OptionGroup(title: "Scores and weights") var products: ProductsOption
-
-    @OptionGroup var machine: MachineOptions
 
     @Option(
         name: .customLong("storage"),
@@ -65,52 +50,30 @@ struct Bench: ParsableCommand {
     @Option(help: "Order of dimensions in memory: bhsd (batch, heads, sequence, dimension) or bshd.")
     var layout = Layout.bhsd
 
-    @Option(parsing: .unconditional, help: ArgumentHelp("How long to time, at least three runs.", valueName: "s"))
-    var seconds = 1.0
-
-    @Option(parsing: .unconditional, help: "Seed of the inputs.")
-    var seed: UInt64 = 1
-
-    @Flag(help: "Print the JSON object on one line.")
-    var json = false
-
     /// A cache for products of bfloat16 is one of bfloat16.
     fileprivate var storage: Storage {
-        givenStorage ?? (pass == .decode && products.products == .bf16 ? .bf16 : .f32)
+        givenStorage ?? (timing.pass == .decode && products.products == .bf16 ? .bf16 : .f32)
     }
-
-    fileprivate var options: AttentionOptions {
-        AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
-    }
-
-    private var shape: AttentionShape { get throws { try problem.shape(decodes: pass == .decode) } }
 
     func validate() throws {
-        guard seconds > 0, seconds <= 86_400 else {
-            throw ValidationError("--seconds: expected more than 0 and at most 86400, got \(seconds)")
-        }
-        guard storage != .int8 || pass == .decode else {
+        guard storage != .int8 || timing.pass == .decode else {
             throw ValidationError("--storage: int8 is for the key/value cache, which only decoding reads")
         }
-        guard products.products == .f32 || pass != .decode || storage == .bf16 else {
+        guard products.products == .f32 || timing.pass != .decode || storage == .bf16 else {
             throw ValidationError("--storage: expected bf16 to decode with --products bf16, got \(storage.rawValue)")
         }
-        let shape = try usage { try self.shape }
-        try problem.keyLengths?.check(shape)
-        try position.check(headDimension: shape.headDimension)
-        try scores.check(sink: problem.sink)
-        try norms.check()
     }
 
     func run() throws {
+        let (problem, seed) = (timing.problem, timing.seed)
         let sink = problem.sink?.sink { _ in
             SeededProblem<Float>.sinkLogits(seed: seed, queryHeads: problem.queryHeads)
         }
-        let attention = try options.attention(
-            shape, sink: sink, tensors: AttentionTensors(keyLengths: problem.keyLengths?.lengths),
-            queryKeyNorm: norms.queryKeyNorm(), products: products.library, layout: layout.library)
+        let attention = try timing.options.attention(
+            timing.shape, sink: sink, tensors: AttentionTensors(keyLengths: problem.keyLengths?.lengths),
+            queryKeyNorm: timing.norms.queryKeyNorm(), products: products.library, layout: layout.library)
         let report =
-            switch pass {
+            switch timing.pass {
             case .forward, .backward:
                 switch storage {
                 case .f32: try report(attention) { $0 }
@@ -120,7 +83,7 @@ struct Bench: ParsableCommand {
                 }
             case .decode: try measureDecode(attention)
             }
-        try emit(report.json.text(lines: !json))
+        try emit(report.json.text(lines: !timing.json))
     }
 
     private func bytesPerToken(_ shape: AttentionShape) -> Int {
@@ -131,15 +94,15 @@ struct Bench: ParsableCommand {
     private func report<Scalar: AttentionScalar>(
         _ attention: Attention, rounding round: (Float) -> Scalar
     ) throws -> BenchReport {
-        let problem = try SeededProblem(attention, seed: seed, rounding: round)
-        guard pass == .backward else {
+        let problem = try SeededProblem(attention, seed: timing.seed, rounding: round)
+        guard timing.pass == .backward else {
             return BenchReport(
-                command: self, attention: attention, measurement: try Measurement(of: problem, seconds: seconds),
+                command: self, attention: attention, measurement: try Measurement(of: problem, seconds: timing.seconds),
                 bytesPerToken: bytesPerToken(attention.shape))
         }
-        let backward = try SeededBackward(problem, seed: seed, rounding: round)
+        let backward = try SeededBackward(problem, seed: timing.seed, rounding: round)
         return BenchReport(
-            command: self, attention: attention, measurement: try Measurement(of: backward, seconds: seconds),
+            command: self, attention: attention, measurement: try Measurement(of: backward, seconds: timing.seconds),
             bytesPerToken: bytesPerToken(attention.shape),
             additions: [("forward_ms", .number(backward.secondsOfForward * 1e3))])
     }
@@ -148,14 +111,14 @@ struct Bench: ParsableCommand {
         let decode = try SeededDecode(
             attention,
             attention: CachedAttention(
-                queryHeads: problem.queryHeads, rules: attention.rules, products: attention.products,
+                queryHeads: timing.problem.queryHeads, rules: attention.rules, products: attention.products,
                 layout: attention.layout, threads: attention.threads, kernels: attention.kernels),
-            storage: storage.cache, seed: seed)
-        let measurement = try Measurement(of: decode, seconds: seconds)
+            storage: storage.cache, seed: timing.seed)
+        let measurement = try Measurement(of: decode, seconds: timing.seconds)
         return BenchReport(
             command: self, attention: attention, measurement: measurement, bytesPerToken: decode.bytesPerToken,
             additions: [
-                ("append_ms", .number(try decode.secondsPerAppend(limit: seconds) * 1e3)),
+                ("append_ms", .number(try decode.secondsPerAppend(limit: timing.seconds) * 1e3)),
                 ("cache_bytes", .integer(decode.cacheBytes)),
             ])
     }
@@ -199,10 +162,10 @@ struct BenchReport {
     private var keyValueBytes: Double {
         // Row 0 sees the first key of all, the last row the last one.
         var seen = shape.queries == 0 ? 0 : shape.keys
-        if case .window(let width) = command.scores.mask {
+        if case .window(let width) = command.timing.scores.mask {
             seen = min(seen, shape.queries - 1 + min(width, shape.keys))
         }
-        guard let lengths = command.problem.keyLengths?.lengths else {
+        guard let lengths = command.timing.problem.keyLengths?.lengths else {
             return Double(shape.batch) * Double(seen) * Double(bytesPerToken)
         }
         return Double(lengths.reduce(0) { $0 + min($1, seen) }) * Double(bytesPerToken)
@@ -210,7 +173,7 @@ struct BenchReport {
 
     var json: JSONValue {
         let operations = FloatOperations(
-            attention, mask: command.scores.mask, isBackward: command.pass == .backward)
+            attention, mask: command.timing.scores.mask, isBackward: command.timing.pass == .backward)
         let gflops = operations.count / measurement.median / 1e9
         return .object(
             problem + [
@@ -237,11 +200,12 @@ struct BenchReport {
     }
 
     private var problem: [(name: String, value: JSONValue)] {
-        [("pass", .string(command.pass.rawValue))] + command.options.members(attention, sink: command.problem.sink) + [
-            ("key_lengths", .array((command.problem.keyLengths?.lengths ?? []).map(JSONValue.integer))),
-            ("storage", .string(command.storage.rawValue)),
-            ("layout", .string(command.layout.rawValue)),
-            ("seed", .string("\(command.seed)")),
-        ]
+        [("pass", .string(command.timing.pass.rawValue))]
+            + command.timing.options.members(attention, sink: command.timing.problem.sink) + [
+                ("key_lengths", .array((command.timing.problem.keyLengths?.lengths ?? []).map(JSONValue.integer))),
+                ("storage", .string(command.storage.rawValue)),
+                ("layout", .string(command.layout.rawValue)),
+                ("seed", .string("\(command.timing.seed)")),
+            ]
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // ReplacementTests.swift - a file that is replaced keeps what the user had set on it, and is replaced as a whole or not at all.
 
+import CheckedFiles
 import Foundation
 import Testing
 
@@ -31,6 +32,13 @@ import Testing
 
     private func link(_ name: String, to target: String) throws {
         try FileManager.default.createSymbolicLink(atPath: folder(name), withDestinationPath: target)
+    }
+
+    /// C would take such a path for a shorter one, which names another file.
+    @Test func pathsWithZeroBytesAreRefused() throws {
+        let path = try folder.file([1], name: "out")
+        #expect(throws: SafetensorsError.self) { try write(to: "out\0x") }
+        #expect(try bytes(ofFile: path) == [1] && folder.names == ["out"])
     }
 
     // MARK: - Permissions

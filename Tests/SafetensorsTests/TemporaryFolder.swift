@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TemporaryFolder.swift - files that last as long as a test.
 
+import CheckedFiles
 import Foundation
 import Testing
 

@@ -27,26 +27,11 @@ struct Bench: RingCommand {
             chunks; states go from rank to rank.
             """)
 
-    enum Pass: String, CaseIterable, ExpressibleByArgument {
-        case forward, backward, decode
-    }
-
     enum Storage: String, CaseIterable {
         case f32, bf16, f16
     }
 
-    @Option(help: "What to time.")
-    var pass = Pass.forward
-
-    @OptionGroup var problem: SeededShape
-
-    @OptionGroup(title: "Norms") var norms: NormOptions
-
-    @OptionGroup(title: "Positions") var position: PositionOptions
-
-    @OptionGroup(title: "Scores and weights") var scores: ScoreOptions
-
-    @OptionGroup var machine: MachineOptions
+    @OptionGroup var timing: TimingOptions
 
     @OptionGroup(title: "Ranks") var ranks: RankOptions
 
@@ -55,28 +40,7 @@ struct Bench: RingCommand {
         transform: Storage.init(parsing:))
     var storage = Storage.f32
 
-    @Option(parsing: .unconditional, help: ArgumentHelp("How long to time, at least one run.", valueName: "s"))
-    var seconds = 1.0
-
-    @Option(parsing: .unconditional, help: "Seed of the inputs.")
-    var seed: UInt64 = 1
-
-    @Flag(help: "Print the JSON object on one line.")
-    var json = false
-
-    private var shape: AttentionShape { get throws { try problem.shape(decodes: pass == .decode) } }
-
-    func validate() throws {
-        guard seconds > 0, seconds <= 86_400 else {
-            throw ValidationError("--seconds: expected more than 0 and at most 86400, got \(seconds)")
-        }
-        let shape = try usage { try self.shape }
-        try problem.keyLengths?.check(shape)
-        try position.check(headDimension: shape.headDimension)
-        try scores.check(sink: problem.sink)
-        try scores.checkForRanks()
-        try norms.check()
-    }
+    func validate() throws { try timing.scores.checkForRanks() }
 
     func run(_ world: World) throws {
         switch storage {
@@ -93,15 +57,14 @@ struct Bench: RingCommand {
 
     private var ring: RingProblem {
         get throws {
-            let shape = try shape
-            let tensors = AttentionTensors(keyLengths: problem.keyLengths?.lengths)
-            let options = AttentionOptions(norms: norms, position: position, scores: scores, machine: machine)
-            let sink = problem.sink?.sink { _ in
-                var generator = SeededGenerator(seed: seed, stream: SeededStream.sinks.rawValue)
+            let (shape, options) = (try timing.shape, timing.options)
+            let tensors = AttentionTensors(keyLengths: timing.problem.keyLengths?.lengths)
+            let sink = timing.problem.sink?.sink { _ in
+                var generator = SeededGenerator(seed: timing.seed, stream: SeededStream.sinks.rawValue)
                 return generator.normals(shape.queryHeads)
             }
             let arguments = try options.arguments(
-                shape, sink: sink, tensors: tensors, queryKeyNorm: norms.queryKeyNorm())
+                shape, sink: sink, tensors: tensors, queryKeyNorm: timing.norms.queryKeyNorm())
             return try RingProblem(shape, options, arguments, tensors)
         }
     }
@@ -111,8 +74,8 @@ struct Bench: RingCommand {
     ) throws {
         let timed: any RingRun = try world.agreeing {
             let ring = try ring
-            let rows = SeededRows(shape: ring.shape, seed: seed, round: round)
-            return switch pass {
+            let rows = SeededRows(shape: ring.shape, seed: timing.seed, round: round)
+            return switch timing.pass {
             case .forward: try TimedForward(world, ring, rows)
             case .backward: try TimedBackward(world, ring, rows)
             case .decode: try TimedDecode(world, ring, rows)
@@ -123,17 +86,18 @@ struct Bench: RingCommand {
         try timed.run()
         world.resetMeasures()
         // Times are the same on all ranks, and so is the number of runs.
-        while times.isEmpty || times.reduce(0, +) < seconds {
+        while times.isEmpty || times.reduce(0, +) < timing.seconds {
             try world.agree(Statement())
             let own = try Ring.timed { try timed.run() }
             times.append(try world.numbers([own]).map { $0[0] }.max()!)
         }
-        let kernels = try machine.kernelSet ?? Attention.preferredKernels()
+        let kernels = try timing.machine.kernelSet ?? Attention.preferredKernels()
         let measures = try RankMeasures(
-            world, seconds: 0, peak: kernels.measuredPeak(threads: machine.threads ?? Attention.availableThreads()))
+            world, seconds: 0,
+            peak: kernels.measuredPeak(threads: timing.machine.threads ?? Attention.availableThreads()))
         let digest = try timed.digest()
         guard world.rank == 0 else { return }
-        try emit(report(world, timed, times.sorted(), measures, kernels, digest).text(lines: !json))
+        try emit(report(world, timed, times.sorted(), measures, kernels, digest).text(lines: !timing.json))
     }
 
     private func report(
@@ -145,9 +109,10 @@ struct Bench: RingCommand {
         // The waits of what stands between runs count, too: exchanges of a few bytes.
         let runs = Double(times.count)
         return .object(
-            [("pass", .string(pass.rawValue))] + (try shape).members + [
-                ("mask", .string("\(scores.mask)")), ("storage", .string(storage.rawValue)),
-                ("ranks", .integer(world.size)), ("threads", .integer(machine.threads ?? Attention.availableThreads())),
+            [("pass", .string(timing.pass.rawValue))] + (try timing.shape).members + [
+                ("mask", .string("\(timing.scores.mask)")), ("storage", .string(storage.rawValue)),
+                ("ranks", .integer(world.size)),
+                ("threads", .integer(timing.machine.threads ?? Attention.availableThreads())),
                 ("kernels", .string(kernels.name)), ("cpu", .string(Machine.cpu)), ("runs", .integer(times.count)),
                 ("median_ms", .number(median * 1e3)), ("min_ms", .number(times[0] * 1e3)),
                 ("gflops", .number(gflops)), ("fma_peak_gflops", .number(measures.peak)),

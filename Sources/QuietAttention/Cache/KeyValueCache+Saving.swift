@@ -21,9 +21,7 @@ extension KeyValueCache {
     }
 
     /// Calls `body` with the parts of what is saved, from the first to the last.
-    func forEachSavedPart(
-        _ body: (UnsafeRawBufferPointer) throws(AttentionError) -> Void
-    ) throws(AttentionError) {
+    private func forEachSavedPart(_ body: CacheFile.Write) throws(AttentionError) {
         guard tokenPositions.isEmpty else {
             throw AttentionError(
                 .composition, "cache", expected: "tokens that stand where they lie, to be saved",
@@ -127,14 +125,13 @@ extension KeyValueCache {
     // MARK: - Files
 
     /// Writes the tokens of this cache into a file, in the place of one that may be there: it is the old one or the new
-    /// one, whole, at all times. Its mode is kept, and a symbolic link is followed.
+    /// one, whole, at all times, but for a file with several names (hard links), which is overwritten. Its mode and owner are
+    /// kept, and a symbolic link is followed.
     ///
     /// - Throws: ``AttentionError`` of kind `file` (with the system's reason), `composition` or `memory`; the old file is
     ///   unchanged then.
     public func write(to path: String) throws(AttentionError) {
-        try CacheFile.replace(path) { file throws(AttentionError) in
-            try forEachSavedPart { part throws(AttentionError) in try file.write(part) }
-        }
+        try CacheFile.replace(path, forEachSavedPart)
     }
 
     /// Takes the tokens in a file in the place of those held.

@@ -1,1 +1,1 @@
-../../../../../Sources/Safetensors/FileDescriptor.swift
+../../../../../Sources/CheckedFiles/FileDescriptor.swift

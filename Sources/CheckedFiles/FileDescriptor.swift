@@ -10,10 +10,10 @@
 #endif
 
 /// Why a call failed, in the words of the system.
-struct SystemError: Error {
-    let reason: String
+package struct SystemError: Error {
+    package let reason: String
 
-    init(_ reason: String) {
+    package init(_ reason: String) {
         self.reason = reason
     }
 
@@ -22,7 +22,7 @@ struct SystemError: Error {
 }
 
 /// An open file, closed when the last reference goes.
-final class FileDescriptor: Sendable {
+package final class FileDescriptor: Sendable {
     private let descriptor: Int32
 
     private init(_ descriptor: Int32) {
@@ -34,7 +34,7 @@ final class FileDescriptor: Sendable {
     }
 
     /// Opens an existing file for reading. Anything but a regular file is an error: no other has a length to check against.
-    static func reading(_ path: String) throws -> FileDescriptor {
+    package static func reading(_ path: String) throws -> FileDescriptor {
         guard !path.utf8.contains(0) else { throw SystemError("a path has no zero byte") }
         // O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
         let file = FileDescriptor(try check(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)))
@@ -43,29 +43,29 @@ final class FileDescriptor: Sendable {
     }
 
     /// Creates a file for writing; one that exists is an error. The process's mask takes permissions away from `mode`.
-    static func creating(_ path: String, mode: mode_t) throws -> FileDescriptor {
+    package static func creating(_ path: String, mode: mode_t) throws -> FileDescriptor {
         FileDescriptor(try check(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode)))
     }
 
     /// Opens an existing file, no link, for writing over what it holds.
-    static func overwriting(_ path: String) throws -> FileDescriptor {
+    package static func overwriting(_ path: String) throws -> FileDescriptor {
         FileDescriptor(try check(open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)))
     }
 
     /// Returns the identity of the file at `path`, links followed; nil if there is none.
-    static func status(_ path: String) -> FileStatus? {
+    package static func status(_ path: String) -> FileStatus? {
         var status = stat()
         return stat(path, &status) == 0 ? FileStatus(status) : nil
     }
 
-    func status() throws -> FileStatus {
+    package func status() throws -> FileStatus {
         var status = stat()
         try Self.check(fstat(descriptor, &status))
         return FileStatus(status)
     }
 
     /// Fills `buffer` with the bytes from `offset` on.
-    func read(into buffer: UnsafeMutableRawBufferPointer, from offset: Int) throws {
+    package func read(into buffer: UnsafeMutableRawBufferPointer, from offset: Int) throws {
         try Self.transfer(buffer.count) { part in
             let count = pread(
                 descriptor, buffer.baseAddress! + part.lowerBound, part.count, off_t(offset + part.lowerBound))
@@ -75,14 +75,14 @@ final class FileDescriptor: Sendable {
     }
 
     /// Writes `buffer` to the file from `offset` on.
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: Int) throws {
+    package func write(_ buffer: UnsafeRawBufferPointer, at offset: Int) throws {
         try Self.transfer(buffer.count) { part in
             pwrite(descriptor, buffer.baseAddress! + part.lowerBound, part.count, off_t(offset + part.lowerBound))
         }
     }
 
     /// Appends `buffer` to the file.
-    func write(_ buffer: UnsafeRawBufferPointer) throws {
+    package func write(_ buffer: UnsafeRawBufferPointer) throws {
         try Self.transfer(buffer.count) { part in
             let start = buffer.baseAddress! + part.lowerBound
             #if canImport(Darwin)
@@ -123,7 +123,7 @@ final class FileDescriptor: Sendable {
     }
 
     /// Makes a file longer, with room for all of it; where there is none, it is as long as before.
-    func makeRoom(from old: Int, to new: Int) throws {
+    package func makeRoom(from old: Int, to new: Int) throws {
         guard new > old else { return }
         #if canImport(Darwin)
             try Self.check(ftruncate(descriptor, off_t(new)))
@@ -135,6 +135,9 @@ final class FileDescriptor: Sendable {
             }
         #endif
     }
+
+    /// Waits until the system has written the file to its disk.
+    package func synchronise() throws { try Self.check(fsync(descriptor)) }
 
     func cut(to byteCount: Int) throws { try Self.check(ftruncate(descriptor, off_t(byteCount))) }
 
@@ -149,15 +152,15 @@ final class FileDescriptor: Sendable {
 }
 
 /// What a file is, how long, and when it was last written to.
-struct FileStatus {
-    let isRegularFile: Bool
-    let byteCount: Int
+package struct FileStatus {
+    package let isRegularFile: Bool
+    package let byteCount: Int
     /// How many names it has.
-    let linkCount: Int
-    let owner: uid_t
-    let group: gid_t
+    package let linkCount: Int
+    package let owner: uid_t
+    package let group: gid_t
     /// The last twelve bits of the mode: who may do what, and the bits before them.
-    let permissions: mode_t
+    package let permissions: mode_t
     private let device: dev_t
     private let number: ino_t
     private let modificationSeconds, modificationNanoseconds: Int
@@ -176,10 +179,10 @@ struct FileStatus {
         (modificationSeconds, modificationNanoseconds) = (modified.tv_sec, modified.tv_nsec)
     }
 
-    func isSameFile(as other: FileStatus) -> Bool { device == other.device && number == other.number }
+    package func isSameFile(as other: FileStatus) -> Bool { device == other.device && number == other.number }
 
     /// Whether nothing was written to the file, as far as the system tells, since it had this other status.
-    func isUnchanged(since other: FileStatus) -> Bool {
+    package func isUnchanged(since other: FileStatus) -> Bool {
         byteCount == other.byteCount && modificationSeconds == other.modificationSeconds
             && modificationNanoseconds == other.modificationNanoseconds
     }
@@ -191,12 +194,12 @@ func moveFile(_ source: String, to destination: String) throws {
 }
 
 /// Removes a file that may or may not be there.
-func removeFile(_ path: String) {
+package func removeFile(_ path: String) {
     unlink(path)
 }
 
 /// Whether so many bytes can be had: the machine has them, and the system gives them.
-func memoryIsAvailable(_ byteCount: Int) -> Bool {
+package func memoryIsAvailable(_ byteCount: Int) -> Bool {
     // Systems that promise more than they have would end the process when it takes the promise up.
     let (pages, pageSize) = (sysconf(Int32(_SC_PHYS_PAGES)), sysconf(Int32(_SC_PAGESIZE)))
     if pages > 0, pageSize > 0, byteCount / pageSize >= pages { return false }

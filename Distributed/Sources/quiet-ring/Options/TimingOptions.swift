@@ -1,0 +1,1 @@
+../../../../Sources/quiet/TimingOptions.swift
