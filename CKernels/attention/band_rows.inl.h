@@ -73,9 +73,8 @@ QATTN_INLINE void unit_compared(const forward_workspace *ws, const band *band, s
 }
 
 /* 2., of finished scores, in their place. */
-static __attribute__((noinline)) void QATTN_FUNCTION(band_weights)(const qattn_forward_args *args,
-                                                                   const forward_workspace *ws, const band *band,
-                                                                   bool rounds, band_block *x) {
+QATTN_NOINLINE void QATTN_FUNCTION(band_weights)(const qattn_forward_args *args, const forward_workspace *ws,
+                                                 const band *band, bool rounds, band_block *x) {
     const bool has_maximum = ws->normaliser == QATTN_SOFTMAX || ws->normaliser == QATTN_SOFTPICK;
     for (size_t r = 0; r < band->count; r++) {
         float *const row = x->scores[r], *const sum = ws->chunk.sum + (band->first + r) * QATTN_LANES;

@@ -47,7 +47,7 @@ QATTN_INLINE u32x16 take_factor_rows_of(const factor_rows_task *task, size_t i, 
     return largest;
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(take_factor_rows)(const factor_rows_task *task) {
+QATTN_NOINLINE void QATTN_FUNCTION(take_factor_rows)(const factor_rows_task *task) {
     const size_t lanes = qattn_round_up(task->dim, QATTN_PAIR_SEGMENT);
     const size_t taken = qattn_round_up(task->count, 2);
     u32x16 largest = {0};
@@ -66,7 +66,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(take_factor_rows)(const fac
 }
 
 /* 64 rows of 64, rounded in place. */
-static __attribute__((noinline)) void QATTN_FUNCTION(round_to_factors)(float *rows, float least) {
+QATTN_NOINLINE void QATTN_FUNCTION(round_to_factors)(float *rows, float least) {
     for (size_t n = 0; n < QATTN_KEY_BLOCK * QATTN_KEY_BLOCK; n += QATTN_LANES)
         f32x16_store(rows + n, bf16x16_factor_from(f32x16_load(rows + n), least));
 }
@@ -122,8 +122,7 @@ QATTN_INLINE void transpose_factor_pairs(const factor_pairs *pairs, factor *to) 
 }
 
 /* columns[j][i] = factor of rows[i][j] of 64 rows and columns, and the same in by_rows if asked for. */
-static __attribute__((noinline)) void QATTN_FUNCTION(turn_factors)(const float *rows, float least, factor *columns,
-                                                                   factor *by_rows) {
+QATTN_NOINLINE void QATTN_FUNCTION(turn_factors)(const float *rows, float least, factor *columns, factor *by_rows) {
     factor_pairs pairs;
     for (size_t i = 0; i < QATTN_KEY_BLOCK; i += SEGMENT) {
         for (size_t pair = 0; pair < SEGMENT / 2; pair++) {

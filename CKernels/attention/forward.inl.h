@@ -234,9 +234,8 @@ QATTN_INLINE void stream_tile(tile_task *task, const qattn_forward_args *args, c
 /* Blocks [begin, end) against few tiles, without a mask: only the address changes from block to block. Four rows are
  * bound by memory, and beside that the checks of forward_block take 7 % of their time, and the registers that the code of
  * the other normalisers occupies 2 %. The first of several tiles asks for the next block, the others find theirs in L2. */
-static __attribute__((noinline)) void QATTN_FUNCTION(stream_blocks)(tile_task *task, const qattn_forward_args *args,
-                                                                    forward_workspace *ws, size_t begin, size_t end,
-                                                                    size_t block_end) {
+QATTN_NOINLINE void QATTN_FUNCTION(stream_blocks)(tile_task *task, const qattn_forward_args *args,
+                                                  forward_workspace *ws, size_t begin, size_t end, size_t block_end) {
     const size_t ahead = streaming_ahead(args, ws);
     if (ws->tiles == 1) {
         take_rows(task, ws, 0);
@@ -303,8 +302,8 @@ QATTN_INLINE row_state forward_blocks(tile_task *task, const qattn_forward_args 
 
 /* Clipped softmax: the maximum and the sum of each row, without values, so that the pass over the values that follows
  * knows every weight as it meets it. */
-static __attribute__((noinline)) void QATTN_FUNCTION(first_pass)(tile_task *task, const qattn_forward_args *args,
-                                                                 forward_workspace *ws, size_t begin, size_t end) {
+QATTN_NOINLINE void QATTN_FUNCTION(first_pass)(tile_task *task, const qattn_forward_args *args, forward_workspace *ws,
+                                               size_t begin, size_t end) {
     const size_t value_lanes = ws->value_lanes;
     task->value_lanes = ws->value_lanes = 0;
     ws->normaliser = QATTN_SOFTMAX;

@@ -97,7 +97,7 @@ QATTN_INLINE void take_rows_of(const rows_task *task, qattn_storage storage) {
     for (size_t i = 0; i < task->count && (task->tiles || task->copies); i++) take_row(task, i, storage);
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(take_gradient_rows)(const rows_task *task) {
+QATTN_NOINLINE void QATTN_FUNCTION(take_gradient_rows)(const rows_task *task) {
     switch (task->storage) {
     case QATTN_FLOAT32: take_rows_of(task, QATTN_FLOAT32); break;
     case QATTN_FLOAT16: take_rows_of(task, QATTN_FLOAT16); break;

@@ -144,9 +144,8 @@ QATTN_INLINE void load_block_row(f32x16 x[BLOCK_VECTORS], const float *row) {
 }
 
 /* One row against one block: p in the place of t, and w, or u for `finished`, in that of dp. */
-static __attribute__((noinline)) void QATTN_FUNCTION(row_gradients)(const gradient_rule *rule, const gradient_row *row,
-                                                                    uint64_t visible, size_t block_first, float *scores,
-                                                                    float *products, bool finished) {
+QATTN_NOINLINE void QATTN_FUNCTION(row_gradients)(const gradient_rule *rule, const gradient_row *row, uint64_t visible,
+                                                  size_t block_first, float *scores, float *products, bool finished) {
     const qattn_problem *const problem = rule->finish.problem;
     const bool caps = problem->softcap != 0 && !finished;
     const float scale = finished ? rule->lower : row->scale;
@@ -162,10 +161,9 @@ static __attribute__((noinline)) void QATTN_FUNCTION(row_gradients)(const gradie
 }
 
 /* The lanes of D of clipped softmax, D = sum of g s over the keys that the row sees. */
-static __attribute__((noinline)) void QATTN_FUNCTION(add_clipped_delta)(const gradient_rule *rule,
-                                                                        const gradient_row *row, uint64_t visible,
-                                                                        size_t block_first, const float *scores,
-                                                                        const float *products, float *lanes) {
+QATTN_NOINLINE void QATTN_FUNCTION(add_clipped_delta)(const gradient_rule *rule, const gradient_row *row,
+                                                      uint64_t visible, size_t block_first, const float *scores,
+                                                      const float *products, float *lanes) {
     f32x16 t[BLOCK_VECTORS], slopes[BLOCK_VECTORS], sum = f32x16_load(lanes);
     load_block_row(t, scores);
     finish_row(rule, row, visible, block_first, t, slopes);
@@ -178,8 +176,8 @@ static __attribute__((noinline)) void QATTN_FUNCTION(add_clipped_delta)(const gr
 }
 
 /* The rows of a tile, of softmax alone: what is asked most. */
-static __attribute__((noinline)) void
-QATTN_FUNCTION(softmax_gradients)(const gradient_row *rows, const uint64_t *visible, float *scores, float *products) {
+QATTN_NOINLINE void QATTN_FUNCTION(softmax_gradients)(const gradient_row *rows, const uint64_t *visible, float *scores,
+                                                      float *products) {
     for (size_t i = 0; i < TILE_ROWS; i++, scores += QATTN_KEY_BLOCK, products += QATTN_KEY_BLOCK) {
         const f32x16 scale = f32x16_splat(rows[i].scale);
         QATTN_UNROLL

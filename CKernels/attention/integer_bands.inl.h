@@ -156,10 +156,9 @@ QATTN_INLINE void integer_band_values(const forward_workspace *ws, const char *f
 }
 
 /* One block against all bands; each asks for `lines` of `next`, the block to come. */
-static __attribute__((noinline)) void QATTN_FUNCTION(integer_bands)(const qattn_forward_args *args,
-                                                                    forward_workspace *ws, block_parts parts,
-                                                                    size_t first_key, prefetch_cursor *next,
-                                                                    size_t lines) {
+QATTN_NOINLINE void QATTN_FUNCTION(integer_bands)(const qattn_forward_args *args, forward_workspace *ws,
+                                                  block_parts parts, size_t first_key, prefetch_cursor *next,
+                                                  size_t lines) {
     integer_band x;
     if (ws->rows % UNIT_ROWS) memset(&x, 0, sizeof x); /* also rows that fill up a tile */
     x.block.first_key = first_key;

@@ -67,8 +67,8 @@ typedef struct lines_to_come {
 } lines_to_come;
 
 /* The second half of 2. by softmax, of rows [first, end) against block n, rounded. */
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_weights)(const forward_workspace *ws, pair_band *x, size_t n,
-                                                                   size_t first, size_t end, lines_to_come next) {
+QATTN_NOINLINE void QATTN_FUNCTION(pair_weights)(const forward_workspace *ws, pair_band *x, size_t n, size_t first,
+                                                 size_t end, lines_to_come next) {
     const band_block *const block = &x->blocks[n];
     float *sum = ws->chunk.sum + (x->band.first + first) * QATTN_LANES;
     const char *at = next.at + first * next.lines * CACHE_LINE;
@@ -132,8 +132,7 @@ QATTN_INLINE void pair_band_values(const forward_workspace *ws, pair_band *x, si
 }
 
 /* 3. of block n with values that are not finite: of each row what it sees. */
-static __attribute__((noinline)) void QATTN_FUNCTION(seen_band_values)(const forward_workspace *ws, pair_band *x,
-                                                                       size_t n) {
+QATTN_NOINLINE void QATTN_FUNCTION(seen_band_values)(const forward_workspace *ws, pair_band *x, size_t n) {
     band_block *const block = &x->blocks[n];
     for (size_t r = 0; r < x->band.count; r++) {
         for (size_t j = 0; j < QATTN_KEY_BLOCK; j += QATTN_LANES)
@@ -201,8 +200,8 @@ QATTN_INLINE lines_to_come lines_after(const forward_workspace *ws, const band *
 
 /* Blocks [begin, end) against all bands; every band meets all of them before the next one does. With `fresh` they are the
  * first ones, and sums of values are not there yet. */
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_bands)(const qattn_forward_args *args, forward_workspace *ws,
-                                                                 size_t begin, size_t end, bool fresh) {
+QATTN_NOINLINE void QATTN_FUNCTION(pair_bands)(const qattn_forward_args *args, forward_workspace *ws, size_t begin,
+                                               size_t end, bool fresh) {
     pair_band x;
     if (ws->rows % UNIT_ROWS) memset(&x, 0, sizeof x); /* also rows that fill up a tile */
     for (size_t first = 0; first < ws->rows; first += BAND_ROWS) {

@@ -51,7 +51,7 @@ typedef struct raised_sums {
 } raised_sums;
 
 /* Raising is exact below 2^80. So is lowering: sums are multiples of 2^-101. */
-static __attribute__((noinline)) void QATTN_FUNCTION(raise_sums)(const raised_sums *x) {
+QATTN_NOINLINE void QATTN_FUNCTION(raise_sums)(const raised_sums *x) {
     for (size_t i = 0; i < x->count; i++) {
         for (size_t d = 0; d < x->lanes; d += QATTN_LANES) {
             const float *const row = x->rows + (ptrdiff_t)i * x->stride + d;
@@ -62,7 +62,7 @@ static __attribute__((noinline)) void QATTN_FUNCTION(raise_sums)(const raised_su
     memset(x->sums + x->count * x->lanes, 0, (SUM_BLOCK_ROWS - x->count) * x->lanes * sizeof(float));
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(lower_sums)(const raised_sums *x) {
+QATTN_NOINLINE void QATTN_FUNCTION(lower_sums)(const raised_sums *x) {
     for (size_t i = 0; i < x->count; i++) {
         for (size_t d = 0; d < x->dim; d += QATTN_LANES) {
             const f32x16 sum = f32x16_load(x->sums + i * x->lanes + d);
@@ -191,12 +191,11 @@ QATTN_INLINE void segment_gradients(const gradient_call *call, size_t first, boo
     transpose_factor_pairs(&w_pairs, call->pair_factors + FACTOR_MATRIX + first);
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(whole_segment_gradients)(const gradient_call *call, size_t first) {
+QATTN_NOINLINE void QATTN_FUNCTION(whole_segment_gradients)(const gradient_call *call, size_t first) {
     segment_gradients(call, first, false);
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(masked_segment_gradients)(const gradient_call *call,
-                                                                               size_t first) {
+QATTN_NOINLINE void QATTN_FUNCTION(masked_segment_gradients)(const gradient_call *call, size_t first) {
     segment_gradients(call, first, true);
 }
 

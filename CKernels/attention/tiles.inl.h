@@ -85,37 +85,30 @@ QATTN_INLINE void tile_weighed_as_seen(tile_scratch *scratch, size_t rows, float
 
 /* Functions of their own, with a constant number of rows, as in products.inl.h. */
 #define TILE_PHASES(rows)                                                                                              \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_scored_whole), rows)(tile_task * task) {     \
+    TILE_INSTANCE(tile_scored_whole, rows)(tile_task * task) {                                                         \
         tile_scored(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows <= STREAMING_ROWS});                        \
     }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_scored_masked), rows)(tile_task * task) {    \
+    TILE_INSTANCE(tile_scored_masked, rows)(tile_task * task) {                                                        \
         tile_scored(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows <= STREAMING_ROWS});        \
     }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_weighed), rows)(tile_scratch * scratch,      \
-                                                                                          float *sum) {                \
+    TILE_INSTANCE(tile_weighed, rows)(tile_scratch * scratch, float *sum) {                                            \
         tile_weighed_as_seen(scratch, rows, sum);                                                                      \
     }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_panel_whole), rows)(                         \
-        tile_task * task, const char *panel, size_t column, size_t lanes) {                                            \
+    TILE_INSTANCE(tile_panel_whole, rows)(tile_task * task, const char *panel, size_t column, size_t lanes) {          \
         tile_panel(task, (tile_kind){rows, QATTN_FLOAT32, .streams = rows <= STREAMING_ROWS}, panel, column, lanes);   \
     }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_panel_masked), rows)(                        \
-        tile_task * task, const char *panel, size_t column, size_t lanes) {                                            \
+    TILE_INSTANCE(tile_panel_masked, rows)(tile_task * task, const char *panel, size_t column, size_t lanes) {         \
         tile_panel(task, (tile_kind){rows, QATTN_FLOAT32, .masked = true, .streams = rows <= STREAMING_ROWS}, panel,   \
                    column, lanes);                                                                                     \
     }
 /* The same for what takes scores and weights through memory. */
 #define TILE_WEIGHTS(rows)                                                                                             \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_compared), rows)(tile_task * task) {         \
-        tile_compared(task, rows);                                                                                     \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_softmax), rows)(tile_task * task,            \
-                                                                                          bool rounds) {               \
+    TILE_INSTANCE(tile_compared, rows)(tile_task * task) { tile_compared(task, rows); }                                \
+    TILE_INSTANCE(tile_softmax, rows)(tile_task * task, bool rounds) {                                                 \
         tile_compared(task, rows);                                                                                     \
         tile_weighed(task->scratch, rows, (vector_run){0, BLOCK_VECTORS}, rounds, task->sum);                          \
     }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_softpick), rows)(tile_task * task,           \
-                                                                                           bool rounds) {              \
+    TILE_INSTANCE(tile_softpick, rows)(tile_task * task, bool rounds) {                                                \
         tile_scratch *const scratch = task->scratch;                                                                   \
         tile_compared(task, rows);                                                                                     \
         for (size_t i = 0; i < rows; i++)                                                                              \
@@ -129,15 +122,14 @@ QATTN_INLINE void tile_streamed(tile_task *task, tile_kind kind) {
     tile_all_values(task, kind);
 }
 #define TILE_STREAMED(rows)                                                                                            \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_streamed), rows)(tile_task * task) {         \
+    TILE_INSTANCE(tile_streamed, rows)(tile_task * task) {                                                             \
         tile_streamed(task, (tile_kind){rows, QATTN_FLOAT32, .streams = true});                                        \
     }
 #if defined(QATTN_AVX512)
 /* Of 16 bit fewer rows ask in all their functions; five and six, of which prefill consists, have functions of their own for that: six
  * lose 15 % by it in caches. */
 #define HALVES_STREAMED(storage, rows)                                                                                 \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_streamed_##storage),                         \
-                                                      rows)(tile_task * task) {                                        \
+    TILE_INSTANCE(tile_streamed_##storage, rows)(tile_task * task) {                                                   \
         tile_streamed(task, (tile_kind){rows, storage, .streams = true});                                              \
     }
 HALVES_STREAMED(QATTN_FLOAT16, 5)
@@ -179,8 +171,8 @@ QATTN_INLINE void tile_scored_finished(tile_task *task, const qattn_forward_args
 }
 
 #define TILE_SCORED_FINISHED(count)                                                                                    \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_scored_finished), count)(                    \
-        tile_task * task, const qattn_forward_args *args, const row_place *places, size_t block_first) {               \
+    TILE_INSTANCE(tile_scored_finished, count)(tile_task * task, const qattn_forward_args *args,                       \
+                                               const row_place *places, size_t block_first) {                          \
         tile_scored_finished(task, args, places, block_first, count);                                                  \
     }
 TILE_SCORED_FINISHED(1)

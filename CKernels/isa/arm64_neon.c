@@ -7,7 +7,6 @@
 #pragma STDC FP_CONTRACT OFF /* the contract: an fma where one is written, nowhere else */
 
 #define QATTN_ISA     arm64_neon
-#define QATTN_NEON    1
 #define QATTN_VECTORS 1
 #include "isa/kernels.inl.h"
 #endif

@@ -35,6 +35,7 @@
 
 /* Always inlined, so that tiles stay in registers and constant arguments unroll their loops; -O0 included. */
 #define QATTN_INLINE    static inline __attribute__((always_inline))
+#define QATTN_NOINLINE  static __attribute__((noinline))
 #define QATTN_UNROLL    _Pragma("clang loop unroll(full)")
 #define QATTN_UNROLL_2  _Pragma("clang loop unroll_count(2)")
 #define QATTN_UNROLL_4  _Pragma("clang loop unroll_count(4)")

@@ -44,14 +44,14 @@ QATTN_INLINE key_group begin_group(const char *key, ptrdiff_t step, size_t begin
 /* Rows come from memory in one of two ways. Rows one behind the other, read from the first byte to the last, are what
  * hardware prefetches by itself; but transpositions and panels read short pieces of many rows, so those are touched in
  * order first. */
-static __attribute__((noinline)) void QATTN_FUNCTION(touch)(const char *bytes, size_t count) {
+QATTN_NOINLINE void QATTN_FUNCTION(touch)(const char *bytes, size_t count) {
     for (size_t byte = 0; byte < count; byte += CACHE_LINE) (void)*(const volatile char *)(bytes + byte);
 }
 
 enum { PAGE_AHEAD = 4096 /* bytes */ };
 
 /* The same from memory, with prefetches across page boundaries. */
-static __attribute__((noinline)) void QATTN_FUNCTION(touch_far)(const char *bytes, size_t count) {
+QATTN_NOINLINE void QATTN_FUNCTION(touch_far)(const char *bytes, size_t count) {
     for (size_t byte = 0; byte < count; byte += PREFETCH_STEP) __builtin_prefetch(bytes + byte + PAGE_AHEAD, 0, 2);
     QATTN_FUNCTION(touch)(bytes, count);
 }

@@ -83,7 +83,7 @@ QATTN_INLINE f32x16 f32x16_sums_of_fours(f32x16 x) {
  * that is rounded to odd (an inexact sum with an even last bit moves one step towards the exact value's side) has
  * enough bits left for the second rounding to be right (Boldo and Melquiond 2008). Comparisons with NaN are false, so
  * inf and NaN pass. Not inlined: hundreds of copies would be megabytes. */
-static __attribute__((noinline)) f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) {
+QATTN_NOINLINE f32x16 f32x16_fma(f32x16 a, f32x16 b, f32x16 c) {
     typedef double f64x16 __attribute__((ext_vector_type(16)));
     typedef int64_t i64x16 __attribute__((ext_vector_type(16)));
     const f64x16 product = __builtin_convertvector(a, f64x16) * __builtin_convertvector(b, f64x16);

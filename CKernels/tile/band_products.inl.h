@@ -115,7 +115,7 @@ QATTN_INLINE void add_dot_segments(const dot_operands *x, size_t r, size_t count
     for (size_t i = 0; i < DOT_ROWS; i++) f32x16_store(c + i * c_step, sums[i]);
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(dot_products)(const band_product *x) {
+QATTN_NOINLINE void QATTN_FUNCTION(dot_products)(const band_product *x) {
     const size_t segments = x->segments * x->matrices;
     dot_operands operands;
     if (!x->vectors) return; /* of clipped softmax's first pass */

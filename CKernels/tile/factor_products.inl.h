@@ -61,7 +61,7 @@ QATTN_INLINE void make_factor_products(const factor_product *x, bool by_columns)
 }
 #endif
 
-static __attribute__((noinline)) void QATTN_FUNCTION(factor_products)(const factor_product *x) {
+QATTN_NOINLINE void QATTN_FUNCTION(factor_products)(const factor_product *x) {
 #if defined(QATTN_BANDS)
     for (size_t r = 0; r < x->rows; r += SUM_ROWS) {
         band_sums((band_product){.a = (const char *)(x->a.base + r * x->a.row),
@@ -84,8 +84,8 @@ static __attribute__((noinline)) void QATTN_FUNCTION(factor_products)(const fact
 
 /* The same, but what is not seen is left out: where some of b is not finite. Rows that fill the last TILE_ROWS are written,
  * too. a is Float on all sets: [row][64], or with `by_columns` [element][64], and bit j of visible[i] stands for a[i][j]. */
-static __attribute__((noinline)) void QATTN_FUNCTION(seen_factor_products)(const factor_product *x, const float *a,
-                                                                           const uint64_t *visible, bool by_columns) {
+QATTN_NOINLINE void QATTN_FUNCTION(seen_factor_products)(const factor_product *x, const float *a,
+                                                         const uint64_t *visible, bool by_columns) {
     for (size_t r = 0; r < x->rows; r += TILE_ROWS) {
         uint64_t seen[TILE_ROWS] = {0};
         for (size_t i = 0; i < qattn_min(x->rows - r, TILE_ROWS); i++) {

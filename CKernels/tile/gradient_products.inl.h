@@ -35,8 +35,7 @@ QATTN_INLINE void pair_step(const float *rows, const float *keys, size_t chain, 
 }
 
 /* out[i][0..16) = t of one tile of rows, [dim / 4][6][4], and 16 keys, [dim][16]: step 2 of the forward pass. */
-static __attribute__((noinline)) void QATTN_FUNCTION(pair_products)(const float *rows, const float *keys, size_t dim,
-                                                                    float *out) {
+QATTN_NOINLINE void QATTN_FUNCTION(pair_products)(const float *rows, const float *keys, size_t dim, float *out) {
     f32x16 t[TILE_ROWS];
     for (size_t begin = 0; begin < dim; begin += QATTN_CHANNEL_BLOCK) {
         const size_t channels = qattn_min(dim - begin, QATTN_CHANNEL_BLOCK), steps = channels / QATTN_CHAINS;
@@ -83,7 +82,7 @@ typedef struct float_rows {
 _Static_assert(GRADIENT_GROUP >= PANEL_BLOCKS, "float_rows serves keys and queries");
 
 /* Whether the block of rows from row `first` on has finite elements alone: looked at when it is asked for the first time. */
-static __attribute__((noinline)) bool QATTN_FUNCTION(are_finite)(float_rows *rows, size_t first) {
+QATTN_NOINLINE bool QATTN_FUNCTION(are_finite)(float_rows *rows, size_t first) {
     finiteness *const finite = rows->finite + first / QATTN_KEY_BLOCK;
     if (*finite != NOT_LOOKED_AT) return *finite == ALL_FINITE;
     u32x16 largest = {0};
@@ -143,7 +142,7 @@ QATTN_INLINE void product_tile(const float *weights, const float *x, size_t row_
 }
 
 #define PRODUCT_TILE(name, rows, vectors, transposed)                                                                  \
-    static __attribute__((noinline)) void QATTN_FUNCTION(name##_##rows##_##vectors)(                                   \
+    QATTN_NOINLINE void QATTN_FUNCTION(name##_##rows##_##vectors)(                                                     \
         const float *weights, const float *x, size_t row_stride, size_t count, float *out, ptrdiff_t out_stride) {     \
         product_tile(weights, x, row_stride, count, out, out_stride, rows, vectors, transposed);                       \
     }
@@ -272,11 +271,7 @@ QATTN_INLINE void add_products(const product_task *task, bool transposed) {
     }
 }
 
-static __attribute__((noinline)) void QATTN_FUNCTION(add_key_products)(const product_task *task) {
-    add_products(task, true);
-}
-static __attribute__((noinline)) void QATTN_FUNCTION(add_query_products)(const product_task *task) {
-    add_products(task, false);
-}
+QATTN_NOINLINE void QATTN_FUNCTION(add_key_products)(const product_task *task) { add_products(task, true); }
+QATTN_NOINLINE void QATTN_FUNCTION(add_query_products)(const product_task *task) { add_products(task, false); }
 
 #endif

@@ -125,12 +125,10 @@ QATTN_INLINE void tile_integer_values(tile_task *task, tile_kind kind) {
 }
 
 #define TILE_INTEGERS(rows)                                                                                            \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_QATTN_INT8),                        \
-                                                      rows)(tile_task * task) {                                        \
+    TILE_INSTANCE(tile_products_QATTN_INT8, rows)(tile_task * task) {                                                  \
         tile_integer_scores(task, (tile_kind){rows, QATTN_INT8, .streams = true});                                     \
     }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_values_QATTN_INT8),                          \
-                                                      rows)(tile_task * task) {                                        \
+    TILE_INSTANCE(tile_values_QATTN_INT8, rows)(tile_task * task) {                                                    \
         tile_integer_values(task, (tile_kind){rows, QATTN_INT8, .streams = true});                                     \
     }
 TILE_HEIGHTS(TILE_INTEGERS)

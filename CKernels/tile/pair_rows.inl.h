@@ -168,10 +168,8 @@ QATTN_INLINE void tile_pair_row_values(tile_task *task, size_t rows, bool sees_s
 }
 
 #define TILE_PAIR_ROWS(rows)                                                                                           \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_pair_row_scores), rows)(tile_task * task) {  \
-        tile_pair_row_scores(task, rows);                                                                              \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_pair_row_values), rows)(tile_task * task) {  \
+    TILE_INSTANCE(tile_pair_row_scores, rows)(tile_task * task) { tile_pair_row_scores(task, rows); }                  \
+    TILE_INSTANCE(tile_pair_row_values, rows)(tile_task * task) {                                                      \
         rescale_pair_rows(task, rows);                                                                                 \
         if (task->scratch->all == ~UINT64_C(0)) tile_pair_row_values(task, rows, false);                               \
         else tile_pair_row_values(task, rows, true);                                                                   \

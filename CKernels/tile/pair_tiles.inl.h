@@ -187,14 +187,8 @@ QATTN_INLINE void tile_pair_values(tile_task *task, size_t rows) {
 }
 
 #define TILE_PAIRS(rows)                                                                                               \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_QATTN_BFLOAT16_PAIRS),              \
-                                                      rows)(tile_task * task) {                                        \
-        tile_pair_scores(task, rows);                                                                                  \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_values_QATTN_BFLOAT16_PAIRS),                \
-                                                      rows)(tile_task * task) {                                        \
-        tile_pair_values(task, rows);                                                                                  \
-    }
+    TILE_INSTANCE(tile_products_QATTN_BFLOAT16_PAIRS, rows)(tile_task * task) { tile_pair_scores(task, rows); }        \
+    TILE_INSTANCE(tile_values_QATTN_BFLOAT16_PAIRS, rows)(tile_task * task) { tile_pair_values(task, rows); }
 TILE_HEIGHTS(TILE_PAIRS)
 #undef TILE_PAIRS
 

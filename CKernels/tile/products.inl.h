@@ -242,14 +242,14 @@ QATTN_INLINE void tile_products(tile_task *task, tile_kind kind, size_t count, f
     }
 }
 
-/* An instance for each number of rows. */
-#define TILE_HEIGHTS(instance) instance(1) instance(2) instance(3) instance(4) instance(5) instance(6)
+/* An instance for each number of rows: functions of their own, since what the compiler keeps in registers must not depend on
+ * what surrounds them. */
+#define TILE_INSTANCE(name, rows) QATTN_NOINLINE void QATTN_PASTE(QATTN_FUNCTION(name), rows)
+#define TILE_HEIGHTS(instance)    instance(1) instance(2) instance(3) instance(4) instance(5) instance(6)
 
-/* With a constant number of rows, so that a tile of fewer rows does not pay for six. Functions of their own: what the
- * compiler keeps in registers must not depend on what surrounds them. Scores end in memory. */
+/* With a constant number of rows, so that a tile of fewer rows does not pay for six. Scores end in memory. */
 #define TILE_PRODUCTS(storage, rows)                                                                                   \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_products_##storage),                         \
-                                                      rows)(tile_task * task) {                                        \
+    TILE_INSTANCE(tile_products_##storage, rows)(tile_task * task) {                                                   \
         f32x16 t[TILE_ROWS][BLOCK_VECTORS];                                                                            \
         tile_products(task, (tile_kind){rows, storage, .streams = rows <= ASKING_TILE_ROWS}, BLOCK_VECTORS, t);        \
         tile_store(task->scratch->weights, t, rows);                                                                   \

@@ -95,8 +95,7 @@ QATTN_INLINE void tile_row_scores(tile_task *from, tile_kind kind) {
 }
 
 #define TILE_ROW_SCORES(storage, rows)                                                                                 \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_row_scores_##storage),                       \
-                                                      rows)(tile_task * task) {                                        \
+    TILE_INSTANCE(tile_row_scores_##storage, rows)(tile_task * task) {                                                 \
         tile_row_scores(task, (tile_kind){rows, storage, .masked = false});                                            \
     }
 #define TILE_ROW_SCORES_OF(storage)                                                                                    \

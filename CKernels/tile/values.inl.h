@@ -182,7 +182,7 @@ QATTN_INLINE void tile_all_values(tile_task *task, tile_kind kind) {
 }
 
 #define TILE_VALUES(storage, rows)                                                                                     \
-    static __attribute__((noinline)) void QATTN_PASTE(QATTN_FUNCTION(tile_values_##storage), rows)(tile_task * task) { \
+    TILE_INSTANCE(tile_values_##storage, rows)(tile_task * task) {                                                     \
         tile_all_values(task, (tile_kind){rows, storage, .masked = true, .streams = rows <= ASKING_TILE_ROWS});        \
     }
 #define TILE_VALUES_OF(rows)                                                                                           \
