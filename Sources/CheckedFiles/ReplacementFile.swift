@@ -93,6 +93,9 @@ private func followLinks(_ path: String) throws -> String {
         if count < 0 { return path }
         let link = String(decoding: target[..<count], as: UTF8.self)
         path = link.hasPrefix("/") ? link : folder(of: path) + link
+        guard !path.hasPrefix("/dev/fd/"), !(path.hasPrefix("/proc/") && path.contains("/fd/")) else {
+            throw SystemError("it leads to an open file of a process, which would go on in the file that is replaced")
+        }
     }
     throw SystemError("too many symbolic links")
 }

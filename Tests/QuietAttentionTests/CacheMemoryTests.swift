@@ -71,6 +71,19 @@ import Testing
             if together > 64 { #expect(short.isEmpty) }
         }
 
+        /// Room ahead is a wish: where there is none, memory for what is appended is enough.
+        @Test func roomAheadIsNotNeeded() throws {
+            let most = 4 * 256 << 10
+            var cache = try cache()
+            cache.allocate = { $0 <= most ? ExtentMemory.allocate($0) : nil }
+            for _ in 0..<40 { try append(64, to: &cache) }
+            #expect(cache.count == 40 * 64 && cache.byteCount == 40 * 256 << 10)
+            try append(4 * 64, to: &cache)
+            let before = cache.count
+            #expect(throws: AttentionError.self) { try append(6 * 64, to: &cache) }
+            #expect(cache.count == before)
+        }
+
         @Test(arguments: [2048, 2050])
         func aForkTakesWhatItsTokensNeed(_ tokens: Int) throws {
             var trunk = try cache()

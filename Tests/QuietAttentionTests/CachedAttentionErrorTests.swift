@@ -139,6 +139,12 @@ import Testing
         let attention = try problem.attention(threads: 2)
         #expect(try attention.attend(queries: [], caches: []).output.isEmpty)
         expectRefusal(.elementCount, "queries") { _ = try attention.attend(queries: [1], caches: []) }
+        #expect(try attention.attend(queries: [], caches: [], queryOffsets: [0]).output.isEmpty)
+        for offsets in [[], [7], [0, 5]] {
+            #expect(throws: AttentionError.self) {
+                _ = try attention.attend(queries: [], caches: [], queryOffsets: offsets)
+            }
+        }
         let cache = try problem.cache(appending: 0..<70)
         #expect(try attention.attend(queries: [], cache: cache).output.isEmpty)
         let headless = try CachedAttention(queryHeads: 0, sink: .softmax1)

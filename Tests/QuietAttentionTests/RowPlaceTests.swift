@@ -57,6 +57,33 @@ import Testing
         for (index, element) in output.enumerated() { #expect(abs(element - Float(16 + index % 16)) < 1e-5) }
     }
 
+    /// What one token and one head never cross may be any number.
+    @Test(arguments: [1, 100, 300], [AttentionPositions.none, .rotary()])
+    func stridesThatNothingCrosses(rows: Int, positions: AttentionPositions) throws {
+        for (queries, keys) in [(rows, 1), (1, rows), (1, 1)] {
+            let shape = try AttentionShape(
+                queryHeads: 4, keyValueHeads: 1, queries: queries, keys: keys, headDimension: 16)
+            let attention = try Attention(shape, sink: .softmax1, positions: positions, threads: 1)
+            var generator = SeededGenerator(seed: 9)
+            let buffer = generator.normals(16 * (4 * queries + 2 * keys))
+            func output(_ far: Int) throws -> [Float] {
+                var output = [Float](repeating: .nan, count: shape.outputCount)
+                var span = output.mutableSpan
+                func place(_ offset: Int, _ tokens: Int, _ row: Int, _ head: Int) -> RowPlace {
+                    RowPlace(offset: offset, row: tokens > 1 ? row : far, head: head)
+                }
+                try attention.forward(
+                    in: buffer.span, queries: place(0, queries, 64, 16),
+                    keys: RowPlace(offset: 64 * queries, row: keys > 1 ? 16 : far, head: far),
+                    values: RowPlace(offset: 64 * queries + 16 * keys, row: keys > 1 ? 16 : far, head: far), into: &span
+                )
+                return output
+            }
+            let expected = try output(16)
+            for far in [Int.max, Int.max / 2, 1 << 61, Int.max / 4 + 1] { #expect(try output(far) == expected) }
+        }
+    }
+
     @Test(arguments: [1, 7, 64, 200], [AttentionPositions.none, .rotary()])
     func forward(_ tokens: Int, _ positions: AttentionPositions) throws {
         // With rotary positions of an even part of the dimension.

@@ -180,6 +180,16 @@ import Testing
         expectRefusal(.file, "path") { try cache.write(to: "\(folder)/none/cache") }
         expectRefusal(.file, "path") { try restored.read(from: "\(folder)/none") }
         expectRefusal(.file, "path") { try restored.read(from: folder) }
+        // What is no saved cache of this shape is refused by its beginning and its length, however long it is.
+        let huge = "\(folder)/new"
+        var other = try problem.cache(.float16)
+        for size in [0, 50, 1 << 41, (1 << 41) + 8] {
+            try cache.write(to: huge)
+            try #require(truncate(huge, off_t(size)) == 0)
+            expectRefusal(.savedCache, "bytes") { try restored.read(from: huge) }
+            if size > 50 { expectRefusal(.cacheShape, "saved cache") { try other.read(from: huge) } }
+        }
+        unlink(huge)
         // What is no regular file is left alone: a device or a pipe in its place would be lost.
         let pipe = "\(folder)/pipe"
         #expect(mkfifo(pipe, 0o600) == 0)

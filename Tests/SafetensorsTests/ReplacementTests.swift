@@ -96,6 +96,16 @@ import Testing
         #expect(try isLink("link") && !isLink("target") && isWritten("target"))
     }
 
+    #if os(Linux)
+        /// A replaced file would leave the stream in one without a name.
+        @Test func openFilesAreNotReplaced() throws {
+            let file = try #require(FileHandle(forUpdatingAtPath: try folder.file([1], name: "stream")))
+            try link("out", to: "/proc/self/fd/\(file.fileDescriptor)")
+            #expect(throws: SafetensorsError.self) { try write(to: "out") }
+            #expect(try bytes(ofFile: folder("stream")) == [1] && folder.names == ["out", "stream"])
+        }
+    #endif
+
     @Test func linksInACircle() throws {
         try link("a", to: "b")
         try link("b", to: "a")

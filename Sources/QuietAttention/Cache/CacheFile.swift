@@ -19,16 +19,22 @@ enum CacheFile {
         }
     }
 
-    /// All bytes of a regular file.
-    static func bytes(_ path: String) throws(AttentionError) -> [UInt8] {
+    /// All bytes of a regular file, once `check` has seen the first `count` of them, or what there is, and how many there are.
+    static func bytes(
+        _ path: String, after count: Int, _ check: ([UInt8], Int) throws(AttentionError) -> Void
+    ) throws(AttentionError) -> [UInt8] {
         try during("read", path) {
             let file = try FileDescriptor.reading(path)
             let size = try file.status().byteCount
-            try CheckedMemory.check("path", count: size, of: UInt8.self)
-            return try [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
-                try file.read(into: UnsafeMutableRawBufferPointer(buffer), from: 0)
-                count = size
+            func bytes(_ count: Int) throws -> [UInt8] {
+                try CheckedMemory.check("path", count: count, of: UInt8.self)
+                return try [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+                    try file.read(into: UnsafeMutableRawBufferPointer(buffer), from: 0)
+                    filled = count
+                }
             }
+            try check(bytes(min(count, size)), size)
+            return try bytes(size)
         }
     }
 

@@ -31,7 +31,7 @@ struct CachedProblem {
             let row = attention.queryHeads * shape.headDimension
             throw AttentionError(
                 .elementCount, "queries",
-                expected: queryOffsets == nil
+                expected: queryOffsets == nil && !caches.isEmpty
                     ? "a multiple of \(caches.count) x \(row) elements" : "\(shape.queryCount) elements",
                 found: "\(queryCount)")
         }
@@ -56,6 +56,9 @@ struct CachedProblem {
     ) throws(AttentionError) -> AttentionShape {
         guard let first = caches.first else {
             // Nothing, checked as if there were heads of dimension 1.
+            if let queryOffsets {
+                return try AttentionShape(packed: queryOffsets, keyOffsets: [0], queryHeads: 0, headDimension: 1)
+            }
             return try AttentionShape(batch: 0, queryHeads: 0, queries: 0, keys: 0, headDimension: 1)
         }
         for (index, cache) in caches.enumerated() where !cache.hasHeads(of: first) {

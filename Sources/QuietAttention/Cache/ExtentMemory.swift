@@ -19,7 +19,7 @@ enum ExtentMemory {
     /// From here on memory is mapped; a mapping of less would leave much of its last page unused.
     static let leastMapped = 64 << 10
 
-    /// Memory at a multiple of QATTN_ALIGNMENT, and of ``AlignedMemory/largePage`` if it is as long; contents unknown.
+    /// Memory at a multiple of QATTN_ALIGNMENT, and of ``AlignedMemory/largePage`` if it is as long and addresses suffice; contents unknown.
     static let allocate: AlignedMemory.Allocate = { byteCount in
         byteCount < leastMapped ? AlignedMemory.allocate(byteCount) : map(byteCount)
     }
@@ -34,10 +34,12 @@ enum ExtentMemory {
         let page = Int(getpagesize())
         let length = (byteCount + page - 1) / page * page
         let spare = length < AlignedMemory.largePage ? 0 : AlignedMemory.largePage
-        guard let start = mmap(nil, length + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0),
-            start != MAP_FAILED
-        else { return nil }
-        if spare == 0 { return start }
+        func pages(_ length: Int) -> UnsafeMutableRawPointer? {
+            let start = mmap(nil, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0)
+            return start == MAP_FAILED ? nil : start
+        }
+        // Under a limit on addresses small pages are better than none.
+        guard spare > 0, let start = pages(length + spare) else { return pages(length) }
         // What stands before the first multiple of a large page, and behind the end, goes back.
         let before = (spare - Int(bitPattern: start) % spare) % spare
         if before > 0 { munmap(start, before) }

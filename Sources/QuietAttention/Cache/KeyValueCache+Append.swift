@@ -174,11 +174,19 @@ extension KeyValueCache {
         let (most, whole) = pagesPerExtent
         var wanted = max(missing, min(max(1, held / 8), most))
         if 3 * (held + missing) >= 2 * whole { wanted = (wanted + whole - 1) / whole * whole }
+        // Room ahead is a wish: a limit on addresses may leave none.
+        if wanted > missing, let pages = try? allocatePages(wanted, filled: missing, most: most) { return pages }
+        return try allocatePages(missing, filled: missing, most: most)
+    }
+
+    private func allocatePages(
+        _ wanted: Int, filled: Int, most: Int
+    ) throws(AttentionError) -> [KeyValuePage] {
         var allocated: [KeyValuePage] = []
         while allocated.count < wanted {
             let count = min(most, wanted - allocated.count)
             allocated += try KeyValuePage.pages(
-                count, heads: keyValueHeads, blockBytes: blockBytes, filled: missing - allocated.count, allocate)
+                count, heads: keyValueHeads, blockBytes: blockBytes, filled: filled - allocated.count, allocate)
         }
         return allocated
     }

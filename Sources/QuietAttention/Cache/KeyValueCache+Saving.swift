@@ -85,21 +85,7 @@ extension KeyValueCache {
     ///   `cacheShape` (of a cache that was made otherwise), `cacheLimit`, `position` or `memory`; the cache is unchanged then.
     public mutating func restore(from bytes: RawSpan) throws(AttentionError) {
         let header = try SavedCacheHeader.read(bytes)
-        try header.check(restores: self)
-        let (count, freed) = (Int(header.count), Int(header.freedPages))
-        let held = count - freed * Self.pageTokens
-        guard held <= maximumTokens else {
-            throw AttentionError(
-                .cacheLimit, "bytes", expected: "at most \(maximumTokens) tokens in the cache", found: "\(held)")
-        }
-        try checkPositions(0..<count)
-        let pageCount = SequencePlan.blocks(of: count) - freed
-        let (pageBytes, overflow) = pageCount.multipliedReportingOverflow(by: pageBytes)
-        guard !overflow, bytes.byteCount - SavedCacheHeader.byteCount - 8 == pageBytes else {
-            throw AttentionError(
-                .savedCache, "bytes", expected: "\(pageCount) pages of \(self.pageBytes) bytes",
-                found: "\(bytes.byteCount) bytes in all")
-        }
+        let pageCount = try pagesToRestore(header, byteCount: bytes.byteCount)
         let allocated = try allocatePages(pageCount, behind: 0)
         let restored = Array(allocated.prefix(pageCount))
         for page in restored { page.beginUse() }
@@ -113,8 +99,28 @@ extension KeyValueCache {
             }
         }
         (pages, spares) = (restored, allocated.dropFirst(pageCount).reversed())
-        (freedPages, self.count) = (freed, count)
+        (freedPages, count) = (Int(header.freedPages), Int(header.count))
         tokenPositions = TokenPositions()
+    }
+
+    /// The pages of a saved cache with this header, of so many bytes in all, if this one can take them.
+    private func pagesToRestore(_ header: SavedCacheHeader, byteCount: Int) throws(AttentionError) -> Int {
+        try header.check(restores: self)
+        let (count, freed) = (Int(header.count), Int(header.freedPages))
+        let held = count - freed * Self.pageTokens
+        guard held <= maximumTokens else {
+            throw AttentionError(
+                .cacheLimit, "bytes", expected: "at most \(maximumTokens) tokens in the cache", found: "\(held)")
+        }
+        try checkPositions(0..<count)
+        let pageCount = SequencePlan.blocks(of: count) - freed
+        let (pageBytes, overflow) = pageCount.multipliedReportingOverflow(by: pageBytes)
+        guard !overflow, byteCount - SavedCacheHeader.byteCount - 8 == pageBytes else {
+            throw AttentionError(
+                .savedCache, "bytes", expected: "\(pageCount) pages of \(self.pageBytes) bytes",
+                found: "\(byteCount) bytes in all")
+        }
+        return pageCount
     }
 
     /// Takes the tokens of a saved cache in the place of those held, as the method for spans does.
@@ -138,7 +144,12 @@ extension KeyValueCache {
     ///
     /// - Throws: ``AttentionError`` of kind `file`, or as `restore(from:)`; the cache is unchanged then.
     public mutating func read(from path: String) throws(AttentionError) {
-        try restore(from: CacheFile.bytes(path))
+        // What is no saved cache of this shape is not read, however long it is.
+        let bytes = try CacheFile.bytes(path, after: SavedCacheHeader.byteCount) {
+            beginning, size throws(AttentionError) in
+            _ = try pagesToRestore(SavedCacheHeader.read(beginning.span.bytes, of: size), byteCount: size)
+        }
+        try restore(from: bytes)
     }
 }
 

@@ -51,23 +51,31 @@ struct SavedCacheHeader: Equatable {
         ]
     }
 
-    /// Reads the header of bytes that are whole.
-    static func read(_ bytes: RawSpan) throws(AttentionError) -> SavedCacheHeader {
-        func damaged(_ found: String) -> AttentionError {
-            AttentionError(.savedCache, "bytes", expected: "a saved cache, whole and undamaged", found: found)
+    private static func damaged(_ found: String) -> AttentionError {
+        AttentionError(.savedCache, "bytes", expected: "a saved cache, whole and undamaged", found: found)
+    }
+
+    /// Reads the header of so many bytes from their beginning, whatever follows it.
+    static func read(_ beginning: RawSpan, of bytes: Int) throws(AttentionError) -> SavedCacheHeader {
+        guard beginning.byteCount >= byteCount, bytes >= byteCount + 8, bytes % 8 == 0 else {
+            throw damaged("\(bytes) bytes")
         }
-        let least = byteCount + 8
-        guard bytes.byteCount >= least, bytes.byteCount % 8 == 0 else { throw damaged("\(bytes.byteCount) bytes") }
-        let words = (0..<byteCount / 8).map { bytes.word($0) }
+        let words = (0..<byteCount / 8).map { beginning.word($0) }
         guard words[0] == magic else { throw damaged("bytes that begin otherwise") }
         guard words[1] == version else {
             throw AttentionError(
                 .savedCache, "bytes", expected: "version \(version) of the format", found: "version \(words[1])")
         }
+        return SavedCacheHeader(words: words)
+    }
+
+    /// Reads the header of bytes that are whole.
+    static func read(_ bytes: RawSpan) throws(AttentionError) -> SavedCacheHeader {
+        let header = try read(bytes, of: bytes.byteCount)
         var checksum = Checksum()
         bytes.withUnsafeBytes { checksum.add(UnsafeRawBufferPointer(rebasing: $0.dropLast(8))) }
         guard bytes.word(bytes.byteCount / 8 - 1) == checksum.value else { throw damaged("another checksum") }
-        return SavedCacheHeader(words: words)
+        return header
     }
 
     /// The fields that a cache must share, and their names.

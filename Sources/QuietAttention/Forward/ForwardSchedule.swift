@@ -45,11 +45,9 @@ final class ForwardSchedule: Sendable {
     static let multiplyAddsPerNanosecond = 40.0
     /// Packing a key or value element takes as long as so many multiply-adds, memory included.
     static let multiplyAddsPerPackedElement = 10.0
-    /// Most rows of a group for which it is not packed first: with 32 of d 64 there is nothing left to gain. Where they ask for
-    /// blocks to come while they multiply, and values take several panels of 64 columns, 32 rows over 2048 keys of d 128 take half the
-    /// time, 64 rows 0.62, 128 of few keys lose; at d 64 rows of bfloat16 lose 5 to 12 %.
-    static func rowsUnpacked(_ shape: AttentionShape, _ products: AttentionProducts, _ reading: qattn_reading) -> Int {
-        products == .float32 && reading.in_quarters && shape.valueDimension > 64 ? 64 : 16
+    /// Most rows of a group for which it is not packed first. Products of bfloat16 pack less for more rows.
+    static func rowsUnpacked(_ products: AttentionProducts, _ reading: qattn_reading) -> Int {
+        products == .float32 ? reading.unpacked_rows : 16
     }
     /// Above this, keys and values are taken to be in memory when a call begins, not in a last cache of 32 MB, where they are
     /// not read in quarters. A threshold of 8 MB costs rows that are in cache 25 %, one of 32 MB rows that are in memory 33 %.
@@ -82,7 +80,7 @@ final class ForwardSchedule: Sendable {
         let rows = groupHeads * sequences.reduce(0) { max($0, $1.queries) }
         // Whole groups, too: one each at least, since sharing would pack them first.
         packsAsItGoes =
-            rows <= Self.rowsUnpacked(shape, products, reading) && !preparesRows && !diagnoses
+            rows <= Self.rowsUnpacked(products, reading) && !preparesRows && !diagnoses
             && work.nanosecondsOfLargestGroup * Double(most) <= work.nanoseconds
         takesWholeGroups = packsAsItGoes || (areEven && nanosecondsPerGroup < nanosecondsPerSharedGroup)
         let groupsWorthATicket = min(nanosecondsPerSharedGroup / (nanosecondsPerGroup + 1), 1e9)

@@ -25,7 +25,7 @@ struct PartSchedule {
         (workers, wokenWorkers) = (worthwhile.most, worthwhile.woken)
         let reading = attention.kernels.reading
         readsInQuarters = reading.in_quarters
-        let mostRows = ForwardSchedule.rowsUnpacked(shape, attention.products, reading)
+        let mostRows = ForwardSchedule.rowsUnpacked(attention.products, reading)
         packsAsItGoes = attention.groupHeads * shape.queries <= mostRows && attention.preparation == nil
         kernelBytes = ForwardSchedule.Memory.forwardBytes(shape)
         stateBytes = AlignedMemory.aligned(

@@ -74,9 +74,12 @@ public struct RowPlace: Sendable, Hashable {
 }
 
 extension RowStrides {
-    /// The strides of a place; its offset comes on top of them.
-    init(_ place: RowPlace) {
-        (start, head, row) = (place.row, place.head, place.row)
+    /// The strides of a place; its offset comes on top of them. What one token or one head never crosses may be any
+    /// number, and counts as 0: products with it might overflow.
+    init(_ place: RowPlace, tokens: Int, heads: Int) {
+        row = tokens > 1 ? place.row : 0
+        start = row
+        head = heads > 1 ? place.head : 0
     }
 }
 
@@ -125,10 +128,13 @@ extension Attention {
         try checkOutputs(output.count, logSumExp?.count, sinkShare?.count)
         guard let base = buffer.baseAddress, let output = output.baseAddress, shape.rowCount > 0 else { return }
         var rows = rows
-        rows.queries = RowStrides(queries)
+        rows.queries = RowStrides(queries, tokens: shape.totalQueries, heads: shape.queryHeads)
         // Without keys their place is nowhere.
         let hasKeys = shape.totalKeys > 0
-        if hasKeys { (rows.keys, rows.values) = (RowStrides(keys), RowStrides(values)) }
+        if hasKeys {
+            rows.keys = RowStrides(keys, tokens: shape.totalKeys, heads: shape.keyValueHeads)
+            rows.values = RowStrides(values, tokens: shape.totalKeys, heads: shape.keyValueHeads)
+        }
         var tensors = ForwardTensors(
             queries: base + queries.offset, keys: base + (hasKeys ? keys.offset : 0),
             values: base + (hasKeys ? values.offset : 0), inputStorage: Input.storage, output: output,
@@ -171,7 +177,8 @@ extension KeyValueCache {
         guard tokens > 0, let base = buffer.baseAddress else { return }
         try append(
             tokens, keys: base + keys.offset, values: base + values.offset, storage: Input.storage,
-            keyRows: RowStrides(keys), valueRows: RowStrides(values))
+            keyRows: RowStrides(keys, tokens: tokens, heads: keyValueHeads),
+            valueRows: RowStrides(values, tokens: tokens, heads: keyValueHeads))
     }
 }
 
@@ -231,7 +238,7 @@ extension CachedAttention {
         try queries.check("queries", tokens: rows, heads: queryHeads, dimension: dimension, within: buffer.count)
         let elements = try CheckedMemory.product("count", rows, queryHeads, dimension)
         var problem = try problem(elements, caches, nil, places, mask, bias)
-        problem.rows.queries = RowStrides(queries)
+        problem.rows.queries = RowStrides(queries, tokens: rows, heads: queryHeads)
         // Without rows their place is nowhere.
         let start = problem.shape.rowCount > 0 ? queries.offset : 0
         try run(problem, UnsafeBufferPointer(rebasing: buffer[start...]), output, logSumExp, sinkShare)
