@@ -13,7 +13,7 @@ struct Attend: ParsableCommand {
                                                 x[i][j] = q[i].k[j] / sqrt(D)
 
             with H query heads, L queries and S keys of D channels, values of E channels. H is a multiple of G, the heads of \
-            the keys and values. The sink logit s takes weight that no key deserves. Tensors are float32, float16 or \
+            the keys and values. The sink logit s takes the weight that fits no key. Tensors are float32, float16 or \
             bfloat16, or float64, rounded to float32; `out` [batch, H, L, E] is written in float32.
 
             The options below change the formula, step by step in their order. Prints shapes, kernel set, time, speed, and \

@@ -12,7 +12,7 @@ struct AttendShapes {
     let shape: AttentionShape
     let layout: Layout
     /// Whether the shapes would also fit in the other layout, and none was asked for.
-    private let isAmbiguous: Bool
+    let isAmbiguous: Bool
 
     init(_ file: SafetensorsFile, _ names: TensorNames) throws {
         let tensors = try names.all.map { try file.tensor(named: $0) }
@@ -99,7 +99,13 @@ struct AttendInputs {
 
     /// The shapes as lines of a report.
     var lines: String {
-        let order = layout == .bhsd ? "" : ", \(layout.rawValue)"
+        let shape = shapes.shape
+        let order =
+            layout == .bshd
+            ? ", bshd"
+            : shapes.isAmbiguous
+                ? ", taken for \(shape.queryHeads) heads of \(shape.queries) rows; --layout bshd takes it for "
+                    + "\(shape.queries) heads of \(shape.queryHeads)" : ""
         return """
             queries     \(descriptions[0])\(order)
             keys        \(descriptions[1])

@@ -103,8 +103,11 @@ struct AttendReport {
     var lines: String {
         let time = decimal(computed.seconds * 1e3, digits: 4, format: "g")
         let shares =
-            meanSinkShares.map { decimal($0, digits: 4) }.joined(separator: " ")
-            + (method.hasSink ? " (mean of each head)" : "none")
+            !method.hasSink
+            ? "none"
+            : inputs.shape.rowCount == 0
+                ? "none, as there are no rows"
+                : meanSinkShares.map { decimal($0, digits: 4) }.joined(separator: " ") + " (mean of each head)"
         let gate = gate.map { "a gate for each \($0.granularity)" } ?? "no gate"
         return """
             \(problemLines)

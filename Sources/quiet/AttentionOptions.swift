@@ -17,7 +17,10 @@ struct MachineOptions: ParsableArguments {
 
     /// The kernel set asked for; nil: the library's choice.
     var kernelSet: KernelSet? {
-        get throws { kernels == "auto" ? nil : try usage { try KernelSet(named: kernels) } }
+        get throws {
+            if kernels == "auto" { return nil }
+            do { return try KernelSet(named: kernels) } catch { throw ValidationError("--\(error)") }
+        }
     }
 
     func validate() throws {

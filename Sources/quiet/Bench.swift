@@ -25,8 +25,8 @@ struct Bench: ParsableCommand {
               gbytes_per_s         bytes of the keys and values seen, and of their scales,
                                    / median_ms; more than memory gives where they stay
                                    in the CPU's caches
-              read_gbytes_per_s    memory read on the same threads, median of turns
-                                   with the calls; read_best_gbytes_per_s is the best
+              read_gbytes_per_s    of reading memory on the same threads, in turns with
+                                   the calls, the median; read_best_gbytes_per_s the best
               append_ms            decode: to append one token to every cache
               forward_ms           backward: the forward pass of the same step
               peak_rss_bytes       most memory of the process while it computed

@@ -96,7 +96,8 @@ struct TensorNames: ParsableArguments {
             discussion: """
                 bhsd              [batch, heads, sequence, dimension], the default
                 bshd              [batch, sequence, heads, dimension]
-                                  Has to be given where both may be meant.
+                                  Has to be given for it: where both fit, the
+                                  report says which was assumed.
                 """,
             valueName: "layout"))
     var layout: Layout?

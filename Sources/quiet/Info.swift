@@ -7,8 +7,11 @@ import QuietAttention
 struct Info: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Tell what this machine offers: CPU features, kernel sets, threads.",
-        discussion:
-            "The environment variable QUIET_ATTENTION_KERNELS names the kernel set to use instead of the best one.")
+        discussion: """
+            The environment variable QUIET_ATTENTION_KERNELS names the kernel set to use instead of the best one.
+            `caches` tells how decoding reads keys and values from memory, which is chosen for the CPU: from the beginning \
+            to the end, or from four places at once.
+            """)
 
     @Flag(help: "Print one JSON object.")
     var json = false
@@ -50,7 +53,7 @@ struct Info: ParsableCommand {
 
     /// How decoding reads blocks from memory: cpu/dispatch.c.
     private static func reads(inQuarters: Bool) -> String {
-        inQuarters ? "read from memory in four places at once" : "read from memory in one run"
+        inQuarters ? "read from four places of memory at once" : "read from memory in one run"
     }
 
     private static func products(_ kernels: KernelSet) -> String {

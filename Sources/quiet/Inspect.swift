@@ -31,8 +31,8 @@ struct Inspect: ParsableCommand {
             With --report the same as one page of pictures, which opens in a browser from disk: maps of layers by heads; \
             of each head, its weights by key and by distance; of each tensor, a histogram and its channels with outliers.
 
-            Tensors of these names that are no such problem are left out, and the report says why. So are tensors that \
-            cannot be read: then the status is 1, behind the report of the others.
+            Where tensors of these names do not fit together their heads are left out, and the report says why. Tensors \
+            that cannot be read are left out, too; the status is then 1, after the others have been reported.
             """)
 
     @Argument(help: ArgumentHelp("The safetensors file.", valueName: "file.safetensors"))
@@ -50,7 +50,7 @@ struct Inspect: ParsableCommand {
 
     @Option(
         parsing: .unconditional,
-        help: "So many keys, from the first on, count for the weight on the first keys.")
+        help: "How many keys, from the first on, the weight on the first keys is summed over.")
     var leadingKeys = 1
 
     @Flag(

@@ -64,8 +64,9 @@ struct InspectedAttention {
             candidate.tensors.queries = tensor.name
             candidate.tensors.keys = prefix + "k"
             candidate.tensors.values = prefix + "v"
+            // One that is missing is said to be.
             let fits = [candidate.tensors.keys, candidate.tensors.values].allSatisfy { name in
-                (try? file.tensor(named: name))?.shape.count == 4
+                (try? file.tensor(named: name)).map { $0.shape.count == 4 } ?? true
             }
             return fits ? candidate : nil
         }

@@ -14,8 +14,9 @@ struct ProductsOption: ParsableArguments {
             "The numbers that are multiplied.",
             discussion: """
                 f32               queries, keys, values and weights, the default
-                bf16              the same rounded to bfloat16, as CPUs with
-                                  AMX or AVX512-BF16 multiply them
+                bf16              the same rounded to bfloat16: faster on CPUs
+                                  with AMX, and AMD's with AVX512-BF16; the
+                                  same bits on others, but slower
                 """,
             valueName: "type"))
     var products = Kind.f32

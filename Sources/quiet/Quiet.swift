@@ -21,7 +21,7 @@ struct Quiet: ParsableCommand {
         commandName: "quiet",
         abstract: "Scaled dot-product attention with a sink, on the CPU.",
         discussion: """
-            Computes softmax_s(scale Q K^T) V, where the sink logit s of each query head takes weight that no key deserves:
+            Computes softmax_s(scale Q K^T) V, where the sink logit s of each query head takes the weight that fits no key:
               p[j] = e^x[j] / (e^s + sum_k e^x[k])
             s = -inf is softmax, s = 0 softmax_1, s = log n softmax_n.
 

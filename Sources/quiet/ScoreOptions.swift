@@ -34,7 +34,7 @@ struct ScoreOptions: ParsableArguments {
 
     @Flag(
         help: ArgumentHelp(
-            "ALiBi: from x goes m[h] |i + S - L - j|, with the published slopes m for so many heads."))
+            "ALiBi: from x goes m[h] |i + S - L - j|, with the published slopes m for H heads."))
     var alibi = false
 
     @Option(

@@ -16,7 +16,8 @@ struct ScoreTensors: ParsableArguments {
         help: ArgumentHelp(
             "Of the keys of --mask, rows see those where this is not 0.",
             discussion: """
-                [batch, H, L, S]  BOOL, integers; each but S may be 1, or missing before
+                [batch, H, L, S]  BOOL, integers; any but S may be 1; the first
+                                  may be left out
                 """,
             valueName: "name"))
     var allowed: String?
@@ -25,7 +26,8 @@ struct ScoreTensors: ParsableArguments {
         help: ArgumentHelp(
             "x becomes x + b, after softcap and ALiBi; b = -inf hides the key.",
             discussion: """
-                [batch, H, L, S]  floats; each but S may be 1, or missing in front
+                [batch, H, L, S]  floats; any but S may be 1; the first may be
+                                  left out
                 """,
             valueName: "name"))
     var bias: String?
@@ -58,7 +60,7 @@ struct ScoreTensors: ParsableArguments {
         help: ArgumentHelp(
             "The factors of rows, in place of --scaling.",
             discussion: """
-                [batch, H, L]     floats; each may be 1, or missing in front
+                [batch, H, L]     floats; any may be 1; the first may be left out
                 """,
             valueName: "name"))
     var rowFactors: String?

@@ -24,7 +24,7 @@ struct TimingOptions: ParsableArguments {
 
     @Option(
         parsing: .unconditional,
-        help: ArgumentHelp("How long to time, at least three runs, or one on several ranks.", valueName: "s"))
+        help: ArgumentHelp("How long to time; some runs at least.", valueName: "s"))
     var seconds = 1.0
 
     @Option(parsing: .unconditional, help: "Seed of the inputs.")

@@ -81,7 +81,7 @@ import Testing
             _ = try attention.attend(queries: problem.queries(0..<4), cache: cache)
         }
         #expect(
-            error?.description == "caches[0]: expected at least 4 tokens, those of the queries, appended before, got 3")
+            error?.description == "caches[0]: expected at least 4 tokens, one for each query, appended before, got 3")
         expectRefusal(.cacheRange, "caches[0]") {
             _ = try attention.attend(queries: problem.queries(0..<1), cache: problem.cache())
         }

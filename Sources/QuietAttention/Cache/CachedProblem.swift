@@ -115,8 +115,8 @@ struct CachedProblem {
             guard cache.count >= least else {
                 let own =
                     queries == 1
-                    ? "at least the query's token, appended before"
-                    : "at least \(queries) tokens, those of the queries, appended before"
+                    ? "the query's token, appended before"
+                    : "at least \(queries) tokens, one for each query, appended before"
                 throw AttentionError(
                     .cacheRange, "caches[\(item)]", expected: places == nil ? own : "tokens", found: "\(cache.count)")
             }

@@ -3,7 +3,8 @@
 
 /// Which keys a query row sees: a band around the diagonal, cut by key lengths and by a boolean mask.
 ///
-///     let mask = AttentionMask.causal.keyLengths([512, 300])
+///     let training = AttentionMask.causal.keyLengths([512, 300], padding: .queriesAndKeys)  // whole texts, padded
+///     let decoding = AttentionMask.causal.keyLengths([512, 300])  // the last query stands at each item's last key
 ///
 /// The diagonal is aligned bottom right: row i stands at key `i + keys - queries`, so the last query stands at the last
 /// key whatever their numbers. Under key lengths the last query of batch item b stands at that item's last key,

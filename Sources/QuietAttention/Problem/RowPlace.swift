@@ -9,8 +9,9 @@
 ///
 ///     // One row per token: 32 heads of queries, then 8 of keys, then 8 of values.
 ///     let places = RowPlace.fused(queryHeads: 32, keyValueHeads: 8, headDimension: 128)
-///     try cache.append(tokens: 1, in: projection, keys: places.keys, values: places.values)
-///     try attention.attend(in: projection, queries: places.queries, count: 1, cache: cache, into: &output)
+///     try cache.append(tokens: 1, in: projection.span, keys: places.keys, values: places.values)
+///     var span = output.mutableSpan
+///     try attention.attend(in: projection.span, queries: places.queries, count: 1, cache: cache, into: &span)
 public struct RowPlace: Sendable, Hashable {
     /// The first element of head 0 of token 0.
     public var offset: Int

@@ -65,6 +65,6 @@ struct Perplexity: ParsableCommand {
             String(
                 format: "mean negative log-likelihood %.6f nats, perplexity %.4f, over %d tokens", mean, exp(mean),
                 tokens),
-            String(format: "%.1f s, attention %.0f %% of them", result.seconds, 100 * result.attentionShare))
+            String(format: "%.1f s, %.0f %% of it attention", result.seconds, 100 * result.attentionShare))
     }
 }

@@ -52,7 +52,9 @@ public struct ByteText: Sendable {
     public func check(length: Int) throws {
         let shorter = min(trainingCount, bytes.count - trainingCount)
         guard shorter > length + 1 else {
-            throw LabError("text: expected more than \(length + 1) bytes for training and for tests, got \(shorter)")
+            throw LabError(
+                "text: expected more than \(length + 1) bytes for training and as many for tests, got \(trainingCount) and "
+                    + "\(bytes.count - trainingCount)")
         }
     }
 
