@@ -85,7 +85,9 @@ extension InspectTests {
         let others = (0..<count).map { NamedTensor(name: "model.layers.\($0).w", shape: [1], values: [Float($0)]) }
         try SafetensorsFile.write(others + one, to: path)
         let run = try inspect(path)
-        #expect(run.output.split(separator: "\n").count == count + 2)
+        // A head line, one for each tensor, and one for queries without keys and values.
+        #expect(run.output.split(separator: "\n").count == count + 3)
+        #expect(run.output.contains("left out    layer.7.q, layer.7.k, layer.7.v: "))
     }
 
     @Test func progressWhereItIsAskedFor() throws {
