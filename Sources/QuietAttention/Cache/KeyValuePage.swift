@@ -50,7 +50,9 @@ final class KeyValuePage: @unchecked Sendable {
         let (bytes, overflow) = count.multipliedReportingOverflow(by: heads * blockBytes)
         guard !overflow, let address = allocate(bytes) else {
             throw AttentionError(
-                .memory, "cache", expected: "memory for \(count) pages of \(heads * blockBytes) bytes", found: "none")
+                .memory, "cache",
+                expected: "memory for \(count) page\(count == 1 ? "" : "s") of \(heads * blockBytes) bytes",
+                found: "none")
         }
         let extent = KeyValueExtent(address, pages: count, heads: heads, blockBytes: blockBytes, filled: filled)
         return (0..<count).map { KeyValuePage(extent, index: $0) }
