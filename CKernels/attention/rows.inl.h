@@ -294,7 +294,7 @@ QATTN_INLINE void cut_workspace(const qattn_forward_args *args, forward_workspac
     ws->rows = args->row_end - args->row_begin;
     /* Rows in one and the same place, at a stride of 0, are packed: 0 says in a tile's task that they are. */
     const bool reads_rows = args->unpacked && args->blocks.storage == QATTN_FLOAT32;
-    /* Values of 16 bit are widened anew for each tile, which costs more than packing them as soon as there are four. */
+    /* Values of 16 bit are widened anew for each tile, which costs more than packing them from the third tile on. */
     ws->values_in_place = reads_rows && args->unpacked->value_stride != 0 &&
                           args->blocks.value_dim % QATTN_LANES == 0 &&
                           (args->unpacked->value_storage == QATTN_FLOAT32 || ws->rows <= 2 * TILE_ROWS);

@@ -85,6 +85,9 @@ private func followLinks(_ path: String) throws -> String {
     var path = path
     // As many as Linux follows.
     for _ in 0..<40 {
+        guard !path.hasPrefix("/dev/fd/"), !(path.hasPrefix("/proc/") && path.contains("/fd/")) else {
+            throw SystemError("it leads to an open file of a process, which would go on in the file that is replaced")
+        }
         var target = [UInt8](repeating: 0, count: 4097)
         let count = target.withUnsafeMutableBytes {
             readlink(path, $0.baseAddress!.assumingMemoryBound(to: CChar.self), $0.count)
@@ -93,9 +96,6 @@ private func followLinks(_ path: String) throws -> String {
         if count < 0 { return path }
         let link = String(decoding: target[..<count], as: UTF8.self)
         path = link.hasPrefix("/") ? link : folder(of: path) + link
-        guard !path.hasPrefix("/dev/fd/"), !(path.hasPrefix("/proc/") && path.contains("/fd/")) else {
-            throw SystemError("it leads to an open file of a process, which would go on in the file that is replaced")
-        }
     }
     throw SystemError("too many symbolic links")
 }

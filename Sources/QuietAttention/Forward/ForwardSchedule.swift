@@ -45,7 +45,7 @@ final class ForwardSchedule: Sendable {
     static let multiplyAddsPerNanosecond = 40.0
     /// Packing a key or value element takes as long as so many multiply-adds, memory included.
     static let multiplyAddsPerPackedElement = 10.0
-    /// Most rows of a group for which it is not packed first. Products of bfloat16 pack less for more rows.
+    /// Most rows of a group for which it is not packed first; by products of bfloat16 few on every CPU.
     static func rowsUnpacked(_ products: AttentionProducts, _ reading: qattn_reading) -> Int {
         products == .float32 ? reading.unpacked_rows : 16
     }
