@@ -75,9 +75,9 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count) {
  * there, half of what L2 has on those with tile instructions: the last cache is slow (26 GB/s from it, asked or not; in L2 asking takes
  * 15 to 30 % of one row's speed, 10 % of three's), and a model's layers pass through the caches one after another, so that the
  * 1.5 MB of a layer are in memory again when their turn comes. Elsewhere more than 64 MB count as in memory: more than the last
- * cache that one process usually has to itself. For the sake of such layers up to 16 MB do, too, on x86 CPUs that are not Intel's:
- * from the last cache of a Zen 4 AVX-512 reads as fast either way (AVX2 up to 12 % slower as from memory), and from memory 33 GB/s
- * come instead of 24 (28 instead of 24).
+ * cache that one process usually has to itself. On x86 CPUs that are not Intel's, calls of up to 16 MB count as in memory as well, for the sake of
+ * such layers: from the last cache of a Zen 4 AVX-512 reads them as fast either way, AVX2 up to 12 % slower; from memory AVX-512 gains a third,
+ * AVX2 a sixth.
  *
  * On Intel's CPUs keys are best packed on the way for all rows that one call takes: packing all of them first, and reading
  * them back, takes 1.5 times as long with 18 rows over 4096 keys of d 64, 1.05 times with 128 rows over 64 to 256. On a Zen 4

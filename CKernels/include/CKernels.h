@@ -335,8 +335,8 @@ const qattn_kernels *const *qattn_available_kernels(size_t *count);
 /* How a set's kernels best read packed blocks, or rows as they stand, on this CPU. */
 typedef struct qattn_reading {
     bool in_quarters; /* four places of a block are asked for at once; else one run of it */
-    /* Calls that read more than the first and at most the second of packed blocks find them in a cache; others in memory:
-     * beyond_caches. */
+    /* In bytes: a call that reads more than cached_above and at most cached_most of packed blocks finds them in a cache, any
+     * other in memory: beyond_caches. */
     size_t cached_above, cached_most;
     /* Keys that at most so many rows see are packed block by block on the way, not all of them first. */
     size_t unpacked_rows;

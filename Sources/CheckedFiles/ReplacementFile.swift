@@ -41,7 +41,8 @@ package final class ReplacementFile {
         if !isCommitted { removeFile(temporary) }
     }
 
-    /// Gives the file its place. Where that fails, what was there is still there.
+    /// Gives the file its place. Where that fails, what was there is still there, but for a file with several names, of which a
+    /// part may have been overwritten.
     package func commit() throws {
         guard !isCommitted else { return }
         if let previous, previous.linkCount > 1 {

@@ -12,7 +12,7 @@ import CheckedFiles
 ///   more than everybody. Access control lists and extended attributes are not kept;
 /// - a symbolic link stays one: the file that it leads to is replaced, or made;
 /// - a file with several names (hard links) keeps them all. This is the one case in which the file is not replaced but
-///   overwritten, once everything is written beside it and room is made, so that a crash in that moment may leave a part;
+///   overwritten, once everything is written beside it and room is made, so that a crash or an error of the disk in that moment may leave a part;
 /// - a file that may not be written to is not replaced.
 public final class PreparedFile {
     /// As the caller named it.
@@ -32,7 +32,8 @@ public final class PreparedFile {
 
     var temporary: String { file.temporary }
 
-    /// Gives the file its place. Where that fails, what was there is still there.
+    /// Gives the file its place. Where that fails, what was there is still there, but for a file with several names, of which a
+    /// part may have been overwritten.
     ///
     /// - Throws: ``SafetensorsError/cannotWrite(path:reason:)``.
     public func commit() throws(SafetensorsError) { try during(.write, path) { try file.commit() } }

@@ -39,16 +39,20 @@ func requireReferenceBits(_ shape: AttentionCase, _ kernels: KernelSet, threads:
 
     /// Sets that all CPUs share read as suits the one at hand; of the others it is known.
     @Test func howCachesAreRead() throws {
-        for kernels in kernelSets {
-            guard ["x86_64_v4", "x86_64_v4_bf16"].contains(kernels.name) else {
-                #expect(kernels.readsInQuarters == (kernels.name == "x86_64_amx"))
-                continue
+        #if os(Linux)
+            let processors = try String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)
+            let isIntels = processors.contains("GenuineIntel")
+            for kernels in kernelSets {
+                let reading = kernels.reading
+                let inQuarters = kernels.name == "x86_64_amx" || isIntels && kernels.name.hasPrefix("x86_64_v4")
+                #expect(kernels.readsInQuarters == inQuarters)
+                #expect(reading.cached_most == (inQuarters ? 1 << 20 : 64 << 20))
+                #if arch(x86_64)
+                    #expect(reading.cached_above == (inQuarters || isIntels ? 0 : 16 << 20))
+                    #expect(reading.unpacked_rows == (isIntels ? 132 : 16))
+                #endif
             }
-            #if os(Linux)
-                let processors = try String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)
-                #expect(kernels.readsInQuarters == processors.contains("GenuineIntel"))
-            #endif
-        }
+        #endif
     }
 
     /// Dots take half the time of multiply-adds on CPUs of others, and twice as long on Intel's.

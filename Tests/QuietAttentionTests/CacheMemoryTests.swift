@@ -53,12 +53,22 @@ import Testing
             for _ in 0..<256 { try append(1, to: &cache) }
             #expect(cache.byteCount == 37 * 256 << 10)
             #expect(try residentBytes(cache) <= cache.byteCount)
+            let last = try #require(cache.pages.last).extent
+            #expect(!last.liesInLargePages)
             try append(64, to: &cache)
-            #expect(cache.byteCount == 38 * 256 << 10)
+            #expect(cache.byteCount == 38 * 256 << 10 && last.liesInLargePages)
             #expect(try residentBytes(cache) <= cache.byteCount + AlignedMemory.largePage / 3)
         }
 
-        /// 96 KB a page, of which 22 make a large page: whatever is appended together, extents are as long.
+        @Test func extentsUnderAWindowAreLargePages() throws {
+            // An eighth of the window is 10 pages, of which a large page holds 8.
+            var cache = try cache(window: 5120)
+            for _ in 0..<5 { try append(1024, to: &cache) }
+            let extents = extents(cache).values
+            #expect(extents.allSatisfy { $0.reservedBytes == AlignedMemory.largePage && $0.liesInLargePages })
+        }
+
+        /// 96 KB a page, of which 22 make a large page: whatever is appended together, extents are a large page or more.
         @Test(arguments: [1, 64, 1000, 1024, 4096])
         func fewHeadsGetLargePages(_ together: Int) throws {
             var cache = try KeyValueCache(keyValueHeads: 3, headDimension: 64)

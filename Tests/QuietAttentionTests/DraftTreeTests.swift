@@ -62,6 +62,23 @@ import Testing
         }
     }
 
+    /// Angles fixed for a length bound the positions of tokens, not the places where they lie.
+    @Test func siblingsAtTheEndOfAFixedLength() throws {
+        let positions = AttentionPositions.rotary(
+            RotaryEmbedding(scaling: .dynamic(factor: 2, trainedLength: 40, length: 100)))
+        var cache = try KeyValueCache(keyValueHeads: 1, headDimension: 8, positions: positions)
+        func rows(_ tokens: Int) -> [Float] { [Float](repeating: 1, count: 8 * tokens) }
+        try cache.append(keys: rows(99), values: rows(99))
+        for refused in [[100], [99, 100], [-1]] {
+            #expect(throws: AttentionError.self) {
+                try cache.append(keys: rows(refused.count), values: rows(refused.count), positions: refused)
+            }
+        }
+        #expect(cache.count == 99 && cache.tokenPositions.isEmpty)
+        try cache.append(keys: rows(3), values: rows(3), positions: [99, 99, 99])
+        #expect(cache.count == 102)
+    }
+
     /// Every path gives what it gives as the end of a plain sequence, but for the order of sums.
     @Test(arguments: rules)
     func pathsAreSequences(_ rules: PlaceRules) throws {

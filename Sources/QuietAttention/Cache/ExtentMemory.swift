@@ -14,7 +14,7 @@
 ///
 /// An extent that is filled as a whole lies in large pages (2 MB) as far as it can: over a cache of 256 MB a decode step
 /// took 1.4 times as long with pages of 4096 bytes. One that is filled token by token must not, since its first token would
-/// cost it the whole: it gets large pages when it is full but for a third of one.
+/// cost it the whole: it gets them once what is unused is less than a third of a large page.
 enum ExtentMemory {
     /// From here on memory is mapped; a mapping of less would leave much of its last page unused.
     static let leastMapped = 64 << 10

@@ -62,7 +62,13 @@ extension KeyValueCache {
             throw AttentionError(
                 .cacheLimit, "tokens", expected: "at most \(AttentionShape.longestSequence)", found: "\(tokens)")
         }
-        try checkPositions(begin..<begin + tokens)
+        if let positions = positionsOfTokens(from: begin, tokens), let least = positions.min(),
+            let most = positions.max()
+        {
+            try checkPositions(least..<most + 1)
+        } else {
+            try checkPositions(begin..<begin + tokens)
+        }
         try makeRoom(tokens)
         inFloatMode {
             pack(
@@ -166,8 +172,8 @@ extension KeyValueCache {
         return taken
     }
 
-    /// New pages behind so many, and room for some more: an eighth of what is held, or the rest of a large page once two
-    /// thirds of one are. Room takes no memory before it is written to, or its large page is nearly full; allocating many
+    /// New pages behind so many, and room for some more: an eighth of what is held, rounded up to whole large pages once two
+    /// thirds of one are held. Room takes no memory before it is written to, or its large page is nearly full; allocating many
     /// pages together makes long runs of a head's blocks.
     func allocatePages(_ missing: Int, behind held: Int) throws(AttentionError) -> [KeyValuePage] {
         guard missing > 0 else { return [] }
@@ -199,7 +205,7 @@ extension KeyValueCache {
         let together = (SequencePlan.blocks(of: SequencePlan.chunk) + whole - 1) / whole * whole
         guard let window else { return (together, whole) }
         let most = max(1, min(together, window / Self.pageTokens / 8))
-        return (most, whole <= most ? whole : 1)
+        return whole <= most ? (most / whole * whole, whole) : (most, 1)
     }
 
     // MARK: - Packing

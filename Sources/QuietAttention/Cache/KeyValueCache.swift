@@ -14,9 +14,9 @@ import CKernels
 /// A value: copies are independent. It is stored in pages of ``pageTokens`` tokens that copies share, so a copy takes a
 /// pointer per page and no keys; when two copies that share a partly filled last page both go on, one of them copies that
 /// page. So a copy costs the memory of what it appends, and at most one page more. Pages never move and are never copied
-/// to grow; addresses for an eighth more than is held, or for the rest of a large page of memory (2 MB), are reserved ahead,
-/// which takes memory only as tokens come. The last third of a large page is taken with the first two. Several tasks may
-/// read one cache, or write to copies of it.
+/// to grow. Addresses for an eighth more than is held are reserved ahead, rounded up to whole large pages of memory (2 MB) once
+/// two thirds of one are held. They take memory as tokens come, but for the last third of a large page, which is taken with the
+/// first two. Several tasks may read one cache, or write to copies of it.
 ///
 /// *Storage*. 16-bit storage rounds each element to nearest even; what comes in that type is kept exactly. int8 has one
 /// scale per token, head, and of keys and values: with `amax` the largest magnitude of the token's key (value),
@@ -197,7 +197,8 @@ public struct KeyValueCache: Sendable {
     public var positions: Range<Int> { freedPages * Self.pageTokens..<count }
 
     /// Bytes of memory that this cache keeps from being freed: of all pages that tokens were written to, those shared with
-    /// copies included, and those that were allocated together with some that are held.
+    /// copies included, and those that were allocated together with some that are held. What large pages of memory (2 MB)
+    /// hold beyond them, up to 0.7 MB each time pages are allocated, is not counted.
     public var byteCount: Int { Self.byteCount(CollectionOfOne(self)) }
 
     /// Bytes of memory that these caches keep from being freed, where what they share counts once.

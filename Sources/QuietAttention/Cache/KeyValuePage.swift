@@ -63,7 +63,7 @@ final class KeyValuePage: @unchecked Sendable {
 final class KeyValueExtent: @unchecked Sendable {
     let address: UnsafeMutableRawPointer
     fileprivate let pages, heads, blockBytes: Int
-    /// Pages that tokens were written to: the others take no memory.
+    /// Pages that tokens were written to: the others take no memory, unless they are the rest of a large page.
     private let usedPages = Atomic(0)
     /// With so many in use the extent is put into large pages, since the others would fill no more than a third of one; 0:
     /// it lies in them from the beginning.
@@ -82,6 +82,9 @@ final class KeyValueExtent: @unchecked Sendable {
             ExtentMemory.expectTokens(address, byteCount: reservedBytes)
         }
     }
+
+    /// Whether large pages were asked for.
+    var liesInLargePages: Bool { usedPages.load(ordering: .relaxed) >= pagesBeforeLarge }
 
     /// Bytes of addresses.
     var reservedBytes: Int { pages * heads * blockBytes }

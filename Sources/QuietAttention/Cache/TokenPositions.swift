@@ -114,6 +114,5 @@ extension KeyValueCache {
             throw AttentionError(
                 .position, "positions[\(index)]", expected: "0 to 2^40", found: "\(positions[index])")
         }
-        if let least = positions.min(), let most = positions.max() { try checkPositions(least..<most + 1) }
     }
 }

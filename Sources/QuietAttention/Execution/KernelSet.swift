@@ -63,8 +63,8 @@ public struct KernelSet: Sendable, Hashable, CustomStringConvertible {
     /// As many rows of a call over such blocks as waste nothing.
     func callRows(_ storage: qattn_storage) -> Int { queryBlock / tileRows(storage) * tileRows(storage) }
 
-    /// How caches are best read from memory.
-    var reading: qattn_reading { qattn_reading_of(functions) }
+    /// How caches and rows are best read on this CPU.
+    package var reading: qattn_reading { qattn_reading_of(functions) }
 
     /// Whether four places of a block of a cache are asked for at once where it comes from memory; else one.
     package var readsInQuarters: Bool { reading.in_quarters }
