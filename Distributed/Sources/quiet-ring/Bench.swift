@@ -55,6 +55,8 @@ struct Bench: RingCommand {
         }
     }
 
+    var machine: MachineOptions { timing.machine }
+
     private var ring: RingProblem {
         get throws {
             let (shape, options) = (try timing.shape, timing.options)
@@ -91,10 +93,10 @@ struct Bench: RingCommand {
             let own = try Ring.timed { try timed.run() }
             times.append(try world.numbers([own]).map { $0[0] }.max()!)
         }
-        let kernels = try timing.machine.kernelSet ?? Attention.preferredKernels()
+        let kernels = try machine.kernelSet ?? Attention.preferredKernels()
         let measures = try RankMeasures(
             world, seconds: 0,
-            peak: kernels.measuredPeak(threads: timing.machine.threads ?? Attention.availableThreads()))
+            peak: kernels.measuredPeak(threads: machine.threads ?? Attention.availableThreads()))
         let digest = try timed.digest()
         guard world.rank == 0 else { return }
         try emit(report(world, timed, times.sorted(), measures, kernels, digest).text(lines: !timing.json))
@@ -112,7 +114,7 @@ struct Bench: RingCommand {
             [("pass", .string(timing.pass.rawValue))] + (try timing.shape).members + [
                 ("mask", .string("\(timing.scores.mask)")), ("storage", .string(storage.rawValue)),
                 ("ranks", .integer(world.size)),
-                ("threads", .integer(timing.machine.threads ?? Attention.availableThreads())),
+                ("threads", .integer(machine.threads ?? Attention.availableThreads())),
                 ("kernels", .string(kernels.name)), ("cpu", .string(Machine.cpu)), ("runs", .integer(times.count)),
                 ("median_ms", .number(median * 1e3)), ("min_ms", .number(times[0] * 1e3)),
                 ("gflops", .number(gflops)), ("fma_peak_gflops", .number(measures.peak)),
