@@ -325,7 +325,7 @@ def faults():
         ends("no memory on one rank", on_rank_1("ulimit -v 800000", "bench", "--queries", "30000", "--head-dim", "256",
              "--query-heads", "8"), "rank 1: no memory", status=1)
         ends("an output that cannot be written", ranks(2, "attend", source, "--output", "/nowhere/out"), "cannot write")
-        check(not os.path.exists(out) and not glob.glob(f"{folder}/.safetensors*"), "an output was left behind")
+        check(not os.path.exists(out) and not glob.glob(f"{folder}/.quiet-*"), "an output was left behind")
 
 
 def kills():
@@ -342,7 +342,7 @@ def kills():
         slow = [*attend, "--mask", "causal", "--kernels", "portable", "--threads", "1"]
         interrupted("a rank is killed before the output is written", signal.SIGKILL,
                     ["env", "-C", folder, *on_rank_1(pid, *slow)], folder,
-                    starts=lambda: glob.glob(f"{folder}/.safetensors*"))
+                    starts=lambda: glob.glob(f"{folder}/.quiet-*"))
 
 
 def other_file(folder):
